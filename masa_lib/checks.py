@@ -9,7 +9,7 @@ import os
 import platform
 from importlib import metadata
 
-from masa_lib import models
+from masa_lib import tiers
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
 #: GB of free memory that the notebooks want
@@ -31,7 +31,7 @@ def environment_check() -> list[str]:
             + ("enough." if free >= MEMORY else f"less than {MEMORY:g} GB; close other programs first.")]
     for what, place, remedy in (("The pocket model", "pocket", "`masa pocket build --out data/pocket` makes it"),
                                 ("The recorded study", "runs/baseline", "a fresh clone of the repository has it")):
-        there = any((models.DATA / place).rglob("config.*"))
+        there = any((tiers.DATA / place).rglob("config.*"))
         said.append(f"{what} is there (data/{place})." if there else f"{what} is missing (data/{place}): {remedy}.")
     return said
 

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from masa_lib import __version__, config
+from masa_lib import __version__, config, tiers
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 #: options that are short names of settings
@@ -96,7 +96,7 @@ def build_parser() -> Parser:
 
 
 def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
-    table, defaults = config.settings(), config.Config()
+    table, defaults = config.settings(), tiers.config()
     for name in short:
         field = table[SHORT[name]]
         choices = ", ".join(field.metadata["choices"])
@@ -108,30 +108,30 @@ def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
 
 def _settings_help() -> str:
     """Every setting, for `masa train --help`."""
-    defaults = config.Config()
+    defaults = tiers.config()
     lines = []
     for key, field in config.settings().items():
         choices = field.metadata["choices"]
         about = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
         lines.append(f"  {key}={config.get(defaults, key)}: {about}")
-    return "settings and their defaults:\n" + "\n".join(lines).replace("%", "%%")
+    title = "settings and their defaults for the pocket model (another tier has defaults of its own):\n"
+    return title + "\n".join(lines).replace("%", "%%")
 
 
 def config_from(options: argparse.Namespace, base: config.Config | None = None) -> config.Config:
-    """The config that the options describe: file, then the short options, then `--set`.
+    """The config that the options describe: `base` or the model tier's defaults, file, short options, `--set`.
 
     Raises:
         ConfigError: before anything is loaded, for an unknown key or a value that is not allowed.
     """
-    settings = config.load(options.config) if options.config else base or config.Config()
-    changes: dict[str, Any] = {key: getattr(options, name) for name, key in SHORT.items()
-                               if getattr(options, name, None) is not None}
+    changes: dict[str, Any] = config.read(options.config) if options.config else {}
+    changes |= {key: getattr(options, name) for name, key in SHORT.items() if getattr(options, name, None) is not None}
     for entry in options.set:
         key, equals, value = entry.partition("=")
         if not equals:
             raise config.ConfigError(f"--set takes KEY=VALUE, not {entry!r}.")
         changes[key.strip()] = value.strip()
-    return config.replace(settings, changes)
+    return config.replace(base, changes) if base and not options.config else tiers.config(changes)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -191,9 +191,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _models(options: argparse.Namespace) -> None:
-    from masa_lib import models
-
-    print(_table(models.tiers()))
+    print(_table(tiers.table()))
 
 
 def _problems(options: argparse.Namespace) -> None:

@@ -119,8 +119,12 @@ class UpdateConfig:
     loss_mean: str = option("token", "token: mean over tokens; sequence: mean of each sequence's mean",
                             choices=("token", "sequence"))
     meta_weight: float = option(1.0, "factor on the meta stream's loss", low=0.0)
+    meta_entropy: float = option(0.0, "bonus on the entropy (nats) of the meta tokens of groups with a signal: "
+                                 "against predictions that collapse to a constant", low=0.0)
     normalise_std: bool = option(True, "divide advantages by the group's standard deviation (sample, plus 1e-6)")
-    normalise_meta_std: bool = option(True, "do so in the meta stream, too; a proper score is proper only without")
+    normalise_meta: str = option("reward", "advantages of the meta stream: of the weighted reward over its std; of its "
+                                 "parts, each over its own std, then weighted; of the weighted reward without a std",
+                                 choices=("reward", "parts", "none"))
     token_budget: int = option(8192, "tokens (with padding) of one micro-batch", low=1)
     logprob_chunk: int = option(2048, "completion tokens whose logits exist at once", low=1)
 
@@ -245,22 +249,36 @@ def load(path: str | Path) -> Config:
     Raises:
         ConfigError: unreadable file, unknown key or forbidden value.
     """
+    return replace(Config(), read(path))
+
+
+def read(path: str | Path) -> dict[str, Any]:
+    """What a TOML config names, by dotted key.
+
+    Raises:
+        ConfigError: unreadable file.
+    """
     try:
         tree = tomllib.loads(Path(path).read_text(encoding="utf8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"The config {path} cannot be read: {error}") from error
-    return from_dict(tree)
+    return flatten(tree)
 
 
 def from_dict(tree: Mapping[str, Any]) -> Config:
     """A config from nested dictionaries, as `to_dict` gives them."""
+    return replace(Config(), flatten(tree))
+
+
+def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dictionaries as dotted keys."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
             flat |= {f"{key}.{name}": entry for name, entry in value.items()}
         else:
             flat[key] = value
-    return replace(Config(), flat)
+    return flat
 
 
 def to_dict(config: Config) -> dict[str, Any]:

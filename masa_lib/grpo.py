@@ -102,8 +102,8 @@ def clipped_loss(logps_N: torch.Tensor, old_logps_N: torch.Tensor, advantages_N:
     return loss, (clipped > plain).detach()
 
 
-def completion_logps(model: Any, samples: Sequence[Sample], temperature: float,
-                     chunk: int) -> tuple[torch.Tensor, torch.Tensor]:
+def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, chunk: int,
+                     entropy_gradient: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of the completion tokens and the entropy at each, without ever holding all logits.
 
     Args:
@@ -111,9 +111,10 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float,
         samples: one micro-batch.
         temperature: the logits are divided by it.
         chunk: tokens whose logits exist at once; they are computed again in the backward pass.
+        entropy_gradient: whether the entropy has a gradient, too.
 
     Returns:
-        `logps_N` (with gradient, float32, nats) and `entropy_N` (without), in the order of the samples.
+        `logps_N` (with gradient, float32, nats) and `entropy_N`, in the order of the samples.
     """
     hidden_BTD = (_hidden_whole if model.is_gradient_checkpointing else _hidden_shared)(model, samples)
     counts = torch.tensor([len(sample.completion) for sample in samples])
@@ -121,7 +122,7 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float,
     hidden_ND = hidden_BTD[real_BT]
     targets_N = torch.tensor([token for sample in samples for token in sample.completion], device=model.device)
     head = model.get_output_embeddings()
-    parts = [checkpoint(_chunk_logps, head, hidden, targets, temperature, use_reentrant=False)
+    parts = [checkpoint(_chunk_logps, head, hidden, targets, temperature, entropy_gradient, use_reentrant=False)
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -170,12 +171,12 @@ def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.T
     return ids_BT.to(device), lengths.to(device)
 
 
-def _chunk_logps(head: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor,
-                 temperature: float) -> tuple[torch.Tensor, torch.Tensor]:
+def _chunk_logps(head: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, temperature: float,
+                 entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
     logits_NV = head(hidden_ND).float() / temperature
     normaliser_N = logits_NV.logsumexp(dim=-1)
     logps_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
-    with torch.no_grad():
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(dim=-1)
     return logps_N, entropy_N
 
@@ -211,12 +212,14 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
     """
     sums = dict.fromkeys(("computed", "tokens", "loss_solution", "loss_meta", "clipped", "entropy", "gap"), 0.0)
     for batch in micro_batches(samples, config.token_budget):
-        logps_N, entropy_N = completion_logps(model, batch, temperature, config.logprob_chunk)
+        logps_N, entropy_N = completion_logps(model, batch, temperature, config.logprob_chunk, config.meta_entropy > 0)
         old_N = torch.cat([old_logps[id(sample)] for sample in batch]) if old_logps else logps_N.detach()
         counts = torch.tensor([len(sample.completion) for sample in batch])
         facts_B3 = torch.tensor([[s.advantage, s.weight, float(s.stream == "meta")] for s in batch])
         advantage_N, weight_N, meta_N = facts_B3.repeat_interleave(counts, dim=0).to(logps_N.device).unbind(dim=1)
         loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
+        if config.meta_entropy:
+            loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
         (weight_N * loss_N).sum().backward()
         sampler_N = torch.tensor([logp for sample in batch for logp in sample.sampler_logps], device=logps_N.device)
         with torch.no_grad():

@@ -1,58 +1,21 @@
-"""The model tiers and how a model is loaded. A tier is a name for a folder or a hub id; no code branches on it."""
+"""How a model is loaded: its device, its precision, its errors as sentences."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from masa_lib.config import Config, ModelConfig
-
-DATA = Path(__file__).resolve().parent.parent / "data"
+from masa_lib.tiers import TIERS, resolve
 
 
 class ModelError(RuntimeError):
     """A model cannot be loaded or used; the message says what to do."""
-
-
-@dataclass(frozen=True)
-class Tier:
-    """A named model.
-
-    `where` is a folder or a hub id; `about` one line for the table of tiers.
-    """
-
-    name: str
-    where: str
-    about: str
-    hardware: str
-
-
-TIERS = {tier.name: tier for tier in (
-    Tier("pocket", str(DATA / "pocket"), "Qwen3 architecture, 0.9 million parameters, made by `masa pocket build`",
-         "any laptop"),
-    Tier("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Llama architecture, 135 million parameters",
-         "CPU for hours, one GPU for minutes"),
-    *(Tier(f"qwen3-{size}", f"Qwen/Qwen3-{size.upper()}-Base", f"Qwen3 base model, {size.upper()} parameters",
-           "one GPU" if size in ("0.6b", "1.7b") else "one or more large GPUs")
-      for size in ("0.6b", "1.7b", "4b", "8b", "14b")),
-)}
-
-
-def tiers() -> list[dict[str, str]]:
-    """The table of tiers: name, where it comes from, what it is, what it runs on."""
-    return [{"name": tier.name, "where": "data/pocket" if tier.name == "pocket" else tier.where,
-             "about": tier.about, "hardware": tier.hardware} for tier in TIERS.values()]
-
-
-def resolve(name: str) -> str:
-    """The folder or hub id behind a tier's name; anything else is taken as it is."""
-    return TIERS[name].where if name in TIERS else name
 
 
 def pick_device(config: ModelConfig) -> torch.device:

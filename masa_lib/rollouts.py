@@ -66,10 +66,21 @@ def score(table: pd.DataFrame, config: Config) -> None:
         table.loc[is_meta, "reward"] = total
     table[["reward_difficulty", "reward_length", "reward_notion"]] = parts
     for stream in table["stream"].unique():
-        rows = (table["stream"] == stream).to_numpy()
-        rewards_PG = torch.tensor(table.loc[rows, "reward"].to_numpy()).view(table.loc[rows, "group"].nunique(), -1)
-        normalise = config.update.normalise_std and (stream == "solution" or config.update.normalise_meta_std)
-        table.loc[rows, "advantage"] = grpo.advantages(rewards_PG, normalise).flatten().numpy()
+        table.loc[table["stream"] == stream, "advantage"] = _advantages(table[table["stream"] == stream], config)
+
+
+def _advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
+    """The advantages of one stream's whole groups."""
+    def of(column: str, normalise: bool) -> np.ndarray:
+        rewards_PG = torch.tensor(stream[column].to_numpy()).view(stream["group"].nunique(), -1)
+        return grpo.advantages(rewards_PG, normalise and config.update.normalise_std).flatten().numpy()
+
+    mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
+    if mode != "parts":
+        return of("reward", mode == "reward")
+    parts = {"reward_difficulty": config.reward.pass_rate_weight, "reward_length": config.reward.length_weight,
+             "reward_notion": config.reward.notion_weight}
+    return sum(weight * of(part, True) for part, weight in parts.items()) / sum(parts.values())
 
 
 def seeds(numbers: Sequence[int], count: int) -> list[int]:

@@ -282,7 +282,7 @@ def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
         "length": solved[solved["reward"] > 0].groupby("group")["length"].mean(),
         "predicted_rate": parsed.groupby("group")["predicted_pass_rate"].mean().astype(float) / 8,
         "predicted_length": parsed.groupby("group")["predicted_length"].mean().astype(float)})
-    flat = table.groupby(["stream", "group"])["reward"].nunique() == 1
+    flat = ~table["advantage"].ne(0).groupby([table["stream"], table["group"]]).any()
     return {
         "accuracy": solved["reward"].mean(), "reward_solution": solved["reward"].mean(),
         "reward_meta": meta["reward"].mean(), "reward_difficulty": meta["reward_difficulty"].mean(),

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from masa_lib import cli, config
+from masa_lib import cli, config, tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 #: a run of seconds
@@ -90,8 +90,18 @@ def test_the_short_options_override_the_file_and_set_overrides_both(tmp_path: Pa
     assert settings.update.normalise_std is False
 
 
-def test_without_options_the_config_is_the_default_one() -> None:
-    assert cli.config_from(cli.build_parser().parse_args(["train"])) == config.Config()
+def test_defaults_are_those_of_the_models_tier_and_every_option_overrides_them(tmp_path: Path) -> None:
+    def settings(*options: str) -> config.Config:
+        return cli.config_from(cli.build_parser().parse_args(["train", *options]))
+
+    assert settings() == settings("--model", "pocket") == tiers.config()
+    assert settings("--model", "pocket").update.learning_rate == tiers.TIERS["pocket"].settings["update.learning_rate"]
+    assert settings("--model", "no-tier") == config.replace(config.Config(), {"model.name": "no-tier"})
+    assert settings("--problems", "pocket").problems.levels and not settings("--problems", "gsm8k").problems.levels
+    (tmp_path / "c.toml").write_text("[update]\nlearning_rate = 0.5\nclip_low = 0.1\n", encoding="utf8")
+    changed = settings("--config", str(tmp_path / "c.toml"), "--set", "update.clip_low=0.3")
+    assert (changed.update.learning_rate, changed.update.clip_low) == (0.5, 0.3)
+    assert changed.reward == tiers.config().reward
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,6 +55,8 @@ def naive_gradient(model, samples, config=CONFIG) -> torch.Tensor:
         ratio = torch.exp(chosen - chosen.detach())
         bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
         objective = torch.minimum(ratio * sample.advantage, bounded * sample.advantage)
+        if sample.stream == "meta":
+            objective = objective - config.meta_entropy * (logps.exp() * logps).sum(-1)
         (-sample.weight * objective).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -84,6 +86,14 @@ def test_gradient_is_the_naive_one_and_groups_without_variance_may_stay_out(mode
     expected = naive_gradient(model, samples)
     assert expected.abs().max() > 1e-3
     assert torch.allclose(gradient(model, kept), expected, atol=1e-6)
+
+
+def test_the_entropy_bonus_of_the_meta_stream_has_the_naive_gradient(model):
+    samples = make_samples(model, torch.rand(4, 4, generator=torch.Generator().manual_seed(0)))
+    config = dataclasses.replace(CONFIG, meta_entropy=0.5)
+    expected = naive_gradient(model, samples, config)
+    assert (expected - naive_gradient(model, samples)).abs().max() > 1e-3
+    assert torch.allclose(gradient(model, samples, config), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget, chunk", [(1, 1), (40, 7), (10_000, 10_000)])

@@ -9,11 +9,11 @@ import pytest
 import torch
 from small import MODEL, small
 
-from masa_lib import models
+from masa_lib import models, tiers
 from masa_lib.config import ModelConfig
 from masa_lib.models import ModelError
 
-FOLDER = Path(models.resolve(MODEL))
+FOLDER = Path(tiers.resolve(MODEL))
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def load(name: str | Path, **changes):
 
 
 def test_the_table_of_tiers_names_all_of_them_without_a_path_of_this_machine() -> None:
-    rows = models.tiers()
+    rows = tiers.table()
     names = [row["name"] for row in rows]
     assert names == ["pocket", "smollm2", *(f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b"))]
     assert all(set(row) == {"name", "where", "about", "hardware"} and all(row.values()) for row in rows)
@@ -35,10 +35,10 @@ def test_the_table_of_tiers_names_all_of_them_without_a_path_of_this_machine() -
 
 
 def test_a_tier_stands_for_a_folder_or_a_hub_id_and_other_names_for_themselves(tmp_path: Path) -> None:
-    assert Path(models.resolve("pocket")).parts[-2:] == ("data", "pocket")
-    assert models.resolve("qwen3-8b") == "Qwen/Qwen3-8B-Base"
-    assert models.resolve("some/model") == "some/model"
-    assert models.resolve(str(tmp_path)) == str(tmp_path)
+    assert Path(tiers.resolve("pocket")).parts[-2:] == ("data", "pocket")
+    assert tiers.resolve("qwen3-8b") == "Qwen/Qwen3-8B-Base"
+    assert tiers.resolve("some/model") == "some/model"
+    assert tiers.resolve(str(tmp_path)) == str(tmp_path)
 
 
 def test_a_folder_loads_as_a_tier_does(copy: Path) -> None:

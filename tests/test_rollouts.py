@@ -105,15 +105,28 @@ def test_each_streams_groups_are_normalised_by_themselves(table: pd.DataFrame) -
     assert (table["advantage"] != 0).any() and (table["advantage"] == 0).any()
 
 
-@pytest.mark.parametrize(("setting", "streams"), [
-    ("normalise_std", ["solution", "meta"]), ("normalise_meta_std", ["meta"])])
+@pytest.mark.parametrize(("setting", "value", "streams"), [
+    ("normalise_std", False, ["solution", "meta"]), ("normalise_meta", "none", ["meta"])])
 def test_advantages_without_normalisation_are_the_centred_rewards(
-        table: pd.DataFrame, setting: str, streams: list[str]) -> None:
+        table: pd.DataFrame, setting: str, value: object, streams: list[str]) -> None:
     again = table.drop(columns=["reward", "advantage"])
-    rollouts.score(again, replace(CONFIG, {f"update.{setting}": False}))
+    rollouts.score(again, replace(CONFIG, {f"update.{setting}": value}))
     centred = again["reward"] - again.groupby(["stream", "group"])["reward"].transform("mean")
     expected = centred.where(again["stream"].isin(streams), table["advantage"])
     np.testing.assert_allclose(again["advantage"], expected, atol=1e-6)
+
+
+def test_the_parts_of_the_meta_reward_can_be_normalised_each_by_itself(table: pd.DataFrame) -> None:
+    again = table.drop(columns=["reward", "advantage"])
+    rollouts.score(again, replace(CONFIG, {
+        "update.normalise_meta": "parts", "reward.pass_rate_weight": 3, "reward.notion_weight": 0}))
+    meta = again[again["stream"] == "meta"]
+    def normalised(column: str) -> pd.Series:
+        return meta.groupby("group")[column].transform(lambda part: (part - part.mean()) / (part.std(ddof=1) + 1e-6))
+    expected = 0.75 * normalised("reward_difficulty") + 0.25 * normalised("reward_length")
+    np.testing.assert_allclose(meta["advantage"], expected, atol=1e-5)
+    solved = again["stream"] == "solution"
+    np.testing.assert_allclose(again.loc[solved, "advantage"], table.loc[solved, "advantage"])
 
 
 def test_the_same_numbers_give_the_same_rollouts_and_others_others(parts, table: pd.DataFrame) -> None:

@@ -16,7 +16,7 @@ import torch
 from small import MODEL, small, timeless
 
 from masa_lib import config as configs
-from masa_lib import models
+from masa_lib import models, tiers
 from masa_lib.config import Config, ConfigError
 from masa_lib.runs import Run
 from masa_lib.trainer import StepResult, Trainer, learning_rate, train
@@ -313,7 +313,7 @@ def test_a_seed_repeats_a_run_exactly_and_another_seed_gives_another() -> None:
 
 
 def test_no_number_depends_on_the_name_of_the_model(tmp_path: Path) -> None:
-    shutil.copytree(models.resolve(MODEL), tmp_path / "another-name")
+    shutil.copytree(tiers.resolve(MODEL), tmp_path / "another-name")
     changes = {"steps": 1, "model.name": str(tmp_path / "another-name")}
     assert metrics(changes) == metrics({"steps": 1})
 
