@@ -125,8 +125,8 @@ class Habits:
     checked all over again, once or more, each time with this probability.
     """
 
-    shortcut: float = 0.25
-    worked: float = 0.4
+    shortcut: float = 0.35
+    worked: float = 0.45
     restate: float = 0.5
     ramble: float = 0.25
 

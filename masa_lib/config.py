@@ -121,6 +121,8 @@ class UpdateConfig:
     meta_weight: float = option(1.0, "factor on the meta stream's loss", low=0.0)
     meta_entropy: float = option(0.0, "bonus on the entropy (nats) of the meta tokens of groups with a signal: "
                                  "against predictions that collapse to a constant", low=0.0)
+    entropy_floor: float = option(0.5, "the bonus acts in steps whose meta tokens have less entropy, nats a token",
+                                  low=0.0)
     normalise_std: bool = option(True, "divide advantages by the group's standard deviation (sample, plus 1e-6)")
     normalise_meta: str = option("reward", "advantages of the meta stream: of the weighted reward over its std; of its "
                                  "parts, each over its own std, then weighted; of the weighted reward without a std",

@@ -48,7 +48,7 @@ class Recipe:
     layers: int = 4
     heads: int = 4
     intermediate_size: int = 384
-    steps: int = 700
+    steps: int = 900
     batch: int = 128
     learning_rate: float = 3e-3
     meta_share: float = 0.2

@@ -7,6 +7,7 @@ the same numbers. Drawing and deciding which model to use are done elsewhere.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import resource
@@ -133,6 +134,9 @@ class Trainer:
     def _update(self, table: pd.DataFrame) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems."""
         config = self._config.update
+        meta = table[table["stream"] == "meta"]
+        if -meta["logps"].map(sum).sum() >= config.entropy_floor * meta["length"].sum():
+            config = dataclasses.replace(config, meta_entropy=0.0)
         count = config.updates_per_step * (2 if config.released_updates and self._config.method != "grpo" else 1)
         parts = [_samples(part, self._config) for _, part in table.groupby(table["group"] % count)]
         old = None

@@ -97,7 +97,6 @@ def test_defaults_are_those_of_the_models_tier_and_every_option_overrides_them(t
     assert settings() == settings("--model", "pocket") == tiers.config()
     assert settings("--model", "pocket").update.learning_rate == tiers.TIERS["pocket"].settings["update.learning_rate"]
     assert settings("--model", "no-tier") == config.replace(config.Config(), {"model.name": "no-tier"})
-    assert settings("--problems", "pocket").problems.levels and not settings("--problems", "gsm8k").problems.levels
     (tmp_path / "c.toml").write_text("[update]\nlearning_rate = 0.5\nclip_low = 0.1\n", encoding="utf8")
     changed = settings("--config", str(tmp_path / "c.toml"), "--set", "update.clip_low=0.3")
     assert (changed.update.learning_rate, changed.update.clip_low) == (0.5, 0.3)
