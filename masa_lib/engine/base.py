@@ -6,7 +6,8 @@ streams of a step and every problem can have its own limit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -55,7 +56,7 @@ class Engine(Protocol):
             progress: called with the number of newly finished requests.
 
         Raises:
-            EngineError: an empty list, an empty prompt, or a prompt that does not fit the context.
+            EngineError: an empty list, an empty prompt, a prompt that does not fit the context, or no memory left.
         """
         ...
 
@@ -81,10 +82,55 @@ def check_requests(requests: Sequence[Request], context: int) -> None:
                               f"but the model's context is {context}; shorten the problem or lower max_tokens.")
 
 
-def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int) -> Engine:
-    """The engine of a name (`sampling.engine`); `batch` is the largest number of sequences decoded together."""
+@contextmanager
+def explain_memory() -> Iterator[None]:
+    """Turn the many ways to run out of memory into one.
+
+    Raises:
+        EngineError: says what to change.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory error is a RuntimeError
+        if isinstance(error, EngineError) or not (isinstance(error, MemoryError) or "memory" in str(error)):
+            raise
+        raise EngineError(f"Sampling ran out of memory ({str(error).strip().splitlines()[0]}); lower sampling.batch or "
+                          "the caps.") from error
+
+
+def kv_bytes(config: Any, itemsize: int) -> int:
+    """Bytes of keys and values a token: two states of every layer's key-value heads, `itemsize` bytes a number."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return 2 * config.num_hidden_layers * heads * width * itemsize
+
+
+def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision: str = "float32",
+                memory: float = 0.4) -> Engine:
+    """The engine that samples for a policy.
+
+    Args:
+        name: `sampling.engine`.
+        model: the policy, on its device.
+        tokenizer: of the model.
+        batch: sequences decoded together, at most.
+        precision: of an engine's own copy of the weights; engines without one compute as they are called.
+        memory: `sampling.gpu_memory`.
+
+    Raises:
+        EngineError: the engine is not installed, or its memory does not suffice.
+    """
     from masa_lib import models
+
+    ends = models.end_tokens(model, tokenizer)
+    if name == "vllm":
+        from masa_lib.engine.vllm_engine import VllmEngine
+
+        return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory)
+    if name == "paged":
+        from masa_lib.engine.paged import PagedEngine
+
+        return PagedEngine(model, ends, batch=batch, memory=memory)
     from masa_lib.engine.in_process import TransformersEngine
 
-    engines = {"transformers": TransformersEngine}
-    return engines[name](model, models.end_tokens(model, tokenizer), batch=batch)
+    return TransformersEngine(model, ends, batch=batch)

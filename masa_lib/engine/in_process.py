@@ -15,10 +15,12 @@ import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from masa_lib.engine.base import Completion, Request, check_requests
+from masa_lib.engine.base import Completion, Request, check_requests, explain_memory
 
 #: the cache grows by this many tokens at a time, rather than by one
 _GROWTH = 64
+#: tokens between two looks at which sequences have finished: on a GPU a look waits for the device and copies the cache
+_LOOK = {"cuda": 8}
 
 
 class _RoomyLayer(DynamicLayer):
@@ -73,14 +75,16 @@ class TransformersEngine:
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch):
             part = order[start:start + self.batch]
-            done |= dict(zip(part, self._generate_batch([requests[i] for i in part], progress), strict=True))
+            with explain_memory():
+                done |= dict(zip(part, self._generate_batch([requests[i] for i in part], progress), strict=True))
         return [done[i] for i in range(len(requests))]
 
     def _generate_batch(self, requests: Sequence[Request], progress: Callable[[int], Any] | None) -> list[Completion]:
         device = self.model.device
         caps = torch.tensor([request.max_tokens for request in requests], device=device)
-        longest, count = int(caps.max()), len(requests)
-        uniform_BT = torch.from_numpy(_uniforms(requests, longest)).to(device)
+        longest, count = max(request.max_tokens for request in requests), len(requests)
+        look = _LOOK.get(device.type, 1)
+        uniform_BT = torch.from_numpy(uniforms(requests, longest)).to(device)
         temperature_B1 = torch.tensor([[request.temperature] for request in requests], device=device)
         tokens_BT = torch.zeros(count, longest, dtype=torch.long, device=device)
         logps_BT = torch.zeros(count, longest, device=device)
@@ -89,30 +93,32 @@ class TransformersEngine:
 
         logits, cache, mask, positions = self._prefill(requests)
         rows = torch.arange(count, device=device)  # which request each row of the batch still serves
+        live = torch.ones_like(rows, dtype=torch.bool)  # a finished row stays, and what it samples is cut off
         for step in range(longest):
             logps = torch.log_softmax(logits.float() / temperature_B1[rows], dim=-1)
-            token = _inverse_cdf(logps, uniform_BT[rows, step])
+            token = inverse_cdf(logps, uniform_BT[rows, step])
             tokens_BT[rows, step] = token
             logps_BT[rows, step] = logps.gather(1, token[:, None])[:, 0]
-            lengths_B[rows] = step + 1
+            lengths_B[rows] += live
             stopped = torch.isin(token, self._ends)
-            stopped_B[rows] = stopped
-            keep = ~(stopped | (caps[rows] <= step + 1))
-            alive = int(keep.sum())
-            if progress is not None and alive < len(rows):
-                progress(len(rows) - alive)
-            if not alive:
-                break
-            if alive < len(rows):
-                kept = keep.nonzero()[:, 0]
-                rows, token, mask, positions = rows[kept], token[kept], mask[kept], positions[kept]
-                for layer in cache.layers:
-                    layer.select(kept)
+            stopped_B[rows] |= live & stopped
+            live = live & ~stopped & (caps[rows] > step + 1)
+            if (step + 1) % look == 0 or step + 1 == longest:
+                kept = live.nonzero()[:, 0]
+                if progress is not None and len(kept) < len(rows):
+                    progress(len(rows) - len(kept))
+                if not len(kept):
+                    break
+                if len(kept) < len(rows):
+                    rows, token, mask, positions = rows[kept], token[kept], mask[kept], positions[kept]
+                    live = live[kept]
+                    for layer in cache.layers:
+                        layer.select(kept)
             mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
             positions = positions + 1
             logits = self.model(input_ids=token[:, None], attention_mask=mask, position_ids=positions,
                                 past_key_values=cache, use_cache=True).logits[:, -1]
-        return _completions(tokens_BT, logps_BT, lengths_B, stopped_B)
+        return to_completions(tokens_BT.tolist(), logps_BT.tolist(), lengths_B.tolist(), stopped_B.tolist())
 
     def _prefill(self, requests: Sequence[Request]) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
         """Compute each distinct prompt once (padded on the left); logits, cache, mask and last position of each row."""
@@ -136,13 +142,13 @@ class TransformersEngine:
         return logits[rows], cache, mask[rows], positions[rows, -1:]
 
 
-def _uniforms(requests: Sequence[Request], length: int) -> np.ndarray:
+def uniforms(requests: Sequence[Request], length: int) -> np.ndarray:
     """One uniform number a request and token, float32: row b comes from the seed of request b alone."""
     return np.stack([np.random.Generator(np.random.Philox(key=request.seed)).random(length, dtype=np.float32)
                      for request in requests])
 
 
-def _inverse_cdf(logps_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
+def inverse_cdf(logps_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tensor:
     """The token where the cumulative probability passes the uniform number."""
     cumulative = logps_BV.exp().cumsum(-1)
     # The last entry is 1 up to rounding; scaling by it keeps the search inside the vocabulary.
@@ -150,8 +156,8 @@ def _inverse_cdf(logps_BV: torch.Tensor, uniform_B: torch.Tensor) -> torch.Tenso
     return torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logps_BV.shape[1] - 1)
 
 
-def _completions(tokens_BT: torch.Tensor, logps_BT: torch.Tensor, lengths_B: torch.Tensor,
-                 stopped_B: torch.Tensor) -> list[Completion]:
-    rows = zip(tokens_BT.tolist(), logps_BT.tolist(), lengths_B.tolist(), stopped_B.tolist(), strict=True)
+def to_completions(tokens_BT: list[list[int]], logps_BT: list[list[float]], lengths_B: list[int],
+                   stopped_B: list[bool]) -> list[Completion]:
+    """One completion a row; rows may be longer than what was sampled."""
     return [Completion(tuple(tokens[:n]), tuple(logps[:n]), "stop" if stop else "length")
-            for tokens, logps, n, stop in rows]
+            for tokens, logps, n, stop in zip(tokens_BT, logps_BT, lengths_B, stopped_B, strict=True)]

