@@ -152,6 +152,24 @@ def meta_awareness(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
+def calibration(predicted: Any, true: Any, bins: int = 10) -> dict[str, Any]:
+    """How far off predictions are where they are high and where they are low.
+
+    Args:
+        predicted: of each problem.
+        true: of each problem, on the same scale.
+        bins: of about equally many problems each, in the order of the prediction; equal predictions share a bin.
+
+    Returns:
+        `bins` (mean predicted, mean true, number of problems) and `error`, their mean absolute gap over the problems.
+    """
+    frame = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float)}).dropna()
+    places = ((frame["predicted"].rank() - 0.5) / len(frame) * bins).astype(int)
+    table = frame.groupby(places).agg(predicted=("predicted", "mean"), true=("true", "mean"), problems=("true", "size"))
+    gap = (table["predicted"] - table["true"]).abs()
+    return {"error": float((gap * table["problems"]).sum() / len(frame)), "bins": table.to_dict("records")}
+
+
 def time_to_target(steps: Sequence[float], accuracy: Sequence[float], cost: Sequence[float], target: float) -> float:
     """Cost at which a monotone (isotonic) fit of the curve first reaches the target; infinite if it never does.
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -238,6 +239,37 @@ def alignment(steps: pd.DataFrame) -> go.Figure:
         for place, name in enumerate(ALIGNMENT):
             _trend(figure, means.get(name), arm, color, {"row": place // 2 + 1, "col": place % 2 + 1})
     return figure.update_yaxes(rangemode="tozero", row=2)
+
+
+def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
+    """What an untrained model believes against what comes true: pass rate, length, and how often each pass rate.
+
+    Args:
+        problems: `analysis.problem_measures` of a probe's table.
+        calibration: `analysis.calibration` of the pass rate, drawn as a line over the points.
+    """
+    believed = np.stack(problems["pass_rate_probabilities"]).mean(axis=0)
+    true = np.bincount((problems["pass_rate"] * 8).round().astype(int), minlength=9) / len(problems)
+    measures = {"pass_rate": "pass_rate", "length": "mean_length"}
+    r = [correlation(problems[f"predicted_{name}"], problems[actual]) for name, actual in measures.items()]
+    figure = _grid([*(f"{name.replace('_', ' ')}: " + ("r undefined" if math.isnan(value) else f"r = {value:z.2f}")
+                      for name, value in zip(measures, r, strict=True)), "how often each pass rate"], columns=3,
+                   title="What the model believes of its solutions, and what comes true", x="believed", y="true")
+    labels = [html.escape(text[:60]) for text in problems["problem"]]
+    for column, (name, actual) in enumerate(measures.items(), 1):
+        part = pd.DataFrame({"predicted": problems[f"predicted_{name}"], "actual": problems[actual], "label": labels})
+        most = 1.0 if name == "pass_rate" else float(part[["predicted", "actual"]].max().max())
+        _dots(figure, part, SKY, 0.006 * most, {"row": 1, "col": column})
+        _lines(figure, part, most, {"row": 1, "col": column})
+    bins = pd.DataFrame(calibration["bins"])
+    figure.add_scatter(x=bins["predicted"], y=bins["true"], mode="lines+markers", line={"color": VERMILLION}, row=1,
+                       col=1, hovertemplate="bin: believed %{x:.3f}, true %{y:.3f}<extra></extra>")
+    for shares, name, color in ((believed, "believed", SKY), (true, "true", GREEN)):
+        figure.add_bar(x=np.arange(9), y=shares, name=name, marker_color=color, row=1, col=3,
+                       hovertemplate=f"{name}: %{{y:.3f}} for %{{x}} of 8<extra></extra>")
+    figure.update_xaxes(title_text="pass rate, eighths", row=1, col=3)
+    figure.update_yaxes(title_text="share", row=1, col=3)
+    return figure.update_traces(showlegend=False, selector={"type": "scatter"})
 
 
 def _grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1, shared: bool = False,

@@ -137,7 +137,8 @@ def sources() -> list[dict[str, Any]]:
     """One row for each kind of source: name, what it is, split sizes, columns it is read from, whether ever fetched."""
     levels = f"levels {arithmetic.LEVELS[0]} to {arithmetic.LEVELS[-1]}"
     rows = [("pocket", f"generated chained arithmetic, {levels}", None, None, (), "built in"),
-            (GYM + "<task,task>", "generated; only the stored answer counts", None, None, (), "built in")]
+            (GYM + "<task,task>", "generated, also task:setting=number:...; only the stored answer counts", None, None,
+             (), "built in")]
     rows += [(name, f"{entry.what} [{entry.hub}]", entry.train_size, entry.evaluation_size, entry.columns,
               entry.fetched) for name, entry in DATA_SETS.items()]
     rows += [("<file>.jsonl, <file>.parquet", "one row a problem; one in eight is held out", None, None,
@@ -230,14 +231,14 @@ def _gym_stream(source: str, seed: str, wanted: range | None) -> _Stream:
     """Tasks of reasoning-gym; with a curriculum a task has `GYM_LEVELS` (its settings 1, 2, ...), else level 1."""
     from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum
 
-    tasks = _gym_tasks(source, DATASETS)
+    fixed = _gym_slots(source, DATASETS, CURRICULA)
 
     @lru_cache(maxsize=16)
     def block(task: str, level: int, number: int) -> Any:
         settings = {"size": GYM_BLOCK, "seed": random.Random(f"{seed}/{task}/{level}/{number}").getrandbits(31)}
         generator, config = DATASETS[task]
-        if task not in CURRICULA:
-            return generator(config=config(**settings))
+        if fixed[task, level] or task not in CURRICULA:
+            return generator(config=config(**fixed[task, level], **settings))
         curriculum = create_curriculum(task)
         curriculum.set_global_level(level - 1)
         return generator(config=curriculum.generate_configuration(settings))
@@ -253,17 +254,18 @@ def _gym_stream(source: str, seed: str, wanted: range | None) -> _Stream:
                                "answers are compared by value here; leave the task out of problems.source.")
         return item["question"].strip(), item["answer"].strip()
 
-    slots = [(task, level) for level in GYM_LEVELS for task in tasks
-             if (level == 1 or task in CURRICULA) and (wanted is None or level in wanted)]
+    slots = [slot for slot in sorted(fixed, key=lambda slot: slot[1]) if wanted is None or slot[1] in wanted]
     if not slots:
         raise ProblemError(f"{source} has no problem of the levels in problems.levels; reasoning-gym's levels are "
                            f"{GYM_LEVELS[0]} to {GYM_LEVELS[-1]}, a task without a curriculum has level 1.")
     return _Stream(slots, draw)
 
 
-def _gym_tasks(source: str, known: Collection[str]) -> list[str]:
-    tasks = [task.strip() for task in source.removeprefix(GYM).split(",") if task.strip()]
-    for task in tasks or [""]:
+def _gym_slots(source: str, known: Collection[str], curricula: Collection[str]) -> dict[tuple[str, int], dict]:
+    """Settings by task and level; none: the curriculum's. `task:name=value:...` is one level, in order of mention."""
+    slots: dict[tuple[str, int], dict] = {}
+    for entry in [entry for entry in source.removeprefix(GYM).split(",") if entry.strip()] or [""]:
+        task, *settings = (part.strip() for part in entry.split(":"))
         if task in GYM_UNSTEADY:
             raise ProblemError(f"reasoning-gym draws other problems of {task} in every process, so that no run could "
                                "be resumed; leave the task out of problems.source.")
@@ -271,7 +273,15 @@ def _gym_tasks(source: str, known: Collection[str]) -> list[str]:
             close = difflib.get_close_matches(task, known) or ["chain_sum", "gcd"]
             raise ProblemError(f"reasoning-gym has no task {task!r} that can be used here. Did you mean "
                                f"{' or '.join(close)}? problems.source takes {GYM}<task,task>.")
-    return list(dict.fromkeys(tasks))
+        if not all(re.fullmatch(r"\w+=-?\d+", setting) for setting in settings):
+            raise ProblemError(f"problems.source takes a task's settings as {task}:name=number:name=number, not "
+                               f"{entry.strip()!r}.")
+        if settings:
+            level = 1 + sum(slot[0] == task for slot in slots)
+            slots[task, level] = {name: int(value) for name, _, value in (text.partition("=") for text in settings)}
+        else:
+            slots |= {(task, level): {} for level in (GYM_LEVELS if task in curricula else (1,))}
+    return slots
 
 
 def _finite(source: str, split: Split, seed: int, undivided: bool) -> list[Problem]:

@@ -158,7 +158,21 @@ def test_task_without_a_curriculum_has_level_1_only():
         load_problems("reasoning-gym:gsm_symbolic", "train", 4, levels="2")
 
 
+def test_a_reasoning_gym_task_takes_settings_and_each_mention_is_a_level_of_its_own():
+    source = "reasoning-gym:chain_sum:max_terms=2:max_digits=1,gcd:max_value=9,chain_sum:min_terms=4:max_terms=4"
+    problems = load_problems(source, "train", 12)
+    assert {(problem.id.partition("-")[0], problem.level) for problem in problems} == {
+        ("chain_sum", 1), ("gcd", 1), ("chain_sum", 2)}
+    for problem in problems:
+        numbers = re.findall(r"\d+", problem.text)
+        assert len(numbers) == (4 if problem.level == 2 else 2)
+        assert problem.level == 2 or all(len(number) == 1 for number in numbers)
+    assert {problem.level for problem in load_problems(source, "train", 4, levels="2")} == {2}
+
+
 @pytest.mark.parametrize(("source", "says"), [
+    ("reasoning-gym:gcd:max_value", "settings as gcd:name=number"),
+    ("reasoning-gym:gcd:max_valeu=9", "unexpected keyword argument 'max_valeu'"),
     ("reasoning-gym:chainsum", "Did you mean chain_sum"),
     ("reasoning-gym:", "problems.source takes"),
     ("reasoning-gym:rush_hour", "stores no answer for rush_hour"),
