@@ -10,12 +10,13 @@ import argparse
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from masa_lib import __version__, config, tiers
 
+RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
 #: options that are short names of settings
 SHORT = {"model": "model.name", "problems": "problems.source", "method": "method", "steps": "steps", "seed": "seed",
@@ -40,9 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = shlex.join(["masa", *arguments])
     try:
         options.run_command(options)
-    except KeyboardInterrupt:
-        print(f"\nStopped. {options.interrupted(options)}".rstrip(), file=sys.stderr)
-        return EXIT_INTERRUPTED
+    except KeyboardInterrupt as stopped:
+        print(f"\n{str(stopped) or 'Stopped.'} {options.interrupted(options)}".rstrip(), file=sys.stderr)
+        return getattr(stopped, "exit_code", EXIT_INTERRUPTED)
     except Exception as error:
         if not type(error).__module__.startswith("masa_lib."):
             raise
@@ -63,26 +64,18 @@ def build_parser() -> Parser:
         added.set_defaults(run_command=run, interrupted=lambda options: "")
         return added
 
-    raw = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-    train = command("train", _train, "train a model", epilog=_settings_help(), **raw)
-    _add_config_options(train, SHORT)
-    train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
-    train.set_defaults(interrupted=lambda options: _how_to_resume(options.out))
-    resume = command("resume", _resume, "continue a run that was stopped")
-    resume.add_argument("run", metavar="RUN", type=Path)
-    resume.set_defaults(interrupted=lambda options: _how_to_resume(options.run))
-    evaluate = command("eval", _eval, "measure a model, or a run's newest checkpoint, on held-out problems",
-                       epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... "
-                       "evaluation.predictions=... ; the other settings stand in `masa train --help`.", **raw)
-    _add_config_options(evaluate, ("model", "problems", "seed", "engine"))
-    evaluate.add_argument("--run", metavar="RUN", type=Path, help="take the config and the newest checkpoint of a run")
-    evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="keep the table there, one row a problem")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    _add_training(command)
+    _add_measuring(command)
     compare = command("compare", _compare, "compare runs: accuracy, tokens, seconds, meta-awareness")
     compare.add_argument("runs", metavar="RUN|FOLDER", nargs="+", type=Path, help="runs, or a folder of runs")
     compare.add_argument("--json", action="store_true", help="print one JSON object; no page unless --out names it")
     compare.add_argument("--out", metavar="FILE", type=Path, help="the page of plots (default: report.html in FOLDER)")
-    command("models", _models, "list the model tiers")
+    command("models", _models, "list the model tiers and their defaults")
+    planned = command("plan", _plan, "the memory that a training needs, before anything is loaded")
+    _add_config_options(planned, SHORT)
+    planned.add_argument("--gpu", metavar="SIZE", type=_gigabytes, default=0.0,
+                         help="of the GPU, as 80GB (default: what this computer has)")
+    planned.add_argument("--table", action="store_true", help="all tiers on GPUs of several sizes, as Markdown")
     problems = command("problems", _problems, "list the problem sources, or show examples of one")
     problems.add_argument("source", metavar="SOURCE", nargs="?", help="show examples of this one")
     problems.add_argument("--count", type=int, default=5, help="how many examples (default: 5)")
@@ -93,6 +86,40 @@ def build_parser() -> Parser:
     build.add_argument("--seed", type=int, default=0)
     command("lab", _lab, "open the notebooks in JupyterLab; other options are passed on to it")
     return parser
+
+
+def _add_training(command: Callable[..., Parser]) -> None:
+    codes = ("SIGINT or SIGTERM lets the running step finish and checkpoints it (exit code 130 or 143); a second one "
+             "drops the step (75).")
+    train = command("train", _train, "train a model", epilog=f"{codes}\n\n{_settings_help()}", **RAW)
+    _add_config_options(train, SHORT)
+    train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
+    train.set_defaults(interrupted=lambda options: _how_to_resume(options.out))
+    resume = command("resume", _resume, "continue a run that was stopped", epilog=codes, **RAW)
+    resume.add_argument("run", metavar="RUN", type=Path)
+    resume.set_defaults(interrupted=lambda options: _how_to_resume(options.run))
+
+
+def _add_measuring(command: Callable[..., Parser]) -> None:
+    which = "the run's newest checkpoint, or that of the highest held-out accuracy"
+    evaluate = command("eval", _eval, "measure a model, or a run's checkpoint, on held-out problems",
+                       epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... "
+                       "evaluation.predictions=... ; the other settings stand in `masa train --help`.", **RAW)
+    _add_config_options(evaluate, ("model", "problems", "seed", "engine"))
+    evaluate.add_argument("--run", metavar="RUN", type=Path, help="take the config and the weights of a run")
+    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help=f"{which} (default: last)")
+    evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="keep the table there, one row a problem")
+    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+    probe = command("probe", _probe, "ask what an untrained model believes of its own solutions, and what is true")
+    warmup = command("warmup", _warmup, "teach a model the form of both answers, from its own solutions")
+    for added, default, about in ((probe, 200, "held-out problems"), (warmup, 128, "training problems")):
+        _add_config_options(added, ("model", "problems", "seed", "engine"))
+        added.add_argument("--count", metavar="N", type=int, default=default, help=f"{about} (default: {default})")
+        added.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/MODEL-COMMAND")
+    export = command("export", _export, "write a run's model as a Hugging Face folder with a model card")
+    export.add_argument("run", metavar="RUN", type=Path)
+    export.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="a new or empty folder")
+    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help=f"{which} (default: last)")
 
 
 def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
@@ -141,6 +168,12 @@ def _train(options: argparse.Namespace) -> None:
     if (options.out / "config.toml").exists():
         raise config.ConfigError(f"{options.out} holds a run already: `masa resume {shlex.quote(str(options.out))}` "
                                  "continues it, and --out names another place.")
+    from masa_lib import plan
+
+    try:
+        print(plan.text(settings), flush=True)
+    except plan.PlanError as error:
+        print(f"No memory plan: {error}", flush=True)
     from masa_lib import trainer
 
     run = trainer.train(settings, options.out, options.command)
@@ -166,7 +199,8 @@ def _eval(options: argparse.Namespace) -> None:
         from masa_lib import runs
 
         run = runs.Run.open(options.run)
-        base, (_, weights) = run.config, run.latest_checkpoint() or (0, None)
+        step, weights = run.weights(options.checkpoint)
+        base = run.config_at(step)
     if options.problems:  # all of a file is measured on, unless it is the one that the run was trained on
         options.set = [f"problems.evaluation_source={options.problems}", *options.set]
         options.problems = None
@@ -181,6 +215,36 @@ def _eval(options: argparse.Namespace) -> None:
           else _table([{"measure": key, "value": value} for key, value in summary.items()]))
 
 
+def _probe(options: argparse.Namespace) -> None:
+    settings, out = _settings_and_out(options, "probe")
+    from masa_lib import probe
+
+    summary = probe.build(settings, options.count, out, options.command)
+    print(_table([{"measure": key, "value": value} for key, value in summary.items() if isinstance(value, float)]))
+    print(f"Probed: {out}. {out / 'probe.html'} is the picture.")
+
+
+def _warmup(options: argparse.Namespace) -> None:
+    settings, out = _settings_and_out(options, "warmup")
+    from masa_lib import warmup
+
+    made = warmup.build(settings, out, warmup.Recipe(problems=options.count), options.command)
+    print(_table([{"measure": key, "value": value} for key, value in made["check"].items()]))
+    print(f"Made: {out}. `masa train --config {shlex.quote(str(out / 'settings.toml'))}` trains it.")
+
+
+def _settings_and_out(options: argparse.Namespace, name: str) -> tuple[config.Config, Path]:
+    settings = config_from(options)
+    return settings, options.out or Path("runs") / f"{Path(settings.model.name).name or 'model'}-{name}"
+
+
+def _export(options: argparse.Namespace) -> None:
+    from masa_lib import export
+
+    step = export.export(options.run, options.out, options.checkpoint)
+    print(f"Exported: {options.out} holds the model of step {step} and README.md, its model card.")
+
+
 def _compare(options: argparse.Namespace) -> None:
     from masa_lib import report
 
@@ -192,6 +256,23 @@ def _compare(options: argparse.Namespace) -> None:
 
 def _models(options: argparse.Namespace) -> None:
     print(_table(tiers.table()))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    from masa_lib import plan
+
+    print(plan.table() if options.table else plan.text(config_from(options), options.gpu))
+
+
+def _gigabytes(text: str) -> float:
+    """`80GB`, `80 GB` or `80` as a number; argparse turns the errors into a sentence."""
+    size = float(text.upper().removesuffix("GB"))
+    if not 0 < size < 10**6:
+        raise ValueError
+    return size
+
+
+_gigabytes.__name__ = "size"  # argparse names it in its sentence
 
 
 def _problems(options: argparse.Namespace) -> None:

@@ -82,7 +82,8 @@ def evaluate_model(config: Config, weights: Any = None) -> tuple[dict[str, Any],
     models.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
     model, tokenizer = models.load(config.model, weights)
-    sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch)
+    sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
+                                 precision=config.model.precision, memory=config.sampling.gpu_memory)
     with models.precision(config.model, model.device):
         return evaluate(held_out, sampler, tokenizer, config, samples=config.evaluation.final_samples,
                         predictions=config.evaluation.predictions)

@@ -118,9 +118,10 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     """
     hidden_BTD = (_hidden_whole if model.is_gradient_checkpointing else _hidden_shared)(model, samples)
     counts = torch.tensor([len(sample.completion) for sample in samples])
-    real_BT = (torch.arange(hidden_BTD.shape[1]) < counts[:, None]).to(model.device)
-    hidden_ND = hidden_BTD[real_BT]
-    targets_N = torch.tensor([token for sample in samples for token in sample.completion], device=model.device)
+    real_BT = torch.arange(hidden_BTD.shape[1]) < counts[:, None]
+    real_N = put(real_BT.flatten().nonzero()[:, 0], model.device)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
+    targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
     head = model.get_output_embeddings()
     parts = [checkpoint(_chunk_logps, head, hidden, targets, temperature, entropy_gradient, use_reentrant=False)
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
@@ -134,19 +135,20 @@ def _hidden_shared(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     """
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     number = {prompt: row for row, prompt in enumerate(prompts)}
-    rows_B = torch.tensor([number[sample.prompt] for sample in samples], device=model.device)
+    rows_B = torch.tensor([number[sample.prompt] for sample in samples])
     ids_PT, lengths_P = _pad(prompts, model.device)
+    rows_B, lengths_B = put(rows_B, model.device), put(lengths_P[rows_B], model.device)
     cache = DynamicCache()
     hidden_PTD = model.base_model(input_ids=ids_PT, past_key_values=cache, use_cache=True).last_hidden_state
-    first_B1D = hidden_PTD[rows_B, lengths_P[rows_B] - 1][:, None]
+    first_B1D = hidden_PTD[rows_B, lengths_B - 1][:, None]
     ids_BT, _ = _pad([sample.completion[:-1] for sample in samples], model.device)
     if not ids_BT.shape[1]:
         return first_B1D
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.index_select(0, rows_B), layer.values.index_select(0, rows_B)
-    prompt_mask = torch.arange(ids_PT.shape[1], device=model.device) < lengths_P[rows_B][:, None]
+    prompt_mask = torch.arange(ids_PT.shape[1], device=model.device) < lengths_B[:, None]
     mask = torch.cat([prompt_mask, torch.ones_like(ids_BT, dtype=torch.bool)], dim=1).long()
-    positions = lengths_P[rows_B][:, None] + torch.arange(ids_BT.shape[1], device=model.device)
+    positions = lengths_B[:, None] + torch.arange(ids_BT.shape[1], device=model.device)
     rest_BTD = model.base_model(input_ids=ids_BT, attention_mask=mask, position_ids=positions, past_key_values=cache,
                                 use_cache=True).last_hidden_state
     return torch.cat([first_B1D, rest_BTD], dim=1)
@@ -157,18 +159,23 @@ def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     ids_BT, _ = _pad([sample.prompt + sample.completion[:-1] for sample in samples], model.device)
     hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
     width = max(len(sample.completion) for sample in samples)
-    starts_B1 = torch.tensor([[len(sample.prompt) - 1] for sample in samples], device=model.device)
+    starts_B1 = put(torch.tensor([[len(sample.prompt) - 1] for sample in samples]), model.device)
     wanted_BT = (starts_B1 + torch.arange(width, device=model.device)).clamp(max=hidden_BTD.shape[1] - 1)
     return hidden_BTD[torch.arange(len(samples), device=model.device)[:, None], wanted_BT]
 
 
 def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids padded on the right, where causal attention never looks, and the lengths."""
+    """Token ids padded on the right, where causal attention never looks, and the lengths (on the CPU)."""
     lengths = torch.tensor([len(row) for row in rows])
     ids_BT = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, ids in enumerate(rows):
         ids_BT[row, :len(ids)] = torch.tensor(ids)
-    return ids_BT.to(device), lengths.to(device)
+    return put(ids_BT, device), lengths
+
+
+def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """A tensor of the CPU on the device, without waiting for what the device is at."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def _chunk_logps(head: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, temperature: float,
@@ -210,29 +217,29 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         Sums over tokens: `computed` (those through the model: shared prompts once), `tokens` (of completions),
         `loss_solution`, `loss_meta`, `clipped`, `entropy`, `gap` (of the log-probs to the sampler's).
     """
-    sums = dict.fromkeys(("computed", "tokens", "loss_solution", "loss_meta", "clipped", "entropy", "gap"), 0.0)
+    sums = dict.fromkeys(("computed", "tokens"), 0)
+    totals = torch.zeros(5, dtype=torch.float64, device=model.device)  # read once: reading waits for the device
     for batch in micro_batches(samples, config.token_budget):
         logps_N, entropy_N = completion_logps(model, batch, temperature, config.logprob_chunk, config.meta_entropy > 0)
         old_N = torch.cat([old_logps[id(sample)] for sample in batch]) if old_logps else logps_N.detach()
         counts = torch.tensor([len(sample.completion) for sample in batch])
         facts_B3 = torch.tensor([[s.advantage, s.weight, float(s.stream == "meta")] for s in batch])
-        advantage_N, weight_N, meta_N = facts_B3.repeat_interleave(counts, dim=0).to(logps_N.device).unbind(dim=1)
+        facts_N3 = put(facts_B3.repeat_interleave(counts, dim=0), model.device)
+        advantage_N, weight_N, meta_N = facts_N3.unbind(dim=1)
         loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
         if config.meta_entropy:
             loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
         (weight_N * loss_N).sum().backward()
-        sampler_N = torch.tensor([logp for sample in batch for logp in sample.sampler_logps], device=logps_N.device)
+        sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
         with torch.no_grad():
             weighted_N = weight_N * loss_N
-            stats = torch.stack([(weighted_N * (1 - meta_N)).sum(), (weighted_N * meta_N).sum(), clipped_N.sum(),
-                                 entropy_N.sum(), (logps_N - sampler_N).abs().sum()]).tolist()
-        for name, value in zip(list(sums)[2:], stats, strict=True):
-            sums[name] += value
+            totals += torch.stack([(weighted_N * (1 - meta_N)).sum(), (weighted_N * meta_N).sum(), clipped_N.sum(),
+                                 entropy_N.sum(), (logps_N - sampler_N).abs().sum()])
         sums["tokens"] += int(counts.sum())
         prompts = [sample.prompt for sample in batch]
         sums["computed"] += int(counts.sum()) + sum(
             map(len, prompts if model.is_gradient_checkpointing else set(prompts)))
-    return sums
+    return sums | dict(zip(("loss_solution", "loss_meta", "clipped", "entropy", "gap"), totals.tolist(), strict=True))
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ import platform
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -183,7 +183,7 @@ class Run:
     # Checkpoints.
 
     def save_checkpoint(self, step: int, write: Callable[[Path], None]) -> Path:
-        """Write a checkpoint and delete the oldest beyond `record.checkpoints_kept`.
+        """Write a checkpoint; delete the oldest beyond `record.checkpoints_kept`, but not the best (`keep_best`).
 
         Args:
             step: the finished step.
@@ -191,8 +191,11 @@ class Run:
                 only then does a full disk come out as what it is.
         """
         target = self._save_folder(self._checkpoint(step), write)
-        for old in self._checkpoint_steps()[self.config_at(step).record.checkpoints_kept:]:
-            shutil.rmtree(self._checkpoint(old))
+        held, record = self._checkpoint_steps(), self.config_at(step).record
+        best = self.best_step(held) if record.keep_best else None
+        for old in held[record.checkpoints_kept:]:
+            if old != best:
+                shutil.rmtree(self._checkpoint(old))
         return target
 
     def save_model(self, write: Callable[[Path], None]) -> Path:
@@ -232,6 +235,32 @@ class Run:
             raise RunError(f"No checkpoint of the run {self.path} is whole ({'; '.join(faults)}). Its metrics and "
                            "rollouts are untouched; restore a checkpoint, or train in another folder.")
         return None
+
+    def best_step(self, among: Collection[int] | None = None) -> int | None:
+        """The step with the highest held-out accuracy, the first of several; `among` these, or all that trained."""
+        accuracy = {row["step"]: row["accuracy"] for row in files.read_lines(self.path / EVALUATIONS)
+                    if row["step"] > 0 and (among is None or row["step"] in among)}
+        return max(sorted(accuracy), key=accuracy.__getitem__, default=None)
+
+    def weights(self, which: str = "last") -> tuple[int, Path]:
+        """Step and folder of weights: `last`, the newest checkpoint, or `best`, that of the highest held-out accuracy.
+
+        A run whose checkpoints are gone still has its trained model, which then is the last.
+
+        Raises:
+            RunError: there is none.
+        """
+        if which == "best":
+            whole = [step for step in self._checkpoint_steps() if not files.fault(self._checkpoint(step))]
+            if (best := self.best_step(whole)) is None:
+                raise RunError(f"No checkpoint of the run {self.path} is of a step that was evaluated; take the last.")
+            return best, self._checkpoint(best)
+        if found := self.latest_checkpoint():
+            return found
+        if (self.path / "model" / files.MANIFEST).exists():
+            return self.status["step"], self.path / "model"
+        raise RunError(f"The run {self.path} has neither a checkpoint nor a trained model yet; go on with it with "
+                       f"`masa resume {self.path}`.")
 
     def rewind(self, step: int) -> None:
         """Drop what was written after `step` (-1: everything but the changes), and what was left half written.

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 from tqdm.auto import tqdm
@@ -29,6 +28,8 @@ from masa_lib.config import Config
 from masa_lib.engine import make_engine
 from masa_lib.problems import ProblemPool, held_out
 from masa_lib.runs import Run, RunError
+from masa_lib.stopping import Stop, Stopped
+from masa_lib.tensorboard import open_board
 
 #: keeps the seeds of training steps apart from those of evaluations
 SEED_TAG = 104729
@@ -36,7 +37,7 @@ SEED_TAG = 104729
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a step gives: its number, its metrics, its rollouts, and the evaluation if one was due."""
+    """What a step gives: its number, its metrics, its rollouts, and the evaluation if one was due and not dropped."""
 
     step: int
     metrics: dict[str, Any]
@@ -60,9 +61,14 @@ class Trainer:
         self.pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
         self.model, self.tokenizer = models.load(config.model, checkpoint)
-        self.engine = make_engine(config.sampling.engine, self.model, self.tokenizer, batch=config.sampling.batch)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=config.update.learning_rate)
+        self.engine = make_engine(config.sampling.engine, self.model, self.tokenizer, batch=config.sampling.batch,
+                                  precision=config.model.precision, memory=config.sampling.gpu_memory)
+        self._fused = self.model.device.type == "cuda"
+        self.optimizer = torch.optim.AdamW(models.trainable(self.model), lr=config.update.learning_rate,
+                                           fused=self._fused)
         self.step = self.cursor = 0  # finished steps; problems drawn so far
+        self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
+        self.stop, self.board = Stop(), None
         if checkpoint:
             self._restore(checkpoint)
 
@@ -86,12 +92,14 @@ class Trainer:
 
     def __next__(self) -> StepResult:
         """Train one step; evaluate and record where it is due."""
+        if self._evaluation_due() and self._evaluated != self.step:  # step 0, or a stop dropped it
+            if self.run:
+                self._config = self.run.config_at(max(self.step, 1))
+            self.evaluate()
         if self.run:
             self._config = self.run.config_at(self.step + 1)
-        if self.step >= self._config.steps:
+        if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
-        if self.step == 0:
-            self.evaluate()
         table, metrics = self.train_step()
         evaluated = self._record(table, metrics)
         return StepResult(self.step, metrics, table, evaluated)
@@ -117,19 +125,33 @@ class Trainer:
                    "tokens_prefill": self.engine.prefill_tokens, **clock.seconds(), "memory_mb": memory_mb()}
         return table, metrics
 
-    def evaluate(self) -> dict[str, Any]:
-        """Evaluate at the current step and record it; the first and the last evaluation are the thorough ones."""
+    def evaluate(self) -> dict[str, Any] | None:
+        """Evaluate at the current step and record it; the first and the last evaluation are the thorough ones.
+
+        Returns:
+            The summary; None where a stop dropped the evaluation, which the run's next life then repeats.
+        """
         settings = self._config.evaluation
         thorough = self.step in (0, self._config.steps)
         count, samples = ((settings.final_problems, settings.final_samples) if thorough
                           else (settings.problems, settings.samples))
         with models.precision(self._config.model, self.model.device):
-            summary, table = evaluation.evaluate(
+            found = self.stop.attempt(lambda: evaluation.evaluate(
                 self.held_out[:count], self.engine, self.tokenizer, self._config, samples=samples,
-                predictions=settings.predictions if thorough else 0, step=self.step)
+                predictions=settings.predictions if thorough else 0, step=self.step))
+        if found is None:
+            return None
+        summary, table = found
         if self.run:
             self.run.write_evaluation(self.step, summary, table)
+        if self.board:
+            self.board.add("evaluation", summary)
+        self._evaluated = self.step
         return summary
+
+    def _evaluation_due(self) -> bool:
+        every = self._config.evaluation.every
+        return self.step in (0, self._config.steps) or bool(every and self.step % every == 0)
 
     def _update(self, table: pd.DataFrame) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems."""
@@ -152,38 +174,46 @@ class Trainer:
             self.optimizer.zero_grad(set_to_none=False)
             sums.append(grpo.accumulate_gradients(self.model, samples, config, self._config.sampling.temperature, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
-            for parameter in self.model.parameters():
+            for parameter in models.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            norms.append(torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip).item())
+            norms.append(torch.nn.utils.clip_grad_norm_(models.trainable(self.model), config.gradient_clip))
             self.optimizer.step()
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
         self.model.eval()
         self.engine.sync()
         total = pd.DataFrame(sums).sum()
         tokens = total["tokens"] or math.nan
+        norm = torch.stack(norms).mean().item()
         return {"loss": (total["loss_solution"] + total["loss_meta"]) / len(parts),
                 "loss_solution": total["loss_solution"] / len(parts), "loss_meta": total["loss_meta"] / len(parts),
                 "clip_share": total["clipped"] / tokens, "entropy": total["entropy"] / tokens,
-                "logp_gap": total["gap"] / tokens, "gradient_norm": float(np.mean(norms)), "learning_rate": rate,
+                "logp_gap": total["gap"] / tokens, "gradient_norm": norm, "learning_rate": rate,
                 "updates": len(parts), "tokens_update": int(total["computed"])}
 
     def _record(self, table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any] | None:
         config, last = self._config, self.step == self._config.steps
-        due = last or (config.evaluation.every and self.step % config.evaluation.every == 0)
         if self.run:
             every = config.record.rollouts_every
             if every and (last or self.step == 1 or self.step % every == 0):
                 self.run.write_rollouts(self.step, table.drop(columns=rollouts.TOKEN_COLUMNS))
             self.run.append_metrics(metrics)
-        evaluated = self.evaluate() if due else None
-        if self.run and (last or self.step % config.record.checkpoint_every == 0):
-            self.run.save_checkpoint(self.step, self._save)
+        if self.board:
+            self.board.add("train", metrics)
+        evaluated = self.evaluate() if self._evaluation_due() else None
+        best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
+        if last or best or self.step % config.record.checkpoint_every == 0:
+            self.save_checkpoint()
         return evaluated
 
+    def save_checkpoint(self) -> None:
+        """Write the current step into the run as a checkpoint, unless it is the last one written."""
+        if self.run and self.step > self._saved:
+            self.run.save_checkpoint(self.step, self._save)
+            self._saved = self.step
+
     def _save(self, folder: Path) -> None:
-        self.model.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        models.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.optimizer.state_dict(), file)
         (folder / "state.json").write_text(json.dumps({"step": self.step, "cursor": self.cursor}), encoding="utf8")
@@ -192,21 +222,25 @@ class Trainer:
         """Write the trained model into the run, as a folder that `from_pretrained` loads."""
         precision = self._config.record.final_model
         if self.run and precision != "none":
-            dtype = getattr(torch, precision)
-            weights = {name: value.to(dtype) for name, value in self.model.state_dict().items()}
-            self.run.save_model(lambda folder: (self.model.save_pretrained(folder, state_dict=weights),
-                                                self.tokenizer.save_pretrained(folder)))
+            self.run.save_model(lambda folder: models.save(self.model, self.tokenizer, folder, precision))
 
     def _restore(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf8"))
         self.step, self.cursor = state["step"], state["cursor"]
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=self.model.device))
+        self._saved = self.step
+        if self.run is None or self.step in set(self.run.evaluations()["step"]):
+            self._evaluated = self.step
+        moments = torch.load(folder / "optimizer.pt", map_location=self.model.device)
+        for group in moments["param_groups"]:
+            group["fused"] = self._fused  # of this machine, not of the one before
+        self.optimizer.load_state_dict(moments)
 
 
 def train(config: Config, out: str | Path, command: str) -> Run:
     """Train in a new run folder, with a progress bar.
 
     Raises:
+        Stopped: SIGINT or SIGTERM ended it; `resume` continues.
         RunError: the folder already holds a run.
         ModelError, ProblemError: model or problems cannot be loaded.
     """
@@ -221,6 +255,7 @@ def resume(path: str | Path) -> Run:
     """Go on with a run from its last checkpoint; what it wrote after that is written again.
 
     Raises:
+        Stopped: SIGINT or SIGTERM ended it; `resume` continues.
         RunError: no run there, another process is at it, or a finished run is to get longer without its checkpoints.
     """
     run = Run.open(path)
@@ -239,22 +274,30 @@ def resume(path: str | Path) -> Run:
 
 def _drive(trainer: Trainer) -> Run:
     """Train to the end; the caller holds the run's lock."""
-    run = trainer.run
+    run, stop = trainer.run, trainer.stop
     run.set_status("running")
     try:
-        with tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
+        with stop, tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
+            trainer.board = open_board(run)
             for result in trainer:
                 bar.update()
                 bar.set_postfix({"accuracy": f"{result.metrics['accuracy']:.2f}",
                                  "reward_meta": f"{result.metrics['reward_meta']:.2f}"})
+            if stop.signal:
+                trainer.save_checkpoint()
+                done = f"after step {trainer.step}, which is checkpointed" if trainer.step else "before the first step"
+                raise Stopped(f"Stopped {done}.", 128 + stop.signal)
+            trainer.save_model()
     except BaseException as error:
         # torch.save answers an interruption with an error of its own.
-        stopped = isinstance(error, KeyboardInterrupt) or isinstance(error.__context__, KeyboardInterrupt)
-        run.set_status("stopped" if stopped else "failed", str(error))
+        stopped = next((cause for cause in (error, error.__context__) if isinstance(cause, KeyboardInterrupt)), None)
+        run.set_status("stopped" if stopped else "failed", str(stopped or error))
         if stopped:
-            raise KeyboardInterrupt from error
+            raise stopped from None
         raise
-    trainer.save_model()
+    finally:
+        if trainer.board:
+            trainer.board.close()
     run.set_status("finished")
     return run
 

@@ -49,6 +49,7 @@ def assert_same_run(found: Run, expected: Run) -> None:
         pd.testing.assert_frame_equal(found.evaluation_table(step), expected.evaluation_table(step), check_exact=True)
     (step, folder), (last, other) = found.latest_checkpoint(), expected.latest_checkpoint()
     assert step == last
+    assert found.weights("best")[0] == expected.weights("best")[0] == expected.best_step()
     for name in ("model.safetensors", "state.json"):
         assert (folder / name).read_bytes() == (other / name).read_bytes()
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import assert_same_run, largest_file, small
+from small import MODEL, assert_same_run, largest_file, small
 
 from masa_lib import config as configs
+from masa_lib import tiers
 from masa_lib.config import Config
 from masa_lib.runs import Run, RunError
+from masa_lib.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.trainer import Trainer, resume, train
 
 ROOT = Path(__file__).parents[1]
@@ -130,10 +135,10 @@ def test_a_disk_full_at_a_checkpoint_is_a_sentence_and_the_run_goes_on_from_the_
     run = Run.create(tmp_path / "run", CONFIG, "masa train")
     trainer = Trainer(CONFIG, run)
     next(trainer), next(trainer)
-    with largest_file(500_000), pytest.raises(RunError, match=r"The disk is full: .*step-000004") as caught:
+    with largest_file(500_000), pytest.raises(RunError, match=r"The disk is full: .*step-000003") as caught:
         resume(run.path)
-    assert run.status == {"state": "failed", "step": 4, "message": str(caught.value)}
-    assert run.latest_checkpoint()[0] == 2 and len(run.metrics()) == 4
+    assert run.status == {"state": "failed", "step": 3, "message": str(caught.value)}
+    assert run.latest_checkpoint()[0] == 2 and len(run.metrics()) == 3  # step 3 is the best so far
     assert_same_run(resume(run.path), reference)
 
 
@@ -162,7 +167,134 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_resume(reference:
     assert (run.path / "model" / "model.safetensors").exists()
 
 
-def killed_often(out: Path, seed: int, kills: int, seconds: float, change: bool) -> Run:
+# Signals.
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_first_signal_lets_the_step_finish_and_checkpoints_it(
+        reference: Run, tmp_path: Path, number: int, code: int) -> None:
+    process = begin(tmp_path / "run")
+    wait_until(process, lambda: lines(tmp_path / "run" / "metrics.jsonl") >= 3)
+    process.send_signal(number)
+    said = process.communicate()[1]
+    assert process.returncode == code
+    run = Run.open(tmp_path / "run")
+    step = len(run.metrics())
+    assert run.latest_checkpoint()[0] == step in range(3, 8)
+    assert run.status == {"state": "stopped", "step": step,
+                          "message": f"Stopped after step {step}, which is checkpointed."}
+    assert f"{run.status['message']} `masa resume {run.path}` continues" in said
+    assert_same_run(resume(run.path), reference)
+
+
+def test_a_second_signal_drops_the_step_and_the_last_checkpoint_stands(reference: Run, tmp_path: Path) -> None:
+    process = begin(tmp_path / "run")
+    wait_until(process, lambda: lines(tmp_path / "run" / "metrics.jsonl") >= 3)
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGTERM)
+    said = process.communicate()[1]
+    assert process.returncode == STEP_DROPPED == 75
+    run = Run.open(tmp_path / "run")
+    assert run.status["state"] == "stopped" and "dropped" in run.status["message"]
+    assert f"`masa resume {run.path}` continues" in said and "Traceback" not in said
+    assert run.latest_checkpoint()[0] >= 2 and not list(run.path.glob("*/*.tmp"))
+    assert_same_run(resume(run.path), reference)
+
+
+def test_a_signal_drops_an_evaluation_which_is_repeated_before_the_next_step(tmp_path: Path) -> None:
+    config = configs.replace(CONFIG, {"steps": 3, "evaluation.every": 2, "evaluation.samples": 400,
+                                      "record.checkpoint_every": 50, "record.keep_best": False})
+    process = begin(tmp_path / "run", config)
+    wait_until(process, lambda: lines(tmp_path / "run" / "metrics.jsonl") >= 2)
+    process.send_signal(signal.SIGTERM)
+    process.communicate()
+    assert process.returncode == 143
+    run = Run.open(tmp_path / "run")
+    assert run.latest_checkpoint()[0] == len(run.metrics()) == 2 and run.evaluations()["step"].tolist() == [0]
+    resumed = resume(run.path)
+    assert resumed.evaluations()["step"].tolist() == [0, 2, 3]
+    assert_same_run(resumed, train(config, tmp_path / "undisturbed", "masa train"))
+
+
+def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Path) -> None:
+    config = configs.replace(CONFIG, {"steps": 1, "evaluation.final_samples": 400})
+    process = begin(tmp_path / "run", config)
+    wait_until(process, lambda: (tmp_path / "run" / "tensorboard").exists())
+    process.send_signal(signal.SIGINT)
+    assert "Stopped before the first step." in process.communicate()[1] and process.returncode == 130
+    run = Run.open(tmp_path / "run")
+    assert run.latest_checkpoint() is None and run.evaluations().empty
+    assert resume(run.path).status["state"] == "finished"
+
+
+def test_handlers_are_those_of_before_again_and_an_ignored_signal_stays_ignored() -> None:
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with Stop() as stop:
+            assert signal.getsignal(signal.SIGTERM) is signal.SIG_IGN
+            signal.raise_signal(signal.SIGTERM)
+            assert not stop.signal and stop.attempt(lambda: 5) == 5
+            signal.raise_signal(signal.SIGINT)
+            assert stop.signal == signal.SIGINT and stop.attempt(lambda: 5) is None
+            with pytest.raises(Stopped):
+                signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGTERM, before[signal.SIGTERM])
+
+
+def test_work_that_can_be_repeated_is_dropped_at_the_first_signal_and_the_next_one_is_raised() -> None:
+    done = []
+    with Stop() as stop:
+        assert stop.attempt(lambda: (signal.raise_signal(signal.SIGTERM), done.append(1))) is None
+        assert stop.signal == signal.SIGTERM and not done
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGTERM)
+
+    def twice() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        finally:
+            signal.raise_signal(signal.SIGINT)
+
+    with Stop() as stop, pytest.raises(Stopped):
+        stop.attempt(twice)
+
+
+def test_a_training_outside_the_main_thread_sets_no_handlers(tmp_path: Path) -> None:
+    before, found = [signal.getsignal(number) for number in SIGNALS], []
+    config = configs.replace(CONFIG, {"steps": 1})
+    thread = threading.Thread(target=lambda: found.append(train(config, tmp_path / "run", "masa train")))
+    thread.start()
+    while thread.is_alive():
+        assert [signal.getsignal(number) for number in SIGNALS] == before
+        thread.join(0.05)
+    assert found[0].status["state"] == "finished"
+
+
+# Another machine.
+
+def test_a_run_goes_on_in_another_folder_without_the_folder_its_model_came_from(
+        reference: Run, tmp_path: Path) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    shutil.copytree(tiers.resolve(MODEL), here / "base")
+    config = configs.replace(CONFIG, {"model.name": str(here / "base")})
+    run = Run.create(here / "run", config, f"masa train --model {here / 'base'}")
+    trainer = Trainer(config, run)
+    next(trainer), next(trainer), next(trainer)
+    there.mkdir()
+    shutil.move(run.path, there / "run")
+    shutil.rmtree(here)
+    assert_same_run(resume(there / "run"), reference)
+
+
+def test_no_file_of_a_run_holds_an_absolute_path(reference: Run) -> None:
+    holding = [file for file in reference.path.rglob("*") if file.is_file()
+               and any(str(place).encode() in file.read_bytes() for place in (reference.path.parent, ROOT))]
+    assert holding == []
+
+
+def killed_often(out: Path, seed: int, kills: int, seconds: float, change: bool, config: Config = CONFIG) -> Run:
     """A run whose every life is killed within `seconds` of its beginning, so many times; then finished.
 
     A life that reaches the end before its kill is followed by the same run from the beginning.
@@ -170,7 +302,7 @@ def killed_often(out: Path, seed: int, kills: int, seconds: float, change: bool)
     rng, left, chain, process = random.Random(seed), kills, 0, None
     run = out / f"chain-{chain}"
     while left:
-        process = masa("resume", run) if (run / "config.toml").exists() else begin(run)
+        process = masa("resume", run) if (run / "config.toml").exists() else begin(run, config)
         try:
             wait_until(process, at_work, run, process)
             if change and not (run / "changes.jsonl").exists():
@@ -184,7 +316,7 @@ def killed_often(out: Path, seed: int, kills: int, seconds: float, change: bool)
             run = out / f"chain-{chain}"
         else:
             left -= 1
-    return resume(run) if (run / "config.toml").exists() else train(CONFIG, run, "masa train")
+    return resume(run) if (run / "config.toml").exists() else train(config, run, "masa train")
 
 
 @pytest.mark.slow
@@ -198,6 +330,17 @@ def test_a_run_killed_a_dozen_times_at_random_moments_ends_as_if_nothing_had_hap
 def test_a_run_with_a_live_change_killed_a_dozen_times_ends_as_if_nothing_had_happened(
         changed: Run, tmp_path: Path) -> None:
     assert_same_run(killed_often(tmp_path, 2, 12, seconds_of(changed) / 2, change=True), changed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("vllm") is None, reason="vLLM is not installed")
+def test_a_run_with_the_vllm_engine_killed_twenty_times_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    config = configs.replace(CONFIG, {"sampling.engine": "vllm"})
+    process = begin(tmp_path / "reference", config)
+    said = process.communicate()[1]
+    assert process.returncode == 0, said
+    undisturbed = Run.open(tmp_path / "reference")
+    assert_same_run(killed_often(tmp_path, 4, 20, seconds_of(undisturbed), False, config), undisturbed)
 
 
 def seconds_of(run: Run) -> float:

@@ -406,6 +406,59 @@ def test_a_writer_that_fails_leaves_the_checkpoint_before_and_its_own_error(run:
     assert run.latest_checkpoint()[0] == 25
 
 
+def evaluated(run: Run, step: int, accuracy: float) -> None:
+    run.write_evaluation(step, {"accuracy": accuracy}, pd.DataFrame({"n": [1]}))
+    run.save_checkpoint(step, weights(step))
+
+
+def held(run: Run) -> list[int]:
+    return sorted(int(name.removeprefix("step-")) for name in os.listdir(run.path / "checkpoints"))
+
+
+def test_the_best_checkpoint_outlives_the_newer_ones_until_a_better_one_comes(run: Run) -> None:
+    run.write_evaluation(0, {"accuracy": 0.99}, pd.DataFrame({"n": [1]}))  # before training there is no checkpoint
+    with pytest.raises(RunError, match="take the last"):
+        run.weights("best")
+    for step, accuracy, best in ((1, 0.5, 1), (2, 0.4, 1), (3, 0.5, 1), (4, 0.1, 1), (5, 0.6, 5), (6, 0.2, 5)):
+        evaluated(run, step, accuracy)
+        assert run.best_step() == best and run.weights("best")[0] == best == value_of(run.weights("best")[1])
+        assert held(run) == sorted({best, step, max(step - 1, 1)})
+        assert run.weights()[0] == run.weights("last")[0] == step
+
+
+def test_rewinding_drops_the_best_checkpoint_only_where_it_is_newer(run: Run) -> None:
+    for step, accuracy in ((1, 0.5), (2, 0.4), (3, 0.1), (4, 0.9)):
+        evaluated(run, step, accuracy)
+    assert held(run) == [3, 4]
+    run.rewind(3)
+    assert run.best_step() == 1 and run.weights("best")[0] == 3  # what is left of what was kept
+    evaluated(run, 4, 0.05)
+    assert run.weights("best")[0] == 3 and run.weights("last")[0] == 4
+
+
+def test_without_keep_best_only_the_newest_are_kept(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", configs.replace(Config(), {"record.keep_best": False}), "masa train")
+    for step, accuracy in ((1, 0.9), (2, 0.4), (3, 0.1)):
+        evaluated(run, step, accuracy)
+    assert held(run) == [2, 3]
+
+
+def test_a_broken_best_checkpoint_gives_way_to_the_next_best(run: Run) -> None:
+    for step, accuracy in ((1, 0.9), (2, 0.4), (3, 0.1)):
+        evaluated(run, step, accuracy)
+    (run.path / "checkpoints" / "step-000001" / "state.json").unlink()
+    assert run.weights("best")[0] == 2
+
+
+def test_the_weights_of_a_run_without_checkpoints_are_its_trained_model_or_a_sentence(run: Run) -> None:
+    with pytest.raises(RunError, match="neither a checkpoint nor a trained model yet; go on with it with `masa resume"):
+        run.weights()
+    run.append_metrics({"step": 9})
+    run.save_model(weights(9))
+    run.set_status("finished")
+    assert run.weights() == (9, run.path / "model")
+
+
 WRITER = """
 import signal, sys
 from masa_lib.runs import Run

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import json
 import math
 import shutil
@@ -18,8 +19,10 @@ from small import MODEL, small, timeless
 from masa_lib import config as configs
 from masa_lib import models, tiers
 from masa_lib.config import Config, ConfigError
-from masa_lib.runs import Run
-from masa_lib.trainer import StepResult, Trainer, learning_rate, train
+from masa_lib.engine import in_process
+from masa_lib.runs import Run, RunError
+from masa_lib.tensorboard import Board, open_board
+from masa_lib.trainer import StepResult, Trainer, learning_rate, resume, train
 
 
 def steps(changes=None) -> list[StepResult]:
@@ -139,6 +142,60 @@ def test_what_was_loaded_before_the_first_step_cannot_change_live(tmp_path: Path
         assert run is None or run.changes() == []
 
 
+# What else a run keeps.
+
+def test_the_step_of_the_highest_held_out_accuracy_is_checkpointed_when_it_is_evaluated(tmp_path: Path) -> None:
+    run = train(small({"steps": 6, "evaluation.every": 1, "record.checkpoint_every": 50, "record.checkpoints_kept": 1}),
+                tmp_path / "run", "masa train")
+    accuracy = run.evaluations().set_index("step")["accuracy"].drop(0)
+    best = int(accuracy.idxmax())
+    kept = {int(folder.name.removeprefix("step-")) for folder in (run.path / "checkpoints").iterdir()}
+    assert run.weights("best")[0] == run.best_step() == best and kept == {best, 6}
+
+
+def events(run: Run) -> dict[str, list[tuple[int, float]]]:
+    """What TensorBoard shows of a run: step and value by tag."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    return {tag: [(event.step, event.value) for event in shown.Scalars(tag)] for tag in shown.Tags()["scalars"]}
+
+
+def test_tensorboard_shows_each_step_once_also_after_a_resume(tmp_path: Path) -> None:
+    config = small({"steps": 4, "evaluation.every": 2})
+    run = train(configs.replace(config, {"steps": 3}), tmp_path / "run", "masa train")
+    Board(run).add("train", {"step": 4, "loss": 99.0})  # of a step that a kill dropped
+    run.append_change(4, {"steps": 4})
+    shown = events(resume(run.path))
+    for kind, rows in (("train", run.metrics()), ("evaluation", run.evaluations())):
+        for name, value in rows.iloc[-1].items():
+            if isinstance(value, (int, float)) and name != "step" and math.isfinite(value):
+                expected = rows.loc[np.isfinite(rows[name].astype(float)), ["step", name]].to_numpy()
+                assert np.allclose(shown[f"{kind}/{name}"], expected, rtol=1e-5), name
+    assert [step for step, _ in shown["train/loss"]] == [1, 2, 3, 4]
+    assert [step for step, _ in shown["evaluation/accuracy"]] == [0, 2, 3, 4]
+
+
+def test_a_board_is_left_out_where_it_is_not_wanted_and_missed_only_where_it_is(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs = {wanted: Run.create(tmp_path / wanted, small({"record.tensorboard": wanted}), "masa train")
+            for wanted in ("on", "off", "auto")}
+    assert open_board(runs["off"]) is None and not (tmp_path / "off" / "tensorboard").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as where the package is not installed
+    assert open_board(runs["auto"]) is None
+    with pytest.raises(RunError, match=r"`pip install tensorboard` brings it, and record\.tensorboard=off"):
+        open_board(runs["on"])
+
+
+def test_looking_for_finished_sequences_now_and_then_changes_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = next(Trainer(small()))
+    monkeypatch.setitem(in_process._LOOK, "cpu", 7)
+    found = next(Trainer(small()))
+    assert found.rollouts["tokens"].tolist() == whole.rollouts["tokens"].tolist()
+    assert found.rollouts["finish"].tolist() == whole.rollouts["finish"].tolist()
+    np.testing.assert_allclose(sum(found.rollouts["logps"], ()), sum(whole.rollouts["logps"], ()), atol=1e-4)
+
+
 # The update.
 
 def naive_step(model, table: pd.DataFrame, config: Config) -> None:
@@ -238,6 +295,14 @@ def test_a_second_update_of_a_step_sees_the_weights_of_the_first_and_is_clipped(
     (row,) = metrics({"steps": 1, "update.updates_per_step": 2, "update.learning_rate": 3e-3,
                       "model.precision": precision})
     assert row["clip_share"] > 0.05  # with the old weights it is 0.003
+
+
+def test_the_entropy_bonus_acts_only_where_the_predictions_have_less_entropy_than_the_floor() -> None:
+    def gradient_norm(bonus: float, floor: float) -> float:
+        changes = {"steps": 1, "method": "masa", "update.meta_entropy": bonus, "update.entropy_floor": floor}
+        return metrics(changes)[0]["gradient_norm"]
+
+    assert gradient_norm(0.5, floor=0.0) == gradient_norm(0.0, floor=9.0) != gradient_norm(0.5, floor=9.0)
 
 
 def test_the_token_budget_and_the_chunk_change_nothing_but_float_noise() -> None:

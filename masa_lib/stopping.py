@@ -1,0 +1,70 @@
+"""Stopping a training from outside: the first signal lets the running step finish, a second one drops it.
+
+Signals reach a process's main thread alone; a training in another thread hears none and is stopped by whoever started
+that thread.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+#: exit code of a training whose running step was dropped (EX_TEMPFAIL: try again); 128 + signal: the step was finished
+STEP_DROPPED = 75
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+T = TypeVar("T")
+
+
+class Stopped(KeyboardInterrupt):
+    """A training was stopped before its end; `exit_code` is what its command leaves with."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class Stop:
+    """Whether a stop was asked for; as a context it listens to SIGINT and SIGTERM (one that is ignored stays so).
+
+    `signal` is the number of the first one, 0 before it.
+    """
+
+    def __init__(self) -> None:
+        self.signal, self._again, self._repeatable, self._before = 0, False, False, {}
+
+    def __enter__(self) -> Stop:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._receive) for number in SIGNALS
+                            if signal.getsignal(number) is not signal.SIG_IGN}
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler or signal.SIG_DFL)  # None: it was not set from Python
+
+    def attempt(self, work: Callable[[], T]) -> T | None:
+        """The result of work that can be repeated later: a first signal drops it at once, and None comes back.
+
+        Raises:
+            Stopped: at a second signal.
+        """
+        self._repeatable = True  # before `signal` is read: a signal in between is raised
+        try:
+            return None if self.signal else work()
+        except Stopped:
+            if self._again:
+                raise
+            return None
+        finally:
+            self._repeatable = False
+
+    def _receive(self, number: int, frame: Any) -> None:
+        self._again, self.signal = bool(self.signal), self.signal or number
+        if self._again or self._repeatable:
+            raise Stopped("Stopped at once: what came after the last checkpoint is dropped.", STEP_DROPPED)
+        with contextlib.suppress(OSError):  # print may not be re-entered
+            os.write(2, b"\nStopping after this step; a second signal drops it.\n")
