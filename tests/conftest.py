@@ -4,11 +4,15 @@ The `slow` marker and the warnings that count as errors stand in pyproject.toml.
 """
 
 import os
+import signal
 
 # Before torch is imported, here or in a process that a test starts: two cores, many processes, one thread each.
 for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",
                     "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}.items():
     os.environ.setdefault(name, value)
+
+# A suite that was started in the background ignores SIGINT, and so would the commands that the tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from hypothesis import HealthCheck, settings
 

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from masa_lib import checks, models
+from masa_lib import checks, tiers
 
 
 def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
@@ -20,7 +20,7 @@ def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
 
 
 def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(models, "DATA", tmp_path)
+    monkeypatch.setattr(tiers, "DATA", tmp_path)
     said = "\n".join(checks.environment_check())
     assert "The pocket model is missing (data/pocket): `masa pocket build --out data/pocket` makes it." in said
     assert "The recorded study is missing (data/runs/baseline)" in said
