@@ -6,6 +6,8 @@ Every check runs on every back-end, with the bundled model in both precisions an
 from __future__ import annotations
 
 import dataclasses
+import gc
+import os
 import resource
 import sys
 from types import SimpleNamespace
@@ -177,14 +179,15 @@ def test_an_interrupted_call_leaves_the_engine_usable(policy):
 @pytest.mark.parametrize("engine", ["transformers", "paged"])
 def test_running_out_of_memory_while_sampling_is_a_sentence(engine):
     policy = make_policy(engine, "pocket", "float32", 0.0)
-    roomy = make_engine(engine, policy.model, policy.tokenizer, batch=600)
+    roomy = make_engine(engine, policy.model, policy.tokenizer, batch=1200)
+    gc.collect()  # what earlier engines leave would give room
     with open("/proc/self/statm", encoding="ascii") as file:
         used = int(file.read().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + 300 * 2**20, hard))
     try:
         with pytest.raises(EngineError, match=r"memory.*lower sampling\.batch"):
-            roomy.generate([Request((2, *([40] * 900), seed % 60 + 40), 20, seed) for seed in range(600)])
+            roomy.generate([Request((2, *([40] * 900), seed % 60 + 40), 20, seed) for seed in range(1200)])
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
@@ -223,8 +226,6 @@ def test_vllm_missing_or_there_twice_is_a_sentence(names, message, tmp_path, mon
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
 def test_vllm_leaves_the_process_as_it_was():
-    import os
-
     torch.manual_seed(5)
     before = torch.get_rng_state(), torch.set_num_threads, torch.get_num_threads(), os.environ.get("LD_PRELOAD")
     policy = make_policy("vllm", "pocket", "float32", 0.0)
@@ -242,18 +243,15 @@ def test_vllm_leaves_the_process_as_it_was():
 def test_a_few_training_steps_keep_the_engine_with_the_policy(engine, name, method):
     if engine == "vllm" and sys.platform != "linux":
         pytest.skip("vLLM is built for Linux")
-    precision = "bfloat16" if name == "smollm2" else "float32"
-    # An untrained SmolLM2 is unsure of every token: bfloat16 alone moves its log-probs by up to 0.03, in any engine.
-    tolerance = 0.06 if name == "smollm2" else 1e-3
     trainer = Trainer(small({
-        "method": method, "steps": 2, "model.name": name, "model.precision": precision, "sampling.engine": engine,
+        "method": method, "steps": 2, "model.name": name, "sampling.engine": engine,
         "sampling.problems": 4, "sampling.solution_tokens": 32, "sampling.meta_tokens": 32,
         "evaluation.final_problems": 2, "evaluation.problems": 2, "update.learning_rate": 1e-3}))
     for result in trainer:
         gap = result.metrics["logp_gap"]
-        assert gap != gap or gap < tolerance  # NaN: every group of the step had one reward
+        assert gap != gap or gap < 1e-3  # NaN: every group of the step had one reward
         assert result.metrics["tokens_prefill"] > 0
     policy = SimpleNamespace(config=trainer.config.model, model=trainer.model, engine=trainer.engine)
     asked = requests(12)
-    assert mean_gap(policy, asked, generate(policy, asked)) < tolerance
+    assert mean_gap(policy, asked, generate(policy, asked)) < 1e-3
     assert trainer.step == 2
