@@ -40,6 +40,7 @@ class ModelConfig:
     """Which model is trained, and in which precision."""
 
     name: str = option("pocket", "a tier's name, a Hugging Face id or a folder")
+    weights: str = option("", "a folder with other weights of this model to begin with, such as `masa warmup` makes")
     precision: str = option("float32", "of the computation and of frozen weights; trained weights stay float32",
                             choices=("float32", "bfloat16"))
     device: str = option("auto", "auto takes CUDA where there is one", choices=("auto", "cpu", "cuda"))

@@ -63,7 +63,7 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
 
     # A checkpoint of all weights needs nothing else: the run may be on another computer by now.
     lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
-    where = folder(config.name) if lora or not weights else str(weights)
+    where = (config.weights or folder(config.name)) if lora or not weights else str(weights)
     try:
         tokenizer = AutoTokenizer.from_pretrained(weights or where)
         model = AutoModelForCausalLM.from_pretrained(
@@ -71,7 +71,7 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         if lora:
             _add_adapters(model, config, weights)
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(_cannot_load(config.name, where, error)) from error
+        raise ModelError(_cannot_load(config.weights or config.name, where, error)) from error
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where the files are missing
         raise ModelError(f"The tokenizer of {config.name!r} knows no token; its files are missing. Save it beside the "
                          "weights (tokenizer.save_pretrained(folder)).")

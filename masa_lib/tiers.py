@@ -98,12 +98,12 @@ _SMALL_PROBLEMS = ("reasoning-gym:chain_sum:max_terms=2:max_digits=1,chain_sum:m
 #: Full fine-tuning in float32, which every CPU can; one with instructions for bfloat16 is several times faster in that.
 #: Reward and update are those of the pocket tier.
 _SMOLLM2 = {key: value for key, value in _POCKET.items() if key.startswith(("reward.", "update."))} | {
-    "steps": 60, "problems.source": _SMALL_PROBLEMS, "problems.pool": 480, "sampling.problems": 12,
+    "steps": 50, "problems.source": _SMALL_PROBLEMS, "problems.pool": 480, "sampling.problems": 12,
     "sampling.solutions": 8, "sampling.predictions": 8,
     "sampling.solution_tokens": 96, "sampling.meta_tokens": 64, "sampling.batch": 256,
-    "update.learning_rate": 3e-5, "update.warmup_steps": 5, "update.token_budget": 2048, "update.logprob_chunk": 1024,
+    "update.learning_rate": 4e-5, "update.warmup_steps": 5, "update.token_budget": 2048, "update.logprob_chunk": 1024,
     "evaluation.every": 10, "evaluation.problems": 60, "evaluation.samples": 2,
-    "evaluation.final_problems": 120, "evaluation.final_samples": 8,
+    "evaluation.final_problems": 80, "evaluation.final_samples": 8,
     "record.checkpoint_every": 10, "record.rollouts_every": 5}
 
 #: The paper's training (see configs/paper-v2-8b.toml), with vLLM beside the trainer on one GPU of 80 GB. From 4B on

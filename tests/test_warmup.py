@@ -122,7 +122,8 @@ def test_the_folder_loads_and_says_how_it_was_made(made: Path) -> None:
     assert 0 < manifest["solutions_kept"] <= manifest["solutions_sampled"] == 12
     assert {"commit", "dirty"} <= set(manifest["git"]) and "model.safetensors" in manifest["sha256"]
     settings = config.load(made / "settings.toml")
-    assert settings.model.name == str(made) and settings.problems == CONFIG.problems
+    assert settings.model.weights == str(made) and settings.model.name == CONFIG.model.name
+    assert settings.problems == CONFIG.problems
     model, tokenizer = models.load(settings.model)
     original, _ = models.load(CONFIG.model)
     assert tokenizer.chat_template
