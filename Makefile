@@ -67,12 +67,9 @@ test: install-dev
 test-all: install-dev
 	$(PYTEST) -m ""
 
-# The recorded study: five seeds of each method, two runs at a time with one thread each; finished runs are left alone.
-JOBS ?= 2
+# The first recorded study; finished runs are left alone.
 baseline: install
-	@for seed in 0 1 2 3 4; do for method in masa grpo; do echo $$method $$seed; done; done | xargs -P $(JOBS) -L 1 \
-	  sh -c 'out=data/runs/baseline/$$0-s$$1; if [ -e $$out/config.toml ]; then $(BIN)/masa resume $$out; \
-	  else $(BIN)/masa train --model pocket --method $$0 --seed $$1 --out $$out --set model.threads=1; fi'
+	$(BIN)/masa study studies/baseline.toml
 
 # Execute the notebooks anew, as they are committed: no widget state, no timing, no progress bars. Where kaleido finds a
 # Chrome or Chromium, each figure gets a picture beside it, for pages that do not run plotly.

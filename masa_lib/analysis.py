@@ -17,12 +17,23 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
+from masa_lib.awareness import calibration as calibration
+from masa_lib.awareness import correlation as correlation
+from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
+from masa_lib.awareness import within_level_correlation as within_level_correlation
+from masa_lib.config import METHODS
 from masa_lib.runs import Run
 
-REFERENCE = "grpo"
+REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
+#: arms that know what a training does not: the problems' levels, or their true pass rates
+PRIVILEGED = ("level-table", "oracle")
 TARGET_SHARE = 0.9
+#: most cores that other processes may use, on average, in a run that had the machine to itself
+ALONE = 0.25
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
-TOKENS = ("tokens_solution", "tokens_meta", "tokens_prefill", "tokens_update")
+#: the streams whose tokens are cost; a record without one of them had none
+COST = ("tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning")
+TOKENS = (*COST, "tokens_oracle", "tokens_prefill", "tokens_decode", "tokens_update")
 STEP_COLUMNS = (*TOKENS, "seconds_total", "updates")
 ENDS = ("before", "after")
 # Names in the comparison's JSON -> names of meta_awareness.
@@ -31,6 +42,9 @@ MEASURES = {"r_pass_rate": "pass_rate_r", "r_pass_rate_within": "pass_rate_r_wit
             "r_length_all": "length_all_r", "r_prompt_length": "r_prompt_length",
             "r_prompt_length_within": "r_prompt_length_within", "predicted_pass_rate": "predicted_pass_rate",
             "parse_rate": "parse_rate"}
+#: measures of gate and cap in the comparison's JSON, from `gate_quality`
+GATES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "dropped", "gate_steps", "gate_start",
+         "gate_switches", "cap_steps", "right_cut", "stopped", "collapsed")
 
 
 class AnalysisError(ValueError):
@@ -101,75 +115,6 @@ def pass_at_k_interval(table: pd.DataFrame, k: int, *, level: float = 0.95, draw
     return float(values.mean()), float(low), float(high)
 
 
-def correlation(x: Any, y: Any) -> float:
-    """Pearson's r over the pairs where both are known; NaN if a side is constant or fewer than three pairs remain."""
-    pairs = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)])
-    x, y = pairs[:, np.isfinite(pairs).all(axis=0)]
-    if x.size < 3 or np.allclose(x, x[0]) or np.allclose(y, y[0]):
-        return math.nan
-    return float(np.corrcoef(x, y)[0, 1])
-
-
-def within_level_correlation(x: Any, y: Any, level: Any) -> float:
-    """Pearson's r after each side's mean of the level is taken off: what is known beyond the problem's level."""
-    frame = pd.DataFrame({"x": np.asarray(x, float), "y": np.asarray(y, float), "level": np.asarray(level)}).dropna()
-    centred = frame[["x", "y"]] - frame.groupby("level")[["x", "y"]].transform("mean")
-    return correlation(centred["x"], centred["y"])
-
-
-def problem_measures(table: pd.DataFrame) -> pd.DataFrame:
-    """An evaluation table with the true and the mean predicted pass rate (0 to 1) and length (tokens) beside it."""
-    def means(lists: Iterable[Any]) -> list[float]:
-        return [float(np.mean(entry)) if entry is not None and len(entry) else math.nan for entry in lists]
-
-    return table.assign(pass_rate=table["c"] / table["n"],
-                        predicted_pass_rate=np.asarray(means(table["predictions"])) / 8,
-                        predicted_length=means(table["predicted_lengths"]))
-
-
-def meta_awareness(table: pd.DataFrame) -> dict[str, float]:
-    """How well the mean of the M predictions of a problem matches its solutions, over one evaluation table.
-
-    `*_within` takes the level's means off first; `length_*` compares with the mean length of the correct solutions,
-    which is what the reward pays for (a problem without one is left out), `length_all_*` with that of all;
-    `r_prompt_length` is the R of a regression of the true pass rate on the prompt's length alone.
-    """
-    frame = problem_measures(table)
-    prompt = frame["prompt_length"]
-    measures = {}
-    for name, predicted, true in (("pass_rate", "predicted_pass_rate", "pass_rate"),
-                                  ("length", "predicted_length", "correct_length"),
-                                  ("length_all", "predicted_length", "mean_length")):
-        measures[f"{name}_r"] = correlation(frame[predicted], frame[true])
-        measures[f"{name}_r_within"] = within_level_correlation(frame[predicted], frame[true], frame["level"])
-        measures[f"{name}_mae"] = float((frame[predicted] - frame[true]).abs().mean())
-    asked = frame["meta_samples"].sum()
-    return measures | {
-        "parse_rate": float((frame["parsed"] * frame["meta_samples"]).sum() / asked) if asked else math.nan,
-        "predicted_pass_rate": float(frame["predicted_pass_rate"].mean()),
-        "r_prompt_length": abs(correlation(prompt, frame["pass_rate"])),
-        "r_prompt_length_within": abs(within_level_correlation(prompt, frame["pass_rate"], frame["level"])),
-    }
-
-
-def calibration(predicted: Any, true: Any, bins: int = 10) -> dict[str, Any]:
-    """How far off predictions are where they are high and where they are low.
-
-    Args:
-        predicted: of each problem.
-        true: of each problem, on the same scale.
-        bins: of about equally many problems each, in the order of the prediction; equal predictions share a bin.
-
-    Returns:
-        `bins` (mean predicted, mean true, number of problems) and `error`, their mean absolute gap over the problems.
-    """
-    frame = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float)}).dropna()
-    places = ((frame["predicted"].rank() - 0.5) / len(frame) * bins).astype(int)
-    table = frame.groupby(places).agg(predicted=("predicted", "mean"), true=("true", "mean"), problems=("true", "size"))
-    gap = (table["predicted"] - table["true"]).abs()
-    return {"error": float((gap * table["problems"]).sum() / len(frame)), "bins": table.to_dict("records")}
-
-
 def time_to_target(steps: Sequence[float], accuracy: Sequence[float], cost: Sequence[float], target: float) -> float:
     """Cost at which a monotone (isotonic) fit of the curve first reaches the target; infinite if it never does.
 
@@ -200,11 +145,34 @@ def paired_ratio(reference: pd.Series, costs: pd.Series) -> dict[str, float]:
     return _interval(np.exp(mean_interval(np.log(pairs[:, 0] / pairs[:, 1]))))
 
 
+def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
+    """The true pass rate where a pass rate is predicted: a row an arm and eighth, over the seeds.
+
+    Args:
+        problems: columns arm, seed, predicted_pass_rate and pass_rate, such as `Comparison.problems` of one end.
+
+    Returns:
+        Columns arm, bin (the nearest eighth of the mean prediction), predicted, true, low, high (t-interval over
+        seeds), seeds and problems (how many lie behind the point).
+    """
+    known = problems.dropna(subset=["predicted_pass_rate"])
+    places = (known["predicted_pass_rate"] * 8).round().astype(int).rename("bin")
+    by_seed = known.groupby(["arm", places, "seed"]).agg(
+        predicted=("predicted_pass_rate", "mean"), true=("pass_rate", "mean"), problems=("pass_rate", "size"))
+    rows = [{"arm": arm, "bin": place, "predicted": part["predicted"].mean(), "seeds": len(part),
+             "problems": int(part["problems"].sum()),
+             **dict(zip(("true", "low", "high"), mean_interval(part["true"]), strict=True))}
+            for (arm, place), part in by_seed.groupby(level=["arm", "bin"])]
+    return pd.DataFrame(rows, columns=["arm", "bin", "predicted", "true", "low", "high", "seeds", "problems"])
+
+
 def compare_runs(paths: str | Path | Iterable[str | Path]) -> Comparison:
-    """Compare run folders, or the runs inside a folder, arm by arm; every ratio is against the arm `grpo`.
+    """Compare run folders, or the runs inside a folder, arm by arm; every ratio is against `reference` of the arm.
 
     An arm is the folder's name without `-s<seed>`, or the method where a folder is not named so. The target is the
-    base accuracy plus 90 % of grpo's mean gain; sampled tokens and seconds of training are cost, evaluations are not.
+    base accuracy plus 90 % of the reference's mean gain; the tokens of COST and seconds of training are cost,
+    evaluations and what an oracle measures are not. Seconds to the target are those of runs that had the machine to
+    themselves, by `cores_others` of their metrics (cores that other processes used, mean of a step).
 
     Raises:
         AnalysisError: no run is found, two runs are the same arm and seed, or a run has only begun.
@@ -218,13 +186,16 @@ def compare_runs(paths: str | Path | Iterable[str | Path]) -> Comparison:
     if len(double):
         raise AnalysisError(f"The runs {' and '.join(double['path'])} are all arm {double['arm'].iloc[0]!r} with seed "
                             f"{double['seed'].iloc[0]}; leave one out, or name the folders <arm>-s<seed>.")
-    target, notes = _target(runs[runs["arm"] == REFERENCE])
-    for cost in ("tokens", "seconds"):
-        runs[f"{cost}_to_target"] = [
-            time_to_target(curve["step"], curve["accuracy"], curve[cost], target) for _, curve, *_ in records]
-    methods = {arm: _arm_summary(group, runs[runs["arm"] == REFERENCE], problems[problems["arm"] == arm])
+    found = {name: _target(runs[runs["arm"] == name], name) for name in dict.fromkeys(map(reference, runs["arm"]))}
+    runs["target"] = [found[reference(arm)][0] for arm in runs["arm"]]
+    for cost in ("step", "tokens", "seconds", *COST):
+        runs[f"{cost}_to_target"] = [time_to_target(curve["step"], curve["accuracy"], curve[cost], target)
+                                     for target, (_, curve, *_) in zip(runs["target"], records, strict=True)]
+    runs.loc[~runs["alone"], "seconds_to_target"] = math.nan
+    methods = {arm: _arm_summary(group, runs, problems[problems["arm"] == arm])
                for arm, group in runs.groupby("arm", sort=False)}
-    summary = {"methods": methods, "target": target, "warnings": notes + _warnings(runs)}
+    notes = [note for _, note in found.values() if note]
+    summary = {"methods": methods, "target": found.get(REFERENCE, (math.nan,))[0], "warnings": notes + _warnings(runs)}
     return Comparison(_plain(summary), runs, curves, steps, problems)
 
 
@@ -244,9 +215,15 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def arm_rank(arm: str) -> tuple[int, str]:
-    """Sorting key of arms: grpo, masa, then the others by name."""
-    return ({REFERENCE: 0, "masa": 1}.get(arm, 2), arm)
+def arm_rank(arm: str) -> tuple[bool, int, str]:
+    """Sorting key of arms: the methods in their order, then others by name; arms on a fresh stream come last."""
+    base = arm.removesuffix(FRESH)
+    return base != arm, METHODS.index(base) if base in METHODS else len(METHODS), arm
+
+
+def reference(arm: str) -> str:
+    """The arm that another is measured against: grpo, for arms on a fresh stream grpo on a fresh stream."""
+    return REFERENCE + FRESH if arm.endswith(FRESH) else REFERENCE
 
 
 def paper_points(measure: str, folder: Path = PAPER) -> pd.DataFrame:
@@ -269,35 +246,44 @@ def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, p
     key = {"arm": name[1] if name else run.config.method, "seed": run.config.seed}
     steps = run.metrics().select_dtypes("number")
     steps = steps.reindex(columns=list(dict.fromkeys(["step", *STEP_COLUMNS, *steps])))
-    filled = steps[list(STEP_COLUMNS)].fillna(0.0)
-    steps = steps.assign(tokens=(filled["tokens_solution"] + filled["tokens_meta"]).cumsum(),
-                         seconds=filled["seconds_total"].cumsum(), **key)
+    spent = steps[list(STEP_COLUMNS)].fillna(0.0).cumsum().set_axis(steps["step"])
+    spent = spent.assign(tokens=spent[list(COST)].sum(axis=1), seconds=spent["seconds_total"])
+    steps = steps.assign(tokens=spent["tokens"].to_numpy(), seconds=spent["seconds"].to_numpy(), **key)
     curve = run.evaluations().assign(**key)
     if curve.empty or steps.empty:
         raise AnalysisError(f"The run {path} has no evaluation or no finished step yet: there is nothing to compare.")
-    spent = [steps.loc[steps["step"] <= step, ["tokens", "seconds"]].max() for step in curve["step"]]
-    curve[["tokens", "seconds"]] = pd.DataFrame(spent).fillna(0.0).to_numpy()
-    totals = filled.sum()
+    costs = ["tokens", "seconds", *COST]
+    curve[costs] = spent[costs].reindex(curve["step"], method="ffill").fillna(0.0).to_numpy()
     row = key | {"path": path.name, "steps": len(steps), "planned": run.config.steps,
-                 "seconds": totals["seconds_total"], "tokens": totals["tokens_solution"] + totals["tokens_meta"],
-                 **totals[[*TOKENS, "updates"]]}
+                 "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
+                 "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),
+                 **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
     problems = []
     for when, end in zip(ENDS, (curve.iloc[0], curve.iloc[-1]), strict=True):
-        table = run.evaluation_table(int(end["step"]))
+        table = problem_measures(run.evaluation_table(int(end["step"])))
         row[f"accuracy_{when}"] = float(end["accuracy"])
         row |= {f"{name}_{when}": value for name, value in meta_awareness(table).items()}
-        problems.append(problem_measures(table).assign(when=when, **key))
+        row[f"calibration_error_{when}"] = calibration(table["predicted_pass_rate"], table["pass_rate"])["error"]
+        problems.append(table.assign(when=when, **key))
     return row, curve, steps, pd.concat(problems)
 
 
-def _target(grpo: pd.DataFrame) -> tuple[float, list[str]]:
-    """The accuracy that time-to-target asks for, and a note where there is none."""
-    if grpo.empty:
-        return math.nan, ["There is no grpo arm, so there is no target and no ratio."]
-    base, final = grpo[["accuracy_before", "accuracy_after"]].mean()
+def _fall_and_rise(steps: pd.DataFrame) -> dict[str, float]:
+    """`drop_then_align` of the steps without a gate, whose batches are all that was asked."""
+    table = steps.reindex(columns=["predicted_pass_rate", "accuracy", "gate_on"])
+    table = table[~(table["gate_on"] > 0)]
+    return {f"align_{name}": value
+            for name, value in drop_then_align(table["predicted_pass_rate"], table["accuracy"]).items()}
+
+
+def _target(runs: pd.DataFrame, name: str) -> tuple[float, str]:
+    """The accuracy that time-to-target asks for, from the runs of a reference arm; without one, the reason."""
+    if runs.empty:
+        return math.nan, f"There is no {name} arm, so there is no target and no ratio."
+    base, final = runs[["accuracy_before", "accuracy_after"]].mean()
     if not final > base:
-        return math.nan, ["The grpo arm has not gained accuracy, so there is no target and no ratio."]
-    return float(base + TARGET_SHARE * (final - base)), []
+        return math.nan, f"The {name} arm has not gained accuracy, so there is no target and no ratio."
+    return float(base + TARGET_SHARE * (final - base)), ""
 
 
 def _warnings(runs: pd.DataFrame) -> list[str]:
@@ -307,31 +293,63 @@ def _warnings(runs: pd.DataFrame) -> list[str]:
     if runs["updates"].nunique() > 1:
         notes.append("The runs took different numbers of optimiser updates, so they are not compared at equal updates: "
                      + ", ".join(f"{row.path} {row.updates:g}" for row in runs.itertuples()) + ".")
+    if not runs["alone"].all():
+        notes.append(f"{(~runs['alone']).sum()} of {len(runs)} runs do not show that they had the machine to "
+                     "themselves, so their seconds are not compared.")
     return notes
 
 
-def _arm_summary(runs: pd.DataFrame, grpo: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
-    """The JSON entry of an arm; `runs` and `grpo` have a row a seed, `problems` the rows of both its evaluations."""
-    runs, grpo = runs.set_index("seed"), grpo.set_index("seed")
+def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
+    """The JSON entry of an arm: `runs` are its own, a row a seed, `problems` the rows of both its evaluations."""
+    arm = runs["arm"].iloc[0]
+    runs, base, efficient = (everything[everything["arm"] == name].set_index("seed") for name in (
+        arm, reference(arm), EFFICIENT + (FRESH if arm.endswith(FRESH) else "")))
     rates = (problems["c"] / problems["n"]).groupby([problems["level"], problems["when"]]).mean().unstack()
     never = int(np.isinf(runs["tokens_to_target"]).sum())
     undefined = int(runs["pass_rate_r_after"].isna().sum())
     notes = {f"{never} of {len(runs)} seeds never reach the target and are left out of the ratios.": never,
              f"r of the pass rate after training is undefined in {undefined} of {len(runs)} seeds.": undefined}
     return {
-        "seeds": len(runs),
+        "seeds": len(runs), "privileged": arm.removesuffix(FRESH) in PRIVILEGED, "reference": reference(arm),
+        "target": runs["target"].iloc[0], "difficulty": " and ".join(runs["difficulty"].unique()),
         "accuracy_base": runs["accuracy_before"].mean(),
-        "accuracy_final": _interval(mean_interval(runs["accuracy_after"])),
-        "accuracy_above_grpo": _interval(mean_interval(runs["accuracy_after"] - grpo["accuracy_after"])),
+        "accuracy_final": over_seeds(runs["accuracy_after"]),
+        "accuracy_above_grpo": over_seeds(runs["accuracy_after"] - base["accuracy_after"]),
         **{name: runs[name].mean() for name in ("tokens", *TOKENS, "seconds", "updates")},
-        **{f"{cost}_to_target_ratio": paired_ratio(grpo[f"{cost}_to_target"], runs[f"{cost}_to_target"])
-           for cost in ("tokens", "seconds")},
+        **{f"{cost}s_to_target_ratio": paired_ratio(base[f"{cost}s_to_target"], runs[f"{cost}s_to_target"])
+           for cost in ("token", "second")},
+        **_arithmetic(runs, base),
+        "tokens_below_efficient": paired_ratio(efficient["tokens_to_target"], runs["tokens_to_target"]),
         **{name: {when: runs[f"{column}_{when}"].mean() for when in ENDS} for name, column in MEASURES.items()},
+        "final": {name: over_seeds(runs[f"{MEASURES[name]}_after"]) for name in ("r_pass_rate", "r_pass_rate_within",
+                                                                                "r_length", "mae_pass_rate")},
+        "calibration_error": {when: over_seeds(runs[f"calibration_error_{when}"]) for when in ENDS},
+        **{name: over_seeds(runs[name]) for name in GATES},
+        "drop_then_align": {"measured": int(runs["align_shown"].count()), "shown": int(runs["align_shown"].sum()),
+                            **{name: over_seeds(runs[f"align_{name}"]) for name in ("fall", "rise")}},
         "never_crossed": never, "note": " ".join(note for note, count in notes.items() if count),
         "gain_by_level": {str(level): gain for level, gain in (rates["after"] - rates["before"]).items()},
         **{f"pass_at_32_{name}": _interval(pass_at_k_interval(problems[problems["when"] == when], 32))
            if problems["n"].min() >= 32 else None for name, when in (("base", "before"), ("final", "after"))},
     }
+
+
+def _arithmetic(runs: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
+    """Where the tokens to the target went: each stream as a share of what the reference spends, and the steps.
+
+    Means over the seeds in which both reach the target; the streams add up to `tokens`.
+    """
+    both = runs.index.intersection(base.index)
+    both = both[np.isfinite(runs.loc[both, "tokens_to_target"]) & np.isfinite(base.loc[both, "tokens_to_target"])]
+    parts = {name: (runs.loc[both, f"{name}_to_target"] / base.loc[both, "tokens_to_target"]).mean()
+             for name in ("tokens", *COST)}
+    return {"tokens_of_reference": parts, "steps_to_target_ratio": paired_ratio(
+        base.loc[both, "step_to_target"], runs.loc[both, "step_to_target"])}
+
+
+def over_seeds(values: Iterable[float]) -> dict[str, float]:
+    """`mean_interval` by name."""
+    return _interval(mean_interval(values))
 
 
 def _interval(values: Iterable[float]) -> dict[str, float]:

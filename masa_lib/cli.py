@@ -66,6 +66,7 @@ def build_parser() -> Parser:
 
     _add_training(command)
     _add_measuring(command)
+    _add_studies(command)
     compare = command("compare", _compare, "compare runs: accuracy, tokens, seconds, meta-awareness")
     compare.add_argument("runs", metavar="RUN|FOLDER", nargs="+", type=Path, help="runs, or a folder of runs")
     compare.add_argument("--json", action="store_true", help="print one JSON object; no page unless --out names it")
@@ -122,6 +123,27 @@ def _add_measuring(command: Callable[..., Parser]) -> None:
     export.add_argument("--checkpoint", choices=("last", "best"), default="last", help=f"{which} (default: last)")
 
 
+def _add_studies(command: Callable[..., Parser]) -> None:
+    study = command("study", _study, "train a grid of arms and seeds; what is finished is left alone", **RAW,
+                    epilog="SIGINT or SIGTERM lets the running steps finish and checkpoints them (exit code 130 or "
+                    "143); a second one drops them (75).")
+    study.add_argument("file", metavar="FILE", type=Path, help="the study, as studies/baseline.toml")
+    study.add_argument("--only", metavar="ARM", nargs="+", default=[], help="these arms alone")
+    study.add_argument("--seeds", metavar="0-3", help="these seeds alone, of those that the study has")
+    study.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: what the study says)")
+    study.add_argument("--commit", action="store_true", help="commit each finished record to git")
+    instead = study.add_mutually_exclusive_group()
+    instead.add_argument("--dry-run", action="store_true", help="only show how far every run is")
+    instead.add_argument("--smoke", action="store_true", help="only try a few tiny steps of every arm, elsewhere")
+    study.add_argument("--set", metavar="KEY=VALUE", dest="changes", nargs="+", action="extend", default=[],
+                       help="of --smoke: other settings, such as model.name=pocket")
+    study.set_defaults(interrupted=lambda options: "The same command goes on.")
+    replay = command("replay", _replay, "what gates and caps would have saved in a recorded run")
+    replay.add_argument("run", metavar="RUN", type=Path)
+    replay.add_argument("--out", metavar="FILE", type=Path, help="also write a page of plots")
+    replay.add_argument("--json", action="store_true", help="print one JSON object")
+
+
 def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
     table, defaults = config.settings(), tiers.config()
     for name in short:
@@ -153,12 +175,16 @@ def config_from(options: argparse.Namespace, base: config.Config | None = None) 
     """
     changes: dict[str, Any] = config.read(options.config) if options.config else {}
     changes |= {key: getattr(options, name) for name, key in SHORT.items() if getattr(options, name, None) is not None}
-    for entry in options.set:
-        key, equals, value = entry.partition("=")
-        if not equals:
-            raise config.ConfigError(f"--set takes KEY=VALUE, not {entry!r}.")
-        changes[key.strip()] = value.strip()
+    changes |= _set(options.set)
     return config.replace(base, changes) if base and not options.config else tiers.config(changes)
+
+
+def _set(entries: Sequence[str]) -> dict[str, str]:
+    """What `--set` names, by dotted key."""
+    for entry in entries:
+        if "=" not in entry:
+            raise config.ConfigError(f"--set takes KEY=VALUE, not {entry!r}.")
+    return {key.strip(): value.strip() for key, _, value in (entry.partition("=") for entry in entries)}
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -252,6 +278,26 @@ def _compare(options: argparse.Namespace) -> None:
     if html is None and not options.json:
         html = (options.runs[0] if len(options.runs) == 1 else Path()) / "report.html"
     print(report.compare(options.runs, html, options.json))
+
+
+def _study(options: argparse.Namespace) -> None:
+    from masa_lib import study
+
+    if options.changes and not options.smoke:
+        raise config.ConfigError("--set goes with --smoke alone; what a study trains stands in its file.")
+    chosen = study.load(options.file).select(options.only, options.seeds, options.jobs)
+    if options.smoke:
+        print(study.smoke(chosen, _set(options.changes)))
+        return
+    if not options.dry_run:
+        study.train(chosen, options.commit)
+    print(study.overview(chosen))
+
+
+def _replay(options: argparse.Namespace) -> None:
+    from masa_lib import replay
+
+    print(replay.replay(options.run, options.out, options.json))
 
 
 def _models(options: argparse.Namespace) -> None:

@@ -28,7 +28,9 @@ def option(default: Any, doc: str, *, low: float | None = None, high: float | No
         "doc": doc, "low": low, "high": high, "above": above, "choices": choices})
 
 
-METHODS = ("grpo", "masa")
+METHODS = ("grpo", "masa", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle")
+#: the methods with a meta stream
+PREDICTING = ("masa", "masa-efficient")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
          "evaluation.problems",
@@ -140,6 +142,67 @@ class UpdateConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GateConfig:
+    """Which problems masa-efficient leaves out once its predictions are good; rivals use what their docs name."""
+
+    start: int = option(0, "k: gate, cap and hint act after this step; 0: once the gate's precision, measured on the "
+                        "steps before, is at least gate.precision", low=0)
+    precision: float = option(0.9, "see gate.start", low=0.0, high=1.0)
+    rule: str = option("signal", "signal: dropped where the predicted chance of a mixed group is low; v1: where the "
+                       "predictions agree; v2: where they agree on 0 or 1", choices=("signal", "v1", "v2"))
+    threshold: float = option(0.4, "of the rule signal: least predicted chance of a group with right and wrong "
+                              "solutions", low=0.0, high=1.0)
+    std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", low=0.0)
+    predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", low=0)
+    candidates: float = option(3.0, "most problems drawn a step, as a multiple of sampling.problems", low=1.0)
+    recheck: float = option(0.1, "share of the dropped problems that is rolled out all the same, by chance "
+                            "(masa-efficient, level-table)", low=0.0, high=1.0)
+    window: int = option(20, "steps over which precision, recall, lost signal and cut solutions are measured", low=1)
+    guard: bool = option(True, "the gate acts only while the share of signal that it loses is at most gate.lost")
+    lost: float = option(0.2, "see gate.guard", low=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CapConfig:
+    """Where masa-efficient stops a solution, and what the predicted notions are used for."""
+
+    multiplier: float = option(2.0, "a solution is stopped at this multiple of the predicted length; 0: never", low=0.0)
+    aggregate: str = option("max", "how the M predicted lengths become one", choices=("max", "mean", "median"))
+    stopped: str = option("wrong", "a stopped solution is wrong, or left out of its group",
+                          choices=("wrong", "left out"))
+    uncapped: float = option(0.1, "share of the solutions that is not capped, by chance", low=0.0, high=1.0)
+    guard: bool = option(True, "the cap acts only while the share of right solutions that it cuts is at most cap.cut")
+    cut: float = option(0.05, "see cap.guard; measured on the uncapped solutions", low=0.0, high=1.0)
+    hint: str = option("none", "write the predicted notions behind the problem: in training, in evaluations, in both",
+                       choices=("none", "training", "evaluation", "both"))
+
+
+@dataclasses.dataclass(frozen=True)
+class CloningConfig:
+    """Behaviour cloning of expert predictions (the paper's first version); published: store 128, 5 updates."""
+
+    store: int = option(0, "expert predictions collected before they are cloned; 0: no cloning", low=0)
+    threshold: float = option(0.2, "least notion reward of an expert prediction", low=0.0, high=1.0)
+    updates: int = option(5, "gradient updates on a full store", low=1)
+    learning_rate: float = option(1e-5, "of these updates", above=0.0, high=1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class RivalsConfig:
+    """Settings of the other gates; `gate.candidates` is theirs, too."""
+
+    target: float = option(0.5, "mopps: pass rate sought", low=0.0, high=1.0)
+    decay: float = option(0.5, "mopps: share of a problem's counts that survives a visit", low=0.0, high=1.0)
+    explore: float = option(0.5, "greso: chance at first to roll out a problem whose last group had no signal; it is "
+                            "raised to the number of such visits in a row", low=0.0, high=1.0)
+    skipped: float = option(0.25, "greso: share of groups without signal at which `explore` is held", low=0.0, high=1.0)
+    refill: bool = option(True, "greso: groups without a signal do not fill the batch, as published (and as in dapo)")
+    threshold: float = option(0.4, "level-table, oracle: least chance of a group with a signal", low=0.0, high=1.0)
+    samples: int = option(16, "oracle: solutions by which it knows a problem's pass rate; no training cost", low=2)
+    refresh: int = option(20, "oracle: steps between two measurements of the whole pool", low=1)
+
+
+@dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
     """Held-out evaluation; its tokens are not counted as training cost."""
 
@@ -179,6 +242,10 @@ class Config:
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
+    gate: GateConfig = dataclasses.field(default_factory=GateConfig)
+    cap: CapConfig = dataclasses.field(default_factory=CapConfig)
+    cloning: CloningConfig = dataclasses.field(default_factory=CloningConfig)
+    rivals: RivalsConfig = dataclasses.field(default_factory=RivalsConfig)
     evaluation: EvaluationConfig = dataclasses.field(default_factory=EvaluationConfig)
     record: RecordConfig = dataclasses.field(default_factory=RecordConfig)
 
@@ -246,7 +313,7 @@ def validate(config: Config) -> None:
     for key, field in settings().items():
         _check(key, field, get(config, key))
     reward = config.reward
-    if config.method != "grpo" and reward.pass_rate_weight + reward.length_weight + reward.notion_weight <= 0:
+    if config.method in PREDICTING and reward.pass_rate_weight + reward.length_weight + reward.notion_weight <= 0:
         raise ConfigError("All three meta reward weights are 0; set at least one of reward.pass_rate_weight, "
                           "reward.length_weight and reward.notion_weight above 0.")
     if config.update.dual_clip and config.update.dual_clip <= 1:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engine, models, problems, rollouts
+from masa_lib import analysis, engine, models, problems, rollouts, selection
 from masa_lib.config import Config
 from masa_lib.engine import Engine
 from masa_lib.problems import Problem
+from masa_lib.rollouts import Ask
+from masa_lib.selection import Sample
 
 #: keeps the seeds of evaluations apart from those of training steps
 SEED_TAG = 7919
@@ -29,18 +33,20 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         tokenizer: of the model.
         config: wording, caps, temperature.
         samples: solutions a problem.
-        predictions: meta rollouts a problem; 0 for none.
+        predictions: meta rollouts a problem; 0 for none (where `cap.hint` wants hints, `sampling.predictions`).
         step: of the run; it only decides the seeds.
 
     Returns:
         The summary (a line of `evaluations.jsonl`) and the table with one row a problem.
     """
     start = time.perf_counter()
-    total = len(held_out) * (samples + predictions)
-    with tqdm(total=total, desc="evaluate", unit="rollout", leave=False) as bar:
-        table = rollouts.collect(held_out, sampler, tokenizer, config, solutions=samples, predictions=predictions,
-                                 seed=[config.seed, SEED_TAG, step], temperature=config.evaluation.temperature,
-                                 progress=bar.update)
+    hinted = config.cap.hint in ("evaluation", "both")
+    predictions = predictions or (config.sampling.predictions if hinted else 0)
+    asks = rollouts.whole_groups(held_out, config, solutions=samples, predictions=predictions)
+    with tqdm(total=len(held_out) * (samples + predictions), desc="evaluate", unit="rollout", leave=False) as bar:
+        sample = partial(rollouts.sample, engine=sampler, tokenizer=tokenizer, config=config, progress=bar.update,
+                         seed=[config.seed, SEED_TAG, step], temperature=config.evaluation.temperature)
+        table = _sample_hinted(asks, sample, held_out) if hinted else sample(asks)
     by_problem = per_problem(table)
     solved = table[table["stream"] == "solution"]
     mean, low, high = analysis.mean_interval(by_problem["c"] / by_problem["n"])
@@ -51,6 +57,15 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
     if predictions:
         summary |= analysis.meta_awareness(by_problem)
     return summary, by_problem
+
+
+def _sample_hinted(asks: Sequence[Ask], sample: Sample, held_out: Sequence[Problem]) -> pd.DataFrame:
+    """First the predictions, then the solutions with the predicted notions behind the problem."""
+    solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in rollouts.STREAMS)
+    meta = sample(predictions)
+    said = selection.read_candidates(held_out, meta)
+    solved = sample([dataclasses.replace(ask, hint=said[ask.group].notions) for ask in solutions])
+    return pd.concat([solved, meta], ignore_index=True)
 
 
 def per_problem(table: pd.DataFrame) -> pd.DataFrame:

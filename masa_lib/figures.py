@@ -1,8 +1,9 @@
 """Plotly figures from data frames: one template, one colour an arm, the same words as the tables.
 
-The colours are Okabe and Ito's, which stay apart for colour-blind readers; backgrounds are transparent and text and
-lines a middle grey, so that a figure reads on a light and on a dark page. Deliberately no files, and no statistics of
-its own beyond means over seeds and moving averages: frames come from `analysis.compare_runs` or from a run's tables.
+The colours are Okabe and Ito's and four that stay as far apart for colour-blind readers; backgrounds are transparent
+and text and lines a middle grey, so that a figure reads on a light and on a dark page. Deliberately no files, and no
+statistics of its own beyond means over seeds and moving averages: frames come from `analysis.compare_runs` or from a
+run's tables. Figures of gates and of what steers them are in `gate_figures`.
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from masa_lib.analysis import ENDS, arm_rank, correlation, pass_at_k_interval
+from masa_lib.analysis import COST, ENDS, arm_rank, pass_at_k_interval
+from masa_lib.awareness import correlation
+from masa_lib.config import METHODS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY)
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3")
+SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "circle-open",
+           "square-open")
 GREY, FAINT, CLEAR = "#7a7a7a", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 DASHES = {"before": "dash", "after": "solid"}
-COSTS = {"step": ("training step", "training step"), "tokens": ("tokens", "tokens sampled, both streams"),
+COSTS = {"step": ("training step", "training step"), "tokens": ("tokens", "tokens, all streams"),
          "seconds": ("time", "seconds of training")}
 REWARDS = {"reward_solution": "solution", "reward_difficulty": "difficulty", "reward_length": "length",
            "reward_notion": "notion"}
 ALIGNMENT = {"pass_rate_r": "r of the pass rate", "length_r": "r of the length",
              "pass_rate_mae": "mean error of the pass rate", "length_mae": "mean error of the length, tokens"}
+STREAMS = dict(zip(COST, (("solutions", GREEN), ("re-checks", SKY), ("predictions", ORANGE), ("cloning", VERMILLION)),
+                   strict=True))
 SMOOTHING = 9
 _AXIS = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": FAINT,
          "title": {"standoff": 8}, "automargin": True}
@@ -41,10 +48,19 @@ TEMPLATE = go.layout.Template(layout={
     "margin": {"l": 60, "r": 24, "t": 72, "b": 96}, "hoverlabel": {"align": "left"}})
 
 
+def arm_places(arms: Iterable[str]) -> dict[str, int]:
+    """A place in PALETTE and SYMBOLS an arm, in drawing order: a method has its own, others take those left over."""
+    ordered = sorted(set(arms), key=arm_rank)
+    own = {method: place for place, method in enumerate(METHODS) if method in {*ordered, "grpo", "masa"}}
+    free = [place for place in range(len(PALETTE)) if place not in own.values()]
+    others = [arm for arm in ordered if arm not in own]
+    own |= {arm: free[number % len(free)] for number, arm in enumerate(others)}
+    return {arm: own[arm] for arm in ordered}
+
+
 def arm_colors(arms: Iterable[str]) -> dict[str, str]:
-    """A colour an arm, in drawing order; grpo and masa always have the same two."""
-    ordered = sorted(set(arms) | {"grpo", "masa"}, key=arm_rank)
-    return {arm: PALETTE[place % len(PALETTE)] for place, arm in enumerate(ordered) if arm in set(arms)}
+    """A colour an arm, in drawing order; up to ten are told apart by colour-blind readers, too."""
+    return {arm: PALETTE[place] for arm, place in arm_places(arms).items()}
 
 
 def accuracy_curve(curves: pd.DataFrame, against: str = "step", target: float | None = None) -> go.Figure:
@@ -55,16 +71,16 @@ def accuracy_curve(curves: pd.DataFrame, against: str = "step", target: float | 
         against: step, tokens or seconds.
         target: an accuracy to mark.
     """
-    figure = _grid([""], title=f"Held-out accuracy by {COSTS[against][0]}", x=COSTS[against][1], y="accuracy")
-    for arm, color in arm_colors(curves["arm"]).items():
-        rows = curves[curves["arm"] == arm]
+    figure = grid([""], title=f"Held-out accuracy by {COSTS[against][0]}", x=COSTS[against][1], y="accuracy")
+    for arm, place in arm_places(curves["arm"]).items():
+        rows, color = curves[curves["arm"] == arm], PALETTE[place]
         for seed, line in rows.groupby("seed"):
             figure.add_scatter(x=line[against], y=line["accuracy"], mode="lines", opacity=0.35, legendgroup=arm,
                                line={"color": color, "width": 1}, showlegend=False,
                                hovertemplate=f"{arm}, seed {seed}: %{{y:.3f}} at %{{x:,.0f}}<extra></extra>")
         mean = rows[list({"step", "accuracy", against})].groupby("step").mean().reset_index()
         figure.add_scatter(x=mean[against], y=mean["accuracy"], mode="lines+markers", name=arm, legendgroup=arm,
-                           line={"color": color, "width": 3}, marker={"size": 5},
+                           line={"color": color, "width": 3}, marker={"size": 7, "symbol": SYMBOLS[place]},
                            hovertemplate=f"{arm}, mean: %{{y:.3f}} at %{{x:,.0f}}<extra></extra>")
     if target is not None:
         figure.add_hline(target, line={"dash": "dot", "color": GREY, "width": 1}, annotation_position="bottom right",
@@ -78,7 +94,7 @@ def accuracy_by_level(problems: pd.DataFrame) -> go.Figure:
     Args:
         problems: columns arm, when (before, after), level, pass_rate.
     """
-    figure = _grid([""], title="Accuracy by level, before and after training", x="level", y="accuracy")
+    figure = grid([""], title="Accuracy by level, before and after training", x="level", y="accuracy")
     for arm, color in arm_colors(problems["arm"]).items():
         for when in ENDS:
             rates = problems[(problems["arm"] == arm) & (problems["when"] == when)].groupby("level")["pass_rate"].mean()
@@ -94,7 +110,7 @@ def pass_at_k_curve(problems: pd.DataFrame) -> go.Figure:
     Args:
         problems: columns arm, when, problem_id, n, c.
     """
-    figure = _grid([""], title="Pass@k, before and after training", x="k, samples a problem", y="pass@k")
+    figure = grid([""], title="Pass@k, before and after training", x="k, samples a problem", y="pass@k")
     for arm, color in arm_colors(problems["arm"]).items():
         for when in ENDS:
             table = problems[(problems["arm"] == arm) & (problems["when"] == when)]
@@ -109,24 +125,25 @@ def pass_at_k_curve(problems: pd.DataFrame) -> go.Figure:
 
 
 def tokens_by_stream(steps: pd.DataFrame) -> go.Figure:
-    """Tokens so far, mean over seeds: the sampled streams stacked (the cost), prefill and update as lines.
+    """Tokens so far, mean over seeds: the streams that are cost stacked, prefill and update as lines.
 
     Args:
-        steps: columns arm, step and tokens_solution, tokens_meta, tokens_prefill, tokens_update of each step.
+        steps: columns arm, step and those of COST, tokens_prefill, tokens_update of each step.
     """
     colors = arm_colors(steps["arm"])
-    figure = _grid(list(colors), title="Tokens by stream, cumulative", x="training step", y="tokens", columns=3,
-                   shared=True)
+    figure = grid(list(colors), title="Tokens by stream, cumulative", x="training step", y="tokens", columns=3,
+                  shared=True)
     for number, arm in enumerate(colors):
         tokens = steps[steps["arm"] == arm].groupby("step").mean(numeric_only=True)
-        for stream, color, fill in (("solution", GREEN, "one"), ("meta", ORANGE, "one"), ("update", PURPLE, None),
-                                    ("prefill", GREY, None)):
-            total = tokens[f"tokens_{stream}"].fillna(0).cumsum()
-            label = f"{stream}, sampled" if fill else stream
-            figure.add_scatter(x=total.index, y=total, stackgroup=fill, name=label, legendgroup=label, mode="lines",
+        for name, (stream, color) in (STREAMS | {"tokens_update": ("update", PURPLE),
+                                                 "tokens_prefill": ("prefill", GREY)}).items():
+            if not steps[name].any():
+                continue
+            total, fill = tokens[name].fillna(0).cumsum(), "one" if name in STREAMS else None
+            figure.add_scatter(x=total.index, y=total, stackgroup=fill, name=stream, legendgroup=stream, mode="lines",
                                line={"color": color, "width": 1 if fill else 2, "dash": None if fill else "dot"},
                                showlegend=number == 0, row=number // 3 + 1, col=number % 3 + 1,
-                               hovertemplate=f"{arm}, {label}: %{{y:.4s}} until step %{{x}}<extra></extra>")
+                               hovertemplate=f"{arm}, {stream}: %{{y:.4s}} until step %{{x}}<extra></extra>")
     return figure
 
 
@@ -140,7 +157,7 @@ def seconds_by_phase(steps: pd.DataFrame) -> go.Figure:
     totals = steps.groupby(["arm", "seed"])[names].sum().groupby("arm").mean()
     totals = totals.loc[list(arm_colors(steps["arm"]))]
     totals["seconds_other"] = (totals.pop("seconds_total") - totals.sum(axis=1)).clip(lower=0)
-    figure = _grid([""], title="Seconds by phase", x="seconds of a run", y="", height=220 + 50 * len(totals))
+    figure = grid([""], title="Seconds by phase", x="seconds of a run", y="", height=220 + 50 * len(totals))
     for name, color in zip(totals, (GREEN, ORANGE, PURPLE, GREY), strict=True):
         phase = name.removeprefix("seconds_")
         figure.add_bar(y=totals.index, x=totals[name], orientation="h", name=phase, marker_color=color,
@@ -196,8 +213,8 @@ def prediction_panels(points: pd.DataFrame, measure: str, limit: int = 1200) -> 
               for row, column in panels]
     kind = measure.replace("_", " ")
     unit = ", tokens" if measure == "length" else ""
-    figure = _grid(titles, columns=len(columns), title=f"Predicted against actual {kind} (r of all points of a panel)",
-                   x=f"predicted {kind}{unit}", y=f"actual {kind}{unit}")
+    figure = grid(titles, columns=len(columns), title=f"Predicted against actual {kind} (r of all points of a panel)",
+                  x=f"predicted {kind}{unit}", y=f"actual {kind}{unit}")
     for (row, column), part in panels.items():
         beside = pd.concat([panels[row, other] for other in columns])[["predicted", "actual"]]
         most = 1.0 if measure == "pass_rate" else float(beside.to_numpy().max(initial=1.0))
@@ -218,11 +235,11 @@ def rewards_by_part(steps: pd.DataFrame) -> go.Figure:
         steps: columns arm, step, reward_solution, reward_difficulty, reward_length, reward_notion.
     """
     colors = arm_colors(steps["arm"])
-    figure = _grid(list(colors), title="Rewards by part", x="training step", y="reward", columns=3, shared=True)
+    figure = grid(list(colors), title="Rewards by part", x="training step", y="reward", columns=3, shared=True)
     for number, arm in enumerate(colors):
         means = steps[steps["arm"] == arm].groupby("step").mean(numeric_only=True)
         for (name, part), color in zip(REWARDS.items(), (GREEN, ORANGE, SKY, PURPLE), strict=True):
-            _trend(figure, means.get(name), part, color, {"row": number // 3 + 1, "col": number % 3 + 1})
+            trend(figure, means.get(name), part, color, {"row": number // 3 + 1, "col": number % 3 + 1})
     return figure.update_yaxes(range=[-0.02, 1.02])
 
 
@@ -232,12 +249,12 @@ def alignment(steps: pd.DataFrame) -> go.Figure:
     Args:
         steps: columns arm, step, pass_rate_r, length_r, pass_rate_mae, length_mae; mean over seeds.
     """
-    figure = _grid(list(ALIGNMENT.values()), columns=2, title="Alignment of the predictions during training",
-                   x="training step", y="")
+    figure = grid(list(ALIGNMENT.values()), columns=2, title="Alignment of the predictions during training",
+                  x="training step", y="")
     for arm, color in arm_colors(steps["arm"]).items():
         means = steps[steps["arm"] == arm].groupby("step").mean(numeric_only=True)
         for place, name in enumerate(ALIGNMENT):
-            _trend(figure, means.get(name), arm, color, {"row": place // 2 + 1, "col": place % 2 + 1})
+            trend(figure, means.get(name), arm, color, {"row": place // 2 + 1, "col": place % 2 + 1})
     return figure.update_yaxes(rangemode="tozero", row=2)
 
 
@@ -252,9 +269,9 @@ def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
     true = np.bincount((problems["pass_rate"] * 8).round().astype(int), minlength=9) / len(problems)
     measures = {"pass_rate": "pass_rate", "length": "mean_length"}
     r = [correlation(problems[f"predicted_{name}"], problems[actual]) for name, actual in measures.items()]
-    figure = _grid([*(f"{name.replace('_', ' ')}: " + ("r undefined" if math.isnan(value) else f"r = {value:z.2f}")
+    figure = grid([*(f"{name.replace('_', ' ')}: " + ("r undefined" if math.isnan(value) else f"r = {value:z.2f}")
                       for name, value in zip(measures, r, strict=True)), "how often each pass rate"], columns=3,
-                   title="What the model believes of its solutions, and what comes true", x="believed", y="true")
+                  title="What the model believes of its solutions, and what comes true", x="believed", y="true")
     labels = [html.escape(text[:60]) for text in problems["problem"]]
     for column, (name, actual) in enumerate(measures.items(), 1):
         part = pd.DataFrame({"predicted": problems[f"predicted_{name}"], "actual": problems[actual], "label": labels})
@@ -272,8 +289,8 @@ def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
     return figure.update_traces(showlegend=False, selector={"type": "scatter"})
 
 
-def _grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1, shared: bool = False,
-          height: int = 0) -> go.Figure:
+def grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1, shared: bool = False,
+         height: int = 0) -> go.Figure:
     """An empty figure in the template: a panel a title, at most `columns` side by side, axis titles at the edges."""
     columns = min(columns, len(titles))
     rows = math.ceil(len(titles) / columns)
@@ -284,7 +301,7 @@ def _grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1
     return figure.update_xaxes(title_text=x, row=rows).update_yaxes(title_text=y, col=1)
 
 
-def _trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, place: dict[str, int]) -> None:
+def trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, place: dict[str, int]) -> None:
     """A faint line of the values and a strong one of their moving average; nothing where there are no values."""
     if values is None or values.isna().all():
         return

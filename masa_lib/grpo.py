@@ -236,10 +236,15 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
             totals += torch.stack([(weighted_N * (1 - meta_N)).sum(), (weighted_N * meta_N).sum(), clipped_N.sum(),
                                  entropy_N.sum(), (logps_N - sampler_N).abs().sum()])
         sums["tokens"] += int(counts.sum())
-        prompts = [sample.prompt for sample in batch]
-        sums["computed"] += int(counts.sum()) + sum(
-            map(len, prompts if model.is_gradient_checkpointing else set(prompts)))
+        sums["computed"] += computed_tokens(model, batch)
     return sums | dict(zip(("loss_solution", "loss_meta", "clipped", "entropy", "gap"), totals.tolist(), strict=True))
+
+
+def computed_tokens(model: Any, samples: Sequence[Sample]) -> int:
+    """Tokens of a micro-batch that go through the model: shared prompts once, unless checkpointing forbids it."""
+    prompts = [sample.prompt for sample in samples]
+    return sum(len(sample.completion) for sample in samples) + sum(
+        map(len, prompts if model.is_gradient_checkpointing else set(prompts)))
 
 
 @torch.no_grad()

@@ -49,10 +49,14 @@ class MetaPrediction:
 
 @dataclasses.dataclass(frozen=True)
 class ParseResult:
-    """A prediction, or the sentence that says why there is none (`error` is empty when it parsed)."""
+    """A prediction, or the sentence that says why there is none (`error` is empty when it parsed).
+
+    `spans`: first character and end of the pass rate and of the length in the text; none in released mode.
+    """
 
     prediction: MetaPrediction | None
     error: str = ""
+    spans: tuple[tuple[int, int], ...] = ()
 
 
 class _Unreadable(Exception):
@@ -77,7 +81,7 @@ def parse_prediction(text: str, *, released: bool = False) -> ParseResult:
         try:
             reader.read_object(start, fields)
             if all(key in fields for key in KEYS):
-                return _check(fields)
+                return _check(fields, reader.spans)
             problem = "lacks " + " and ".join(key for key in KEYS if key not in fields)
         except _Unreadable as error:
             problem = str(error)
@@ -94,10 +98,11 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self.text, self.position, self.budget = text, 0, TOKEN_BUDGET
+        self._span, self.spans = (0, 0), {}  # of the last token; of the values of the object, by key
 
     def read_object(self, start: int, fields: dict[str, Any]) -> None:
         """Fill `fields` from the object whose brace stands at `start`; what was read stays there if it breaks off."""
-        self.position = start + 1
+        self.position, self.spans = start + 1, {}
         self._members(fields, depth=1)
 
     def _token(self) -> tuple[str, str]:
@@ -109,10 +114,13 @@ class _Reader:
             rest = self.text[self.position:self.position + 20].strip()
             raise _Unreadable(f"breaks off at {rest!r}" if rest else "is not closed")
         self.position = match.end()
-        kind, value = match.lastgroup, match[match.lastgroup]
+        kind, value = match.lastgroup, match[match.lastgroup].rstrip()
+        start = match.start(kind)
         if kind in ("double", "single"):
+            self._span = start + 1, self.position - 1
             return "text", _unescape(value[1:-1])
-        return (value, value) if kind == "mark" else ("text", value.strip())
+        self._span = start, start + len(value)
+        return (value, value) if kind == "mark" else ("text", value)
 
     def _members(self, fields: dict[str, Any], depth: int) -> None:
         kind, key = self._token()
@@ -124,6 +132,8 @@ class _Reader:
             if kind != ":":
                 raise _Unreadable(f"has {mark[:20]!r} after the key {key[:20]!r}, not a colon")
             fields[key] = self._value(*self._token(), depth)
+            if depth == 1:
+                self.spans[key] = self._span
             kind, key = self._next("}")
 
     def _value(self, kind: str, value: str, depth: int) -> Any:
@@ -153,7 +163,7 @@ class _Reader:
         return kind, value
 
 
-def _check(fields: dict[str, Any]) -> ParseResult:
+def _check(fields: dict[str, Any], spans: dict[str, tuple[int, int]]) -> ParseResult:
     notions = fields["math_notion"]
     if isinstance(notions, str):
         notions = notions.split(",")
@@ -171,7 +181,7 @@ def _check(fields: dict[str, Any]) -> ParseResult:
             given = repr(fields[key])[:40]
             return ParseResult(None, f"{key} is {given}; it must be a whole number from 0 to {high}.")
         numbers[key] = int(match[1])
-    return ParseResult(MetaPrediction(notions, numbers["pass_rate"], numbers["solution_length"]))
+    return ParseResult(MetaPrediction(notions, **numbers), spans=tuple(spans[key] for key in numbers))
 
 
 def _unescape(text: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +17,43 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from masa_lib import figures, files
-from masa_lib.analysis import Comparison, compare_runs
+from masa_lib import figures, files, gate_figures
+from masa_lib.analysis import COST, EFFICIENT, FRESH, Comparison, calibration_curve, compare_runs
 
 TABLE = (  # label, key of an arm's summary, number format
     ("seeds", "seeds", "d"), ("optimiser updates", "updates", ",.0f"), ("accuracy, base", "accuracy_base", ".3f"),
     ("accuracy, final", "accuracy_final", ".3f"), ("accuracy above grpo", "accuracy_above_grpo", "+.3f"),
     ("pass@32, base", "pass_at_32_base", ".3f"), ("pass@32, final", "pass_at_32_final", ".3f"),
-    ("tokens of solutions", "tokens_solution", ",.0f"), ("tokens of predictions", "tokens_meta", ",.0f"),
-    ("tokens, both", "tokens", ",.0f"), ("seconds", "seconds", ",.0f"),
+    ("tokens of solutions", "tokens_solution", ",.0f"), ("tokens of re-checks", "tokens_recheck", ",.0f"),
+    ("tokens of predictions", "tokens_meta", ",.0f"), ("tokens of cloning", "tokens_cloning", ",.0f"),
+    ("tokens, all streams", "tokens", ",.0f"), ("tokens of the oracle, no cost", "tokens_oracle", ",.0f"),
+    ("seconds", "seconds", ",.0f"), ("steps to target, ratio", "steps_to_target_ratio", ".2f"),
     ("tokens to target, ratio", "tokens_to_target_ratio", ".2f"),
     ("seconds to target, ratio", "seconds_to_target_ratio", ".2f"), ("seeds that never reach it", "never_crossed", "d"),
     ("r of the pass rate", "r_pass_rate", ".2f"), ("  within levels", "r_pass_rate_within", ".2f"),
     ("  R of prompt length alone", "r_prompt_length", ".2f"), ("  that within levels", "r_prompt_length_within", ".2f"),
-    ("mean error of the pass rate", "mae_pass_rate", ".3f"), ("r of the length", "r_length", ".2f"),
-    ("mean error of the length, tokens", "mae_length", ".1f"), ("predictions that parse", "parse_rate", ".2f"))
+    ("mean error of the pass rate", "mae_pass_rate", ".3f"), ("calibration error of it", "calibration_error", ".3f"),
+    ("falls, then aligns, seeds", "drop_then_align", "d"), ("r of the length", "r_length", ".2f"),
+    ("mean error of the length, tokens", "mae_length", ".1f"), ("predictions that parse", "parse_rate", ".2f"),
+    ("candidates dropped", "dropped", ".2f"), ("precision of the gate", "gate_precision", ".2f"),
+    ("recall of the gate", "gate_recall", ".2f"), ("signal lost by the gate", "signal_lost", ".2f"),
+    ("right solutions cut", "right_cut", ".3f"), ("solutions stopped", "stopped", ".2f"))
+CONSTANT = ("A prediction that is the same for all problems has no calibration error if it is their mean; r says "
+            "whether problems are told apart.")
+ON_PAPER = ("Before the gate acts, precision, recall and lost signal are those of what it would have dropped; then "
+            "those that re-checks measure.")
+#: arms side by side in the terminal
+WIDTH = 4
 NOTES = ("Brackets are 95 % intervals: t over seeds, for pass@32 bootstrap over problems. r and errors are means over "
          "seeds, before -> after training. A ratio is grpo's cost to the target divided by the arm's (above 1 the arm "
-         "is cheaper): seeds paired, geometric mean, cost read off a monotone fit of the held-out curve. Tokens are "
-         "those sampled, evaluation is not cost, and seconds compare only on one machine.")
-HEAD = """<meta charset="utf-8"><title>Comparison of runs</title><meta name="viewport" content="width=device-width">
+         "is cheaper): seeds paired, geometric mean, cost read off a monotone fit of the held-out curve; arms on a "
+         "fresh stream are measured against grpo on a fresh stream. Tokens are those of solutions, re-checks, "
+         "predictions and cloning; evaluation is not cost, nor is what an oracle measures. Seconds to the target count "
+         "only from runs that had the machine to themselves. Privileged arms know what a training does not.")
+CAVEATS = {"kernel": "A peaked kernel paid for its predictions: under doubt its best answer lies near the mode, not "
+                     "the mean, so a part of this error is what was paid for.",
+           "brier": "A proper score paid for its predictions: its best answer is the mean."}
+HEAD = """<meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>:root { color-scheme: light dark; } section { margin: 2.5rem 0; } p { max-width: 46rem; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 1rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }
@@ -62,28 +79,38 @@ def compare(paths: Iterable[str | Path], page: Path | None = None, as_json: bool
     if as_json:
         return json.dumps(comparison.summary, indent=2, allow_nan=False)
     said = [f"Warning: {warning}" for warning in comparison.summary["warnings"]]
-    said += _each(comparison.summary, _accuracy, _cost, _awareness)
+    said += [*_each(comparison.summary, _accuracy, _cost, _awareness, _gate), *_rivals(comparison.summary)]
     text = [textwrap.fill(part, 110) for part in [*said, "", NOTES, *([f"Figures: {page}"] if page else [])]]
     return "\n".join([table_text(comparison.summary), "", *text])
 
 
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
-    """The table of measures (rows) by arms (columns); its first row is the header."""
+    """The table of measures (rows) by arms (columns); its first row is the header. What no arm has is left out."""
     arms = summary["methods"]
-    return [["", *arms], *([label, *(show(arm[key], form) for arm in arms.values())] for label, key, form in TABLE)]
+    rows = {key: [label, *(show(arm[key], form) for arm in arms.values())] for label, key, form in TABLE}
+    return [["", *(_title(name, arm) for name, arm in arms.items())],
+            *(row for key, row in rows.items() if key == "never_crossed" or not set(row[1:]) <= {"-", "0"})]
 
 
 def table_text(summary: dict[str, Any]) -> str:
-    """The table in aligned plain text."""
+    """The table in aligned plain text, WIDTH arms side by side."""
     rows = table_rows(summary)
+    blocks = [[[row[0], *row[first:first + WIDTH]] for row in rows] for first in range(1, len(rows[0]), WIDTH)]
+    return "\n\n".join(map(aligned, blocks))
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Rows of cells as lines with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 def show(value: Any, form: str = ".3f") -> str:
-    """A number, `{"mean", "low", "high"}` or `{"before", "after"}` as text; what is not there is a dash."""
+    """A number, `{"mean", "low", "high"}`, `{"before", "after"}` or `{"shown", "measured"}` as text; a dash is none."""
     if isinstance(value, dict) and "before" in value:
         return f"{show(value['before'], form)} -> {show(value['after'], form)}"
+    if isinstance(value, dict) and "shown" in value:
+        return f"{value['shown']} of {value['measured']}" if value["measured"] else "-"
     if isinstance(value, dict):
         ends = "" if value["low"] is None else f" [{show(value['low'], form)}, {show(value['high'], form)}]"
         return show(value["mean"], form) + ends
@@ -91,19 +118,31 @@ def show(value: Any, form: str = ".3f") -> str:
 
 
 def write_page(comparison: Comparison, path: Path) -> None:
-    """Write the page: table, figures and sentences in one file that needs no network."""
+    """Write the page of a comparison: table, figures and sentences."""
     head, *rows = table_rows(comparison.summary)
     table = "".join("<tr>" + "".join(f"<{tag}>{_html(cell)}</{tag}>" for cell in row) + "</tr>"
                     for tag, row in [("th", head), *(("td", row) for row in rows)])
-    body = [f"<h1>{_html(', '.join(comparison.summary['methods']))}: accuracy, cost, meta-awareness</h1>",
-            *(f'<p class="warning">{_html(warning)}</p>' for warning in comparison.summary["warnings"]),
-            f"<table>{table}</table><p>{_html(NOTES)}</p>"]
-    for number, (figure, said) in enumerate(sections(comparison)):
-        drawn = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{number}",
-                               config={"displaylogo": False, "responsive": True})
-        body.append(f"<section>{drawn}<p>{'<br>'.join(map(_html, said))}</p></section>")
-    text = (f'<!doctype html><html lang="en"><head>{HEAD}<script>{get_plotlyjs()}</script></head><body>'
-            f"{''.join(body)}</body></html>")
+    write_html(path, f"{', '.join(comparison.summary['methods'])}: accuracy, cost, meta-awareness",
+               [*(f'<p class="warning">{_html(warning)}</p>' for warning in comparison.summary["warnings"]),
+                f"<table>{table}</table><p>{_html(NOTES)}</p>"], sections(comparison))
+
+
+def write_html(path: Path, title: str, head: Iterable[str], drawn: Iterable[tuple[go.Figure, list[str]]]) -> None:
+    """Write a page that needs no network.
+
+    Args:
+        path: of the file.
+        title: plain text.
+        head: HTML above the figures.
+        drawn: the figures, each with its sentences.
+    """
+    body = [f"<h1>{_html(title)}</h1>", *head]
+    for number, (figure, said) in enumerate(drawn):
+        plot = figure.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{number}",
+                              config={"displaylogo": False, "responsive": True})
+        body.append(f"<section>{plot}<p>{'<br>'.join(map(_html, said))}</p></section>")
+    text = (f'<!doctype html><html lang="en"><head>{HEAD}<title>{_html(title)}</title><script>{get_plotlyjs()}</script>'
+            f"</head><body>{''.join(body)}</body></html>")
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf8"))
 
@@ -111,19 +150,33 @@ def write_page(comparison: Comparison, path: Path) -> None:
 def sections(comparison: Comparison) -> list[tuple[go.Figure, list[str]]]:
     """The figures of the page in order, each with the sentences that say what is seen in it."""
     summary, steps, problems = comparison.summary, comparison.steps, comparison.problems
+    spent = pd.DataFrame({name: arm["tokens_of_reference"] for name, arm in summary["methods"].items()}, dtype=float).T
+    after = calibration_curve(problems[problems["when"] == "after"])
     found = [(figures.accuracy_curve(comparison.curves, "step", summary["target"]), _each(summary, _accuracy)),
-             (figures.accuracy_curve(comparison.curves, "tokens", summary["target"]), _each(summary, _cost)),
-             (figures.accuracy_by_level(problems), _each(summary, _levels)),
-             (figures.pass_at_k_curve(problems), _each(summary, _pass_at_32)),
-             (figures.tokens_by_stream(steps), _each(summary, _streams)),
-             (figures.seconds_by_phase(steps), _phases(steps))]
-    if problems["predicted_pass_rate"].notna().any():
+             (figures.accuracy_curve(comparison.curves, "tokens", summary["target"]),
+              [*_each(summary, _cost), *_rivals(summary)])]
+    if spent["tokens"].notna().any():
+        found.append((gate_figures.token_shares(spent.dropna()), _each(summary, _arithmetic)))
+    found += [(figures.accuracy_by_level(problems), _each(summary, _levels)),
+              (figures.pass_at_k_curve(problems), _each(summary, _pass_at_32)),
+              (figures.tokens_by_stream(steps), _each(summary, _streams)),
+              (figures.seconds_by_phase(steps), _phases(steps))]
+    if len(after):
         found += [(figures.predictions(problems), _each(summary, _awareness)),
-                  (figures.predictions(problems, "length"), _each(summary, _lengths))]
+                  (figures.predictions(problems, "length"), _each(summary, _lengths)),
+                  (gate_figures.calibration_curve(after), [*_each(summary, _calibration), CONSTANT])]
+    if aligning := _each(summary, _alignment):
+        found.append((gate_figures.predicted_and_true(steps), aligning))
+    if gated := _each(summary, _gate):
+        found.append((gate_figures.gate_over_steps(steps), [*gated, ON_PAPER]))
     found.append((figures.rewards_by_part(steps), _trends(steps, figures.REWARDS)))
     if trends := _trends(steps, figures.ALIGNMENT):
         found.append((figures.alignment(steps), trends))
     return found
+
+
+def _title(name: str, arm: dict[str, Any]) -> str:
+    return name + " (privileged)" * arm["privileged"]
 
 
 def _html(text: str) -> str:
@@ -139,27 +192,101 @@ def _each(summary: dict[str, Any], *tellers: Any) -> list[str]:
 def _accuracy(name: str, arm: dict[str, Any]) -> str:
     base, final, above = arm["accuracy_base"], arm["accuracy_final"]["mean"], arm["accuracy_above_grpo"]
     said = f"{name}: held-out accuracy goes from {show(base)} to {show(final)} ({final - base:+.3f}). {arm['note']}"
-    if name == "grpo" or above["mean"] is None:
+    if name == arm["reference"] or above["mean"] is None:
         return said.strip()
     verdict = "not above" if above["mean"] <= 0 else "above" if (above["low"] or 0) > 0 else "not shown to be above"
     basis = "one seed alone" if above["low"] is None else "paired by seed"
-    return f"{said.strip()} Its accuracy is {verdict} that of grpo: difference {show(above, '+.3f')}, {basis}."
+    return (f"{said.strip()} Its accuracy is {verdict} that of {arm['reference']}: difference "
+            f"{show(above, '+.3f')}, {basis}.")
 
 
 def _cost(name: str, arm: dict[str, Any]) -> str:
     tokens, seconds = arm["tokens_to_target_ratio"], arm["seconds_to_target_ratio"]
-    if name == "grpo" or tokens["mean"] is None:
+    if name == arm["reference"] or tokens["mean"] is None:
         return ""
     unsure = tokens["low"] is None or tokens["low"] <= 1 <= tokens["high"]
     verdict = "not shown to differ" if unsure else "cheaper" if tokens["mean"] > 1 else "dearer"
-    return (f"{name}: to the target grpo spends {show(tokens, '.2f')} times the tokens of {name} and "
-            f"{show(seconds, '.2f')} times its seconds; in tokens {name} is {verdict}.")
+    timed = "" if seconds["mean"] is None else f" and {show(seconds, '.2f')} times its seconds"
+    return (f"{_title(name, arm)}: to the target {arm['reference']} spends {show(tokens, '.2f')} times the tokens of "
+            f"{name}{timed}; in tokens {name} is {verdict}.")
+
+
+def _rivals(summary: dict[str, Any]) -> list[str]:
+    """Which arms need fewer tokens to the target than masa-efficient, or reach it in more of their seeds."""
+    said = []
+    for efficient in (EFFICIENT, EFFICIENT + FRESH):
+        ours = summary["methods"].get(efficient)
+        others = {name: arm for name, arm in summary["methods"].items()
+                  if ours and name != efficient and arm["reference"] == ours["reference"] and arm["target"] is not None}
+        lines = []
+        for name, arm in others.items():
+            ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
+            if (ratio["mean"] or 0) > 1:
+                sure = "" if (ratio["low"] or 0) > 1 else ", which these seeds do not show to be no chance"
+                lines.append(f"{_title(name, arm)} needs fewer tokens to the target: {efficient} spends "
+                             f"{show(ratio, '.2f')} times as many{sure}")
+            elif missed < ours["never_crossed"] / ours["seeds"]:
+                lines.append(f"{_title(name, arm)} reaches the target in more of its seeds")
+        if lines:
+            said.append(f"{efficient} is beaten. " + ". ".join(lines) + ".")
+        elif others:
+            said.append(f"No arm needs fewer tokens to the target than {efficient}.")
+    return said
+
+
+def _arithmetic(name: str, arm: dict[str, Any]) -> str:
+    parts = arm["tokens_of_reference"]
+    if name == arm["reference"] or parts["tokens"] is None:
+        return ""
+    streams = " and ".join(f"{100 * parts[key]:.1f} for {figures.STREAMS[key][0]}" for key in COST if parts[key])
+    return (f"{_title(name, arm)}: where {arm['reference']} spends 100 tokens to the target it spends {streams}, "
+            f"{100 * parts['tokens']:.1f} in all; {arm['reference']} takes {show(arm['steps_to_target_ratio'], '.2f')} "
+            "times its steps.")
+
+
+def _calibration(name: str, arm: dict[str, Any]) -> str:
+    error = arm["calibration_error"]
+    if error["after"]["mean"] is None:
+        return ""
+    caveat = CAVEATS.get(arm["difficulty"], "") if arm["tokens_meta"] else "Nothing paid for its predictions."
+    return f"{name}: expected calibration error {show(error)}. {caveat}".strip()
+
+
+def _alignment(name: str, arm: dict[str, Any]) -> str:
+    found = arm["drop_then_align"]
+    return (f"{name}: the mean predicted pass rate first falls and then rises towards the true one in {show(found)} "
+            f"seeds (fall {show(found['fall'])}, rise {show(found['rise'])}; the bottom is chosen on every other step "
+            "and measured on the steps between, each change tested at 5 %).") if found["measured"] else ""
+
+
+def _gate(name: str, arm: dict[str, Any]) -> str:
+    means = {key: show(arm[key]["mean"], form) for key, form in (
+        ("gate_steps", ".0%"), ("gate_start", ".0f"), ("gate_switches", ".1f"), ("cap_steps", ".0%"),
+        ("collapsed", ".0%"))}
+    if means["collapsed"] == "-":  # only masa-efficient measures it
+        return ""
+    said = f"{name}: the gate never acts"
+    if arm["gate_steps"]["mean"]:
+        said = (f"{name}: the gate acts in {means['gate_steps']} of the steps, first in step {means['gate_start']}, "
+                f"goes off again {means['gate_switches']} times, and drops {show(arm['dropped'], '.2f')} of the "
+                "candidates")
+    if arm["gate_precision"]["mean"] is not None:
+        said += (f"; by re-checks, precision {show(arm['gate_precision'], '.2f')}, recall "
+                 f"{show(arm['gate_recall'], '.2f')}, signal lost {show(arm['signal_lost'], '.2f')}")
+    if arm["cap_steps"]["mean"]:
+        said += (f"; the cap acts in {means['cap_steps']} of the steps, stops {show(arm['stopped'], '.2f')} of the "
+                 f"solutions and cuts {show(arm['right_cut'])} of the right ones")
+    return f"{said}; predictions are collapsed in {means['collapsed']} of the steps."
 
 
 def _awareness(name: str, arm: dict[str, Any]) -> str:
-    return (f"{name}: r of predicted and true pass rate {show(arm['r_pass_rate'], '.2f')}, within levels "
-            f"{show(arm['r_pass_rate_within'], '.2f')} (prompt length alone {show(arm['r_prompt_length'], '.2f')}); "
-            f"r of the length {show(arm['r_length'], '.2f')}.") if arm["parse_rate"]["after"] is not None else ""
+    if arm["parse_rate"]["after"] is None:
+        return ""
+    moves = {key: f"{show(arm[key]['before'], '.2f')} -> {show(arm['final'][key], '.2f')}"
+             for key in ("r_pass_rate", "r_pass_rate_within", "r_length")}
+    return (f"{name}: r of predicted and true pass rate {moves['r_pass_rate']}, within levels "
+            f"{moves['r_pass_rate_within']} (prompt length alone {show(arm['r_prompt_length'], '.2f')}); r of the "
+            f"length {moves['r_length']}.")
 
 
 def _levels(name: str, arm: dict[str, Any]) -> str:
@@ -179,8 +306,8 @@ def _lengths(name: str, arm: dict[str, Any]) -> str:
 
 
 def _streams(name: str, arm: dict[str, Any]) -> str:
-    share = arm["tokens_meta"] / max(arm["tokens"], 1)
-    return f"{name}: {arm['tokens']:,.0f} tokens sampled in a run, {share:.0%} of them predictions."
+    shares = [f"{arm[key] / max(arm['tokens'], 1):.0%} {figures.STREAMS[key][0]}" for key in COST if arm[key]]
+    return f"{name}: {arm['tokens']:,.0f} tokens in a run, {', '.join(shares)}."
 
 
 def _phases(steps: pd.DataFrame) -> list[str]:

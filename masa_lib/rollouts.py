@@ -1,12 +1,15 @@
 """The rollouts of a step or an evaluation as one table: ask, sample, grade, score.
 
-Both streams of all problems go through one call of the engine. The table has one row a rollout and whole groups only;
-its columns are those of the recorded shards, plus the token ids and log-probs that the update needs (`TOKEN_COLUMNS`).
+One call of the engine serves both streams of all problems (a step that gates makes several calls, see `selection`). The
+table has one row a rollout and whole groups only; its columns are those of the recorded shards, plus the token ids and
+log-probs that the update needs (`TOKEN_COLUMNS`). Which problems are asked, and how far, is decided elsewhere.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,38 +17,71 @@ import pandas as pd
 import torch
 
 from masa_lib import grading, grpo, prompts, rewards
+from masa_lib.awareness import correlation
 from masa_lib.config import Config
 from masa_lib.engine import Engine, Request
-from masa_lib.predictions import MetaPrediction, parse_prediction
+from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 from masa_lib.problems import Problem
 
 TOKEN_COLUMNS = ["prompt_ids", "tokens", "logps"]
 STREAMS = ("solution", "meta")
+#: columns of the parts of the meta reward, 0 to 1
+PARTS = ("reward_difficulty", "reward_length", "reward_notion")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One group to sample.
+
+    `group`: number of the problem in its step. `caps`: tokens that each rollout is allowed. `hint`: predicted notions.
+    """
+
+    stream: str
+    group: int
+    problem: Problem
+    caps: tuple[int, ...]
+    hint: tuple[str, ...] = ()
+
+
+def whole_groups(problems: Sequence[Problem], config: Config, *, solutions: int, predictions: int,
+                 first: int = 0) -> list[Ask]:
+    """G solutions and M predictions (0: none) of each problem under the full caps; groups are numbered from `first`."""
+    caps = ((config.sampling.solution_tokens,) * solutions, (config.sampling.meta_tokens,) * predictions)
+    return [Ask(stream, group, problem, limits) for stream, limits in zip(STREAMS, caps, strict=True) if limits
+            for group, problem in enumerate(problems, first)]
 
 
 def collect(problems: Sequence[Problem], engine: Engine, tokenizer: Any, config: Config, *, solutions: int,
             predictions: int, seed: Sequence[int], temperature: float,
             progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
-    """Sample and grade G solutions and M predictions of each problem.
+    """Sample and grade G solutions and M predictions (0: none) of each problem; see `sample`."""
+    asks = whole_groups(problems, config, solutions=solutions, predictions=predictions)
+    return sample(asks, engine, tokenizer, config, seed=seed, temperature=temperature, progress=progress)
+
+
+def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, *, seed: Sequence[int],
+           temperature: float, progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
+    """Sample groups in one call of the engine, grade solutions, parse predictions.
 
     Args:
-        problems: what to ask.
+        asks: at least one; the groups of a stream have equally many rollouts.
         engine: who samples.
         tokenizer: of the model.
-        config: wording, caps and parser.
-        solutions: G.
-        predictions: M; 0 for none.
-        seed: numbers that identify this call; with the run's seed among them, they decide every rollout.
+        config: wording and parser.
+        seed: numbers that identify the step; with the run's seed among them, they decide every rollout of a group,
+            whatever other groups are asked for and in how many calls.
         temperature: of both streams.
         progress: called with the number of newly finished rollouts.
 
     Returns:
-        One row a rollout, solutions first, without rewards.
+        One row a rollout in the order of `asks`, without rewards; `cap` is what it was allowed, and `capped` whether
+        that is less than a solution's full cap. `admitted` is True and `weight` 1 throughout.
     """
-    rows: list[dict[str, Any]] = []
-    for stream, size in zip(STREAMS, (solutions, predictions), strict=True):
-        rows += _ask(problems, tokenizer, config, stream, size, seed, temperature)
-    requests = [row.pop("request") for row in rows]
+    groups, sizes = max(ask.group for ask in asks) + 1, {ask.stream: len(ask.caps) for ask in asks}
+    drawn = {stream: seeds([*seed, STREAMS.index(stream)], groups * size) for stream, size in sizes.items()}
+    rows = [row for ask in asks for row in _rows(ask, tokenizer, config)]
+    requests = [Request(row["prompt_ids"], row["cap"], drawn[row["stream"]][row.pop("number")], temperature)
+                for row in rows]
     for row, completion in zip(rows, engine.generate(requests, progress), strict=True):
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
         row |= {"text": tokenizer.decode(ids), "length": len(completion.tokens), "finish": completion.finish,
@@ -57,51 +93,97 @@ def collect(problems: Sequence[Problem], engine: Engine, tokenizer: Any, config:
 
 
 def score(table: pd.DataFrame, config: Config) -> None:
-    """Add rewards and advantages to a table in place; each stream's groups are normalised by themselves."""
-    is_meta = (table["stream"] == "meta").to_numpy()
-    table["reward"] = np.where(is_meta, 0.0, table["correct"].eq(True).astype(float))
-    parts = np.full((len(table), 3), np.nan)
-    if is_meta.any():
-        total = np.concatenate([_score_group(group, config, parts) for _, group in table.groupby("group")])
-        table.loc[is_meta, "reward"] = total
-    table[["reward_difficulty", "reward_length", "reward_notion"]] = parts
-    for stream in table["stream"].unique():
-        table.loc[table["stream"] == stream, "advantage"] = _advantages(table[table["stream"] == stream], config)
+    """Add rewards and advantages to a table in place; each stream's groups are normalised by themselves.
+
+    What takes no part in the update has reward NaN and advantage 0: predictions of a problem without solutions, and
+    solutions that a predicted cap stopped before an answer where `cap.stopped` leaves those out. The length reward's
+    window is that of all right solutions. A cap hides only longer ones, so the window never moves away from a
+    prediction below the cap: at most one that is above every right solution seen goes unpaid.
+    """
+    is_meta = table["stream"] == "meta"
+    table["reward"] = np.where(is_meta, np.nan, table["correct"].eq(True).astype(float))
+    if config.cap.stopped == "left out":
+        stopped = table["capped"] & (table["finish"] == "length")
+        table.loc[stopped & ~table["text"].map(lambda text: bool(grading.extract_answer(text))), "reward"] = np.nan
+    table[list(PARTS)] = np.nan
+    for _, group in table[is_meta | table["reward"].notna()].groupby("group"):
+        if group["stream"].nunique() == len(STREAMS):
+            meta = group.index[group["stream"] == "meta"]
+            table.loc[meta, ["reward", *PARTS]] = _score_group(group, config)
+    table["advantage"] = 0.0
+    for _, stream in table[table["reward"].notna()].groupby("stream"):
+        table.loc[stream.index, "advantage"] = _advantages(stream, config)
 
 
 def _advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
-    """The advantages of one stream's whole groups."""
-    def of(column: str, normalise: bool) -> np.ndarray:
-        rewards_PG = torch.tensor(stream[column].to_numpy()).view(stream["group"].nunique(), -1)
-        return grpo.advantages(rewards_PG, normalise and config.update.normalise_std).flatten().numpy()
+    """The advantages of one stream's groups; a rollout that is alone in its group has none."""
+    sizes = stream.groupby("group")["group"].transform("size")
+
+    def of(column: str, normalise: bool) -> pd.Series:
+        values = pd.Series(0.0, stream.index)
+        for size, rows in stream[sizes > 1].groupby(sizes):
+            rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)
+            found = grpo.advantages(rewards_PG, normalise and config.update.normalise_std)
+            values[rows.index] = found.flatten().numpy()
+        return values
 
     mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
     if mode != "parts":
         return of("reward", mode == "reward")
-    parts = {"reward_difficulty": config.reward.pass_rate_weight, "reward_length": config.reward.length_weight,
-             "reward_notion": config.reward.notion_weight}
-    return sum(weight * of(part, True) for part, weight in parts.items()) / sum(parts.values())
+    weights = (config.reward.pass_rate_weight, config.reward.length_weight, config.reward.notion_weight)
+    return sum(weight * of(part, True) for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
+
+
+def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
+    """What a step's scored rollouts say: accuracy, rewards, predicted against true, tokens by stream.
+
+    `tokens_solution` leaves out the solutions of problems that were dropped and re-checked: `tokens_recheck`.
+    """
+    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
+    parsed = meta.dropna(subset=["predicted_pass_rate"])
+    true = pd.DataFrame({
+        "rate": solved.groupby("group")["reward"].mean(),
+        "length": solved[solved["reward"] > 0].groupby("group")["length"].mean(),
+        "predicted_rate": parsed.groupby("group")["predicted_pass_rate"].mean().astype(float) / PASS_RATE_STEPS,
+        "predicted_length": parsed.groupby("group")["predicted_length"].mean().astype(float)})
+    scored = table[table["reward"].notna()]
+    flat = ~scored["advantage"].ne(0).groupby([scored["stream"], scored["group"]]).any()
+    zero_variance = flat.groupby("stream").mean()
+    return {
+        "accuracy": solved["correct"].mean(), "reward_solution": solved["reward"].mean(),
+        "reward_meta": meta["reward"].mean(), "reward_difficulty": meta["reward_difficulty"].mean(),
+        "reward_length": meta["reward_length"].mean(), "reward_notion": meta["reward_notion"].mean(),
+        "parse_rate": len(parsed) / len(meta) if len(meta) else math.nan,
+        "pass_rate_r": correlation(true["predicted_rate"], true["rate"]),
+        "pass_rate_mae": (true["predicted_rate"] - true["rate"]).abs().mean(),
+        "length_r": correlation(true["predicted_length"], true["length"]),
+        "length_mae": (true["predicted_length"] - true["length"]).abs().mean(),
+        "predicted_pass_rate": true["predicted_rate"].mean(), "predicted_pass_rate_std": true["predicted_rate"].std(),
+        "predicted_length": true["predicted_length"].mean(), "solution_length": solved["length"].mean(),
+        "truncated": (solved["finish"] == "length").mean(),
+        "stopped": (solved["capped"] & (solved["finish"] == "length")).mean(),
+        "zero_variance_solution": zero_variance.get("solution", math.nan),
+        "zero_variance_meta": zero_variance.get("meta", math.nan),
+        "tokens_solution": int(solved.loc[solved["admitted"], "length"].sum()),
+        "tokens_recheck": int(solved.loc[~solved["admitted"], "length"].sum()),
+        "tokens_meta": int(meta["length"].sum())}
 
 
 def seeds(numbers: Sequence[int], count: int) -> list[int]:
-    """As many request seeds as wanted, from numbers that identify the call."""
+    """As many request seeds as wanted, from numbers that identify the call; more of them begin with the same ones."""
     return np.random.SeedSequence(list(numbers)).generate_state(count, np.uint64).tolist()
 
 
-def _ask(problems: Sequence[Problem], tokenizer: Any, config: Config, stream: str, size: int, seed: Sequence[int],
-         temperature: float) -> list[dict[str, Any]]:
-    meta, limits = stream == "meta", config.sampling
-    request_seeds = iter(seeds([*seed, int(meta)], len(problems) * size))
-    rows = []
-    for group, problem in enumerate(problems if size else ()):
-        messages = (prompts.meta_messages(problem.text, config.prompt, limits.solution_tokens) if meta
-                    else prompts.solution_messages(problem.text, config.prompt))
-        prompt = tuple(prompts.encode(tokenizer, messages))
-        cap = limits.meta_tokens if meta else limits.solution_tokens
-        rows += [{"stream": stream, "group": group, "member": member, "problem_id": problem.id, "problem": problem.text,
-                  "answer": problem.answer, "level": problem.level, "prompt_ids": prompt,
-                  "request": Request(prompt, cap, next(request_seeds), temperature)} for member in range(size)]
-    return rows
+def _rows(ask: Ask, tokenizer: Any, config: Config) -> list[dict[str, Any]]:
+    problem, limits = ask.problem, config.sampling
+    messages = (prompts.meta_messages(problem.text, config.prompt, limits.solution_tokens) if ask.stream == "meta"
+                else prompts.solution_messages(problem.text, config.prompt, ask.hint))
+    prompt = tuple(prompts.encode(tokenizer, messages))
+    return [{"stream": ask.stream, "group": ask.group, "member": member, "problem_id": problem.id,
+             "problem": problem.text, "answer": problem.answer, "level": problem.level, "prompt_ids": prompt,
+             "admitted": True, "weight": 1.0, "cap": cap,
+             "capped": ask.stream == "solution" and cap < limits.solution_tokens,
+             "number": ask.group * len(ask.caps) + member} for member, cap in enumerate(ask.caps)]
 
 
 def _grade(table: pd.DataFrame, config: Config) -> None:
@@ -123,8 +205,8 @@ def _parse(table: pd.DataFrame, config: Config) -> None:
     table["parse_error"] = [result.error if result else None for result in results]
 
 
-def _score_group(group: pd.DataFrame, config: Config, parts: np.ndarray) -> list[float]:
-    """The meta rewards of one problem's group; the three parts go into the rows of `parts`."""
+def _score_group(group: pd.DataFrame, config: Config) -> list[list[float]]:
+    """The meta rewards of one problem's group, one row a prediction: the total and PARTS."""
     solved, meta = group[group["stream"] == "solution"], group[group["stream"] == "meta"]
     solutions = [rewards.Solution(text, length, bool(correct))
                  for text, length, correct in zip(solved["text"], solved["length"], solved["correct"], strict=True)]
@@ -134,8 +216,7 @@ def _score_group(group: pd.DataFrame, config: Config, parts: np.ndarray) -> list
     messages = prompts.meta_messages(problem, config.prompt, config.sampling.solution_tokens)
     scored = rewards.meta_rewards(solutions, found, problem, config.reward,
                                   meta_prompt="\n".join(message["content"] for message in messages))
-    parts[meta.index] = [[reward.difficulty, reward.length, reward.notion] for reward in scored]
-    return [reward.total for reward in scored]
+    return [[reward.total, reward.difficulty, reward.length, reward.notion] for reward in scored]
 
 
 def _number(value: Any) -> int | None:

@@ -1,4 +1,4 @@
-"""The training loop: ask, sample, grade, score, learn, remember; one step is one turn of the paper's Algorithm 1.
+"""The training loop: predict, gate, solve, score, learn, remember; one step is one turn of the paper's Algorithm 1.
 
 A trainer is an iterator: between two steps a notebook can draw, stop, or swap the config. All randomness of a step
 comes from the run's seed and the step's number, so a run killed anywhere goes on from its last checkpoint and ends with
@@ -13,8 +13,9 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, evaluation, grpo, models, rollouts
 from masa_lib import config as configs
-from masa_lib.config import Config
+from masa_lib import evaluation, expert, gating, grpo, models, rollouts, selection
+from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import make_engine
-from masa_lib.problems import ProblemPool, held_out
+from masa_lib.problems import Problem, ProblemPool, held_out
 from masa_lib.runs import Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tensorboard import open_board
 
-#: keeps the seeds of training steps apart from those of evaluations
-SEED_TAG = 104729
+#: keep the seeds of training steps, of evaluations and of what the oracle measures apart
+SEED_TAG, ORACLE_TAG = 104729, 15485863
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,9 @@ class Trainer:
         self._fused = self.model.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(models.trainable(self.model), lr=config.update.learning_rate,
                                            fused=self._fused)
-        self.step = self.cursor = 0  # finished steps; problems drawn so far
+        self.step = self.cursor = self._oracle_tokens = 0  # finished steps; problems drawn; tokens that are no cost
+        self._memory: dict[str, Any] = {}  # of the gates, by method
+        self._experts = expert.Store()
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self.stop, self.board = Stop(), None
         if checkpoint:
@@ -105,25 +108,45 @@ class Trainer:
         return StepResult(self.step, metrics, table, evaluated)
 
     def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """One turn: problems, rollouts of both streams, rewards, one GRPO update over both."""
-        config, clock = self._config, _Clock()
-        problems = self.pool.take(self.cursor, config.sampling.problems)
+        """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
+        config, clock, self._oracle_tokens = self._config, _Clock(), 0
+        engine, gate = selection.CountingEngine(self.engine), self._gate(clock)
+        sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
+                         seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
         with models.precision(config.model, self.model.device):
-            table = rollouts.collect(
-                problems, self.engine, self.tokenizer, config, solutions=config.sampling.solutions,
-                predictions=config.sampling.predictions if config.method == "masa" else 0,
-                seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
+            found = selection.collect(gate, self.pool, self.cursor, sample, config, self.step + 1)
             clock.lap("generate")
-            rollouts.score(table, config)
+            rollouts.score(found.table, config)
+            gated = selection.learn(gate, found)
             clock.lap("grade")
-            update = self._update(table)
+            update = self._update(found.table, gate is not None and gate.refills)
+            cloning = self._clone(found.table)
             clock.lap("update")
         self.step += 1
-        self.cursor += len(problems)
-        table.insert(0, "step", self.step)
-        metrics = {"step": self.step, "method": config.method, **batch_metrics(table), **update,
-                   "tokens_prefill": self.engine.prefill_tokens, **clock.seconds(), "memory_mb": memory_mb()}
-        return table, metrics
+        self.cursor += len(found.candidates)
+        if gate:
+            self._memory[config.method] = gate.state()
+        found.table.insert(0, "step", self.step)
+        metrics = {"step": self.step, "method": config.method, **rollouts.batch_metrics(found.table), **gated, **update,
+                   **cloning, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
+                   "tokens_oracle": self._oracle_tokens, **clock.seconds(), "memory_mb": memory_mb()}
+        return found.table, metrics
+
+    def _gate(self, clock: _Clock) -> gating.Gate | None:
+        """The gate of the settings in force, with what its method remembers."""
+        gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock))
+        if gate and self._config.method in self._memory:
+            gate.restore(self._memory[self._config.method])
+        return gate
+
+    def _solve(self, clock: _Clock, problems: Sequence[Problem], samples: int) -> list[int]:
+        """How many of so many solutions are right, for each problem; neither tokens nor seconds of the training."""
+        config, start = self._config, time.perf_counter()
+        table = rollouts.collect(problems, self.engine, self.tokenizer, config, solutions=samples, predictions=0,
+                                 seed=[config.seed, ORACLE_TAG, self.step], temperature=config.sampling.temperature)
+        self._oracle_tokens += int(table["length"].sum())
+        clock.leave_out(time.perf_counter() - start)
+        return table.groupby("group")["correct"].sum().astype(int).tolist()
 
     def evaluate(self) -> dict[str, Any] | None:
         """Evaluate at the current step and record it; the first and the last evaluation are the thorough ones.
@@ -153,14 +176,15 @@ class Trainer:
         every = self._config.evaluation.every
         return self.step in (0, self._config.steps) or bool(every and self.step % every == 0)
 
-    def _update(self, table: pd.DataFrame) -> dict[str, float]:
-        """The step's optimiser updates, each over its share of the problems."""
+    def _update(self, table: pd.DataFrame, signal_only: bool) -> dict[str, float]:
+        """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
         config = self._config.update
         meta = table[table["stream"] == "meta"]
         if -meta["logps"].map(sum).sum() >= config.entropy_floor * meta["length"].sum():
             config = dataclasses.replace(config, meta_entropy=0.0)
-        count = config.updates_per_step * (2 if config.released_updates and self._config.method != "grpo" else 1)
-        parts = [_samples(part, self._config) for _, part in table.groupby(table["group"] % count)]
+        doubled = config.released_updates and self._config.method in configs.PREDICTING
+        count = config.updates_per_step * (2 if doubled else 1)
+        parts = [_samples(part, config, signal_only) for _, part in table.groupby(table["group"] % count)]
         old = None
         if len(parts) > 1:
             everything = [sample for part in parts for sample in part]
@@ -191,6 +215,18 @@ class Trainer:
                 "logp_gap": total["gap"] / tokens, "gradient_norm": norm, "learning_rate": rate,
                 "updates": len(parts), "tokens_update": int(total["computed"])}
 
+    def _clone(self, table: pd.DataFrame) -> dict[str, float]:
+        """Collect the step's expert predictions, and clone them once there are enough."""
+        settings, experts = self._config.cloning, self._experts
+        for _, group in table.groupby("group") if settings.store else ():
+            experts.add(group, self.tokenizer, settings)
+        if not experts.full(settings):
+            return {"loss_cloning": math.nan, "tokens_cloning": 0}
+        found = expert.clone(self.model, experts.samples(), self._config)
+        experts.clear()
+        self.engine.sync()
+        return found
+
     def _record(self, table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any] | None:
         config, last = self._config, self.step == self._config.steps
         if self.run:
@@ -216,7 +252,8 @@ class Trainer:
         models.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.optimizer.state_dict(), file)
-        (folder / "state.json").write_text(json.dumps({"step": self.step, "cursor": self.cursor}), encoding="utf8")
+        state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state()}
+        (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
 
     def save_model(self) -> None:
         """Write the trained model into the run, as a folder that `from_pretrained` loads."""
@@ -226,7 +263,8 @@ class Trainer:
 
     def _restore(self, folder: Path) -> None:
         state = json.loads((folder / "state.json").read_text(encoding="utf8"))
-        self.step, self.cursor = state["step"], state["cursor"]
+        self.step, self.cursor, self._memory = state["step"], state["cursor"], state.get("gates", {})
+        self._experts.restore(state.get("experts", []))
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step
@@ -312,39 +350,19 @@ def learning_rate(config: Config, step: int) -> float:
     return update.learning_rate * factor
 
 
-def _samples(table: pd.DataFrame, config: Config) -> list[grpo.Sample]:
-    """The sequences of an update that carry a gradient; their weights count all of its sequences."""
-    weights = grpo.token_weights(table["length"].tolist(), table["stream"].tolist(), config.update)
-    columns = zip(table["prompt_ids"], table["tokens"], table["logps"], table["advantage"], weights, table["stream"],
-                  strict=True)
+def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> list[grpo.Sample]:
+    """The sequences of an update that carry a gradient; their weights count all that were scored.
+
+    Args:
+        table: the update's rollouts.
+        config: how tokens are weighted.
+        signal_only: groups without a signal do not count (dynamic sampling has drawn others for them).
+    """
+    counted = table[table["advantage"].ne(0) if signal_only else table["reward"].notna()]
+    weights = grpo.token_weights(counted["length"].tolist(), counted["stream"].tolist(), config)
+    columns = zip(counted["prompt_ids"], counted["tokens"], counted["logps"], counted["advantage"], weights,
+                  counted["stream"], strict=True)
     return [grpo.Sample(*column) for column in columns if column[3] != 0.0]
-
-
-def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """What a step's rollouts say: accuracy, rewards by part, predicted against true pass rate and length."""
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
-    parsed = meta.dropna(subset=["predicted_pass_rate"])
-    true = pd.DataFrame({
-        "rate": solved.groupby("group")["reward"].mean(),
-        "length": solved[solved["reward"] > 0].groupby("group")["length"].mean(),
-        "predicted_rate": parsed.groupby("group")["predicted_pass_rate"].mean().astype(float) / 8,
-        "predicted_length": parsed.groupby("group")["predicted_length"].mean().astype(float)})
-    flat = ~table["advantage"].ne(0).groupby([table["stream"], table["group"]]).any()
-    return {
-        "accuracy": solved["reward"].mean(), "reward_solution": solved["reward"].mean(),
-        "reward_meta": meta["reward"].mean(), "reward_difficulty": meta["reward_difficulty"].mean(),
-        "reward_length": meta["reward_length"].mean(), "reward_notion": meta["reward_notion"].mean(),
-        "parse_rate": len(parsed) / len(meta) if len(meta) else math.nan,
-        "pass_rate_r": analysis.correlation(true["predicted_rate"], true["rate"]),
-        "pass_rate_mae": (true["predicted_rate"] - true["rate"]).abs().mean(),
-        "length_r": analysis.correlation(true["predicted_length"], true["length"]),
-        "length_mae": (true["predicted_length"] - true["length"]).abs().mean(),
-        "predicted_pass_rate": true["predicted_rate"].mean(), "predicted_pass_rate_std": true["predicted_rate"].std(),
-        "predicted_length": true["predicted_length"].mean(), "solution_length": solved["length"].mean(),
-        "truncated": (solved["finish"] == "length").mean(),
-        "zero_variance_solution": flat["solution"].mean(),
-        "zero_variance_meta": flat["meta"].mean() if len(meta) else math.nan,
-        "tokens_solution": int(solved["length"].sum()), "tokens_meta": int(meta["length"].sum())}
 
 
 def memory_mb() -> float:
@@ -369,6 +387,11 @@ class _Clock:
         now = time.perf_counter()
         self._laps[f"seconds_{phase}"] = now - self._last
         self._last = now
+
+    def leave_out(self, seconds: float) -> None:
+        """Do not count so many seconds of the phase that runs."""
+        self._start += seconds
+        self._last += seconds
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase and in all."""

@@ -22,7 +22,7 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import engine, files, grading, grpo, models, pocket, problems, prompts, rollouts, runs
+from masa_lib import engine, expert, files, grading, grpo, models, pocket, problems, prompts, rollouts, runs
 from masa_lib.config import Config
 from masa_lib.problems import Problem
 
@@ -186,16 +186,7 @@ def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, r
     for number, batch in enumerate(bar := tqdm(batches, desc="warm-up", unit="step")):
         rise = min(1.0, (number + 1) / max(1, len(batches) // 10))
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * rise * (1 - number / len(batches))
-        optimizer.zero_grad()
-        total = sum(len(sample.completion) for sample in batch)
-        losses.append(0.0)
-        for part in grpo.micro_batches(batch, config.update.token_budget):
-            loss = -grpo.completion_logps(model, part, 1.0, config.update.logprob_chunk)[0].sum() / total
-            loss.backward()
-            losses[-1] += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.update.gradient_clip)
-        optimizer.step()
-        torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
+        losses.append(expert.imitate(model, optimizer, batch, config.update)[0])
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     model.eval()
     return losses

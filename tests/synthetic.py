@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from masa_lib import config as configs
+from masa_lib.config import PREDICTING
 from masa_lib.runs import Run
 
 STEPS = 20
@@ -35,7 +36,7 @@ def evaluation_table(accuracy: float, aware: float, *, samples: int = 32, proble
 
 def write_run(folder: Path, method: str, seed: int, curve: Mapping[int, float], *, tokens: int = 100,
               seconds: float = 2.0, updates: int = 1, steps: int = STEPS, aware: float = 0.9, samples: int = 32,
-              evaluation_tokens: int = 1000) -> Run:
+              evaluation_tokens: int = 1000, more: Callable[[int], Mapping[str, float]] = lambda step: {}) -> Run:
     """A run of `STEPS` planned and `steps` finished steps.
 
     Args:
@@ -50,12 +51,13 @@ def write_run(folder: Path, method: str, seed: int, curve: Mapping[int, float], 
         aware: how much the predictions of the last evaluation know.
         samples: solutions a problem of the evaluations.
         evaluation_tokens: of each evaluation.
+        more: other metrics of a step.
     """
     config = configs.replace(configs.Config(), {"method": method, "seed": seed, "steps": STEPS})
     run = Run.create(folder, config, "masa train")
     for step in range(steps + 1):
         if step:
-            run.append_metrics(_metrics(step, method, tokens, seconds, updates))
+            run.append_metrics(_metrics(step, method, tokens, seconds, updates) | dict(more(step)))
         if step in curve:
             table = evaluation_table(curve[step], aware if step == max(curve) else 0.0, samples=samples, seed=seed)
             run.write_evaluation(step, {"problems": len(table), "samples": samples, "accuracy": curve[step],
@@ -64,11 +66,39 @@ def write_run(folder: Path, method: str, seed: int, curve: Mapping[int, float], 
 
 
 def _metrics(step: int, method: str, tokens: int, seconds: float, updates: int) -> dict[str, object]:
-    meta, share = method != "grpo", step / STEPS
+    meta, share = method in PREDICTING, step / STEPS
     row = {"step": step, "method": method, "reward_solution": share, "tokens_solution": tokens,
            "tokens_meta": tokens // 2 if meta else 0, "tokens_prefill": 30, "tokens_update": 80, "updates": updates,
            "seconds_generate": seconds / 2, "seconds_grade": 0.1, "seconds_update": seconds / 4,
-           "seconds_total": seconds}
+           "seconds_total": seconds, "cores_others": 0.0}
     parts = ("reward_difficulty", "reward_length", "reward_notion", "pass_rate_r", "length_r", "pass_rate_mae",
              "length_mae")
     return row | {name: share if meta else float("nan") for name in parts}
+
+
+def rollout_table(step: int, *, groups: int = 16, solutions: int = 8, predictions: int = 8, aware: float = 1.0,
+                  seed: int = 0) -> pd.DataFrame:
+    """The rollouts of a step as a run records them; half of the problems are solved always or never.
+
+    `aware` is the chance that a prediction tells the true pass rate and length rather than any.
+    """
+    rng = np.random.default_rng([seed, step])
+    rate = rng.choice([0.0, 0.5, 0.5, 1.0], groups)
+    rate[:3] = 0.0, 0.5, 1.0
+    lengths = rng.integers(20, 100, (groups, 1)) + rng.integers(-5, 6, (groups, solutions))
+    right = rng.random((groups, solutions)) < rate[:, None]
+    knows = rng.random((groups, predictions)) < aware
+    guessed = np.where(knows, np.round(8 * rate).astype(int)[:, None], rng.integers(0, 9, (groups, predictions)))
+    predicted = np.where(knows, lengths.max(axis=1, keepdims=True), rng.integers(1, 128, (groups, predictions)))
+    parsed = rng.random((groups, predictions)) < 0.95
+    frames = [_stream(step, "solution", lengths, correct=pd.array(right.ravel(), dtype="boolean")),
+              _stream(step, "meta", rng.integers(10, 25, (groups, predictions)),
+                      predicted_pass_rate=pd.array(np.where(parsed, guessed, None).ravel(), dtype="Int64"),
+                      predicted_length=pd.array(np.where(parsed, predicted, None).ravel(), dtype="Int64"))]
+    return pd.concat(frames, ignore_index=True)
+
+
+def _stream(step: int, stream: str, lengths: np.ndarray, **columns: object) -> pd.DataFrame:
+    group, member = np.indices(lengths.shape).reshape(2, -1)
+    return pd.DataFrame({"step": step, "stream": stream, "group": group, "member": member, "length": lengths.ravel(),
+                         **columns})

@@ -261,6 +261,125 @@ def test_a_run_that_has_only_begun_is_refused(tmp_path: Path) -> None:
         analysis.compare_runs(tmp_path)
 
 
+def test_every_stream_is_cost_and_what_an_oracle_measures_is_not(tmp_path: Path) -> None:
+    streams = {"tokens_recheck": 10, "tokens_cloning": 5, "tokens_oracle": 10**6, "tokens_decode": 7}
+    write_run(tmp_path / "masa-efficient-s0", "masa-efficient", 0, LINE, more=lambda step: streams)
+    comparison = analysis.compare_runs(tmp_path)
+    arm = comparison.summary["methods"]["masa-efficient"]
+    assert arm["tokens"] == STEPS * (100 + 50 + 10 + 5)
+    assert (arm["tokens_recheck"], arm["tokens_oracle"]) == (STEPS * 10, STEPS * 10**6)
+    assert comparison.curves["tokens"].tolist() == [0, 10 * 165, STEPS * 165]
+    assert comparison.curves["tokens_cloning"].tolist() == [0, 50, 100]
+
+
+def test_the_streams_add_up_to_the_tokens_to_the_target(study: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "masa-efficient-s1", "masa-efficient", 1, EARLY, tokens=80,
+              more=lambda step: {"tokens_recheck": step})
+    arm = analysis.compare_runs([study, tmp_path]).summary["methods"]["masa-efficient"]
+    parts = arm["tokens_of_reference"]
+    assert parts["tokens"] == pytest.approx(sum(parts[name] for name in analysis.COST))
+    assert 1 / parts["tokens"] == pytest.approx(arm["tokens_to_target_ratio"]["mean"])
+    assert parts["tokens_solution"] == pytest.approx(9 * 80 / (18 * 100))
+    assert parts["tokens_recheck"] == pytest.approx(45 / (18 * 100), rel=0.25)  # 1 + ... + 9, between evaluations
+    assert arm["steps_to_target_ratio"]["mean"] == pytest.approx(2.0)
+
+
+def test_a_fresh_stream_is_measured_against_grpo_on_a_fresh_stream(study: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "grpo-fresh-s0", "grpo", 0, {0: 0.1, 10: 0.2, STEPS: 0.3})
+    write_run(tmp_path / "masa-efficient-fresh-s0", "masa-efficient", 0, {0: 0.1, 10: 0.3, STEPS: 0.4})
+    methods = analysis.compare_runs([study, tmp_path]).summary["methods"]
+    assert list(methods) == ["grpo", "masa", "grpo-fresh", "masa-efficient-fresh"]
+    assert methods["masa"]["target"] == pytest.approx(0.46)
+    fresh = methods["masa-efficient-fresh"]
+    assert (fresh["reference"], fresh["target"]) == ("grpo-fresh", pytest.approx(0.28))
+    assert fresh["tokens_to_target_ratio"]["mean"] == pytest.approx(18 * 100 / (9 * 150))
+    assert fresh["accuracy_above_grpo"]["mean"] == pytest.approx(0.1)
+
+
+def test_a_fresh_arm_without_its_reference_has_no_ratio(study: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "mopps-fresh-s0", "mopps", 0, LINE)
+    summary = analysis.compare_runs([study, tmp_path]).summary
+    assert summary["warnings"] == ["There is no grpo-fresh arm, so there is no target and no ratio."]
+    assert summary["methods"]["mopps-fresh"]["tokens_to_target_ratio"]["mean"] is None
+    assert summary["methods"]["masa"]["tokens_to_target_ratio"]["mean"] is not None
+
+
+def test_arms_come_in_the_order_of_the_methods() -> None:
+    arms = ["oracle", "kernel", "grpo-fresh", "greso", "masa-efficient", "mopps", "masa", "dapo", "grpo", "level-table"]
+    assert sorted(arms, key=analysis.arm_rank) == ["grpo", "masa", "masa-efficient", "dapo", "mopps", "greso",
+                                                   "level-table", "oracle", "kernel", "grpo-fresh"]
+
+
+def test_privileged_arms_are_marked(study: Path, tmp_path: Path) -> None:
+    for arm in ("oracle", "level-table", "mopps"):
+        write_run(tmp_path / f"{arm}-s0", arm, 0, LINE)
+    methods = analysis.compare_runs([study, tmp_path]).summary["methods"]
+    assert [name for name, arm in methods.items() if arm["privileged"]] == ["level-table", "oracle"]
+
+
+@pytest.mark.parametrize("others", [0.9, math.nan])
+def test_seconds_count_only_from_runs_alone_on_the_machine(study: Path, tmp_path: Path, others: float) -> None:
+    write_run(tmp_path / "masa-efficient-s0", "masa-efficient", 0, EARLY, more=lambda step: {"cores_others": others})
+    summary = analysis.compare_runs([study, tmp_path]).summary
+    assert summary["methods"]["masa-efficient"]["seconds_to_target_ratio"]["mean"] is None
+    assert summary["methods"]["masa"]["seconds_to_target_ratio"]["mean"] == pytest.approx(2.0)
+    assert summary["warnings"] == ["1 of 7 runs do not show that they had the machine to themselves, so their seconds "
+                                   "are not compared."]
+
+
+def test_a_rival_is_measured_against_masa_efficient_seed_by_seed(study: Path, tmp_path: Path) -> None:
+    for seed in range(2):
+        write_run(tmp_path / f"masa-efficient-s{seed}", "masa-efficient", seed, EARLY)
+        write_run(tmp_path / f"mopps-s{seed}", "mopps", seed, EARLY)
+    methods = analysis.compare_runs([study, tmp_path]).summary["methods"]
+    assert methods["mopps"]["tokens_below_efficient"]["mean"] == pytest.approx(1.5)
+    assert methods["grpo"]["tokens_below_efficient"]["mean"] == pytest.approx(9 * 150 / (18 * 100))
+    assert analysis.compare_runs(study).summary["methods"]["masa"]["tokens_below_efficient"]["mean"] is None
+
+
+def test_calibration_error_has_an_interval_over_seeds(study: Path) -> None:
+    error = analysis.compare_runs(study).summary["methods"]["masa"]["calibration_error"]
+    assert error["before"]["mean"] > 0.2 > error["after"]["mean"]
+    assert error["after"]["low"] < error["after"]["mean"] < error["after"]["high"]
+
+
+def test_the_calibration_curve_is_that_of_the_seeds() -> None:
+    problems = pd.DataFrame({"arm": "masa", "seed": [0, 0, 0, 1, 1], "pass_rate": [0.2, 0.4, 0.9, 0.5, 0.7],
+                             "predicted_pass_rate": [0.5, 0.52, 1.0, 0.49, None]})
+    half, whole = analysis.calibration_curve(problems).to_dict("records")
+    assert (half["bin"], half["seeds"], half["problems"]) == (4, 2, 3)
+    assert (half["predicted"], half["true"]) == pytest.approx((0.5, 0.4))
+    assert half["low"] < 0.4 < half["high"]
+    assert (whole["bin"], whole["true"]) == (8, 0.9)
+    assert math.isnan(whole["low"])
+
+
+def test_drop_then_align_is_counted_over_seeds_and_over_steps_without_a_gate(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for seed in range(2):  # the first falls and rises, the second rises alone
+        run = write_run(tmp_path / f"masa-s{seed}", "masa", seed, LINE, steps=0)
+        for step in range(1, 121):
+            valley = abs(step - 40) / 80 if seed == 0 else step / 120
+            run.append_metrics({"step": step, "predicted_pass_rate": valley + rng.normal(0, 0.05), "accuracy": 0.9,
+                                "gate_on": 0, "cores_others": 0.0})
+        for step in range(121, 131):
+            run.append_metrics({"step": step, "predicted_pass_rate": 0.0, "accuracy": 0.0, "gate_on": 1})
+    found = analysis.compare_runs(tmp_path).summary["methods"]["masa"]["drop_then_align"]
+    assert (found["shown"], found["measured"]) == (1, 2)
+    assert found["rise"]["low"] < found["rise"]["mean"] < found["rise"]["high"]
+
+
+def test_gate_quality_is_a_mean_over_seeds_with_an_interval(tmp_path: Path) -> None:
+    for seed, precision in enumerate((0.9, 0.96)):
+        write_run(tmp_path / f"masa-efficient-s{seed}", "masa-efficient", seed, LINE, more=lambda step, p=precision: {
+            "gate_on": 1, "cap_on": int(step > 10), "gate_precision": p, "gate_recall": 0.6, "dropped": 0.3,
+            "right_cut": 0.02})
+    arm = analysis.compare_runs(tmp_path).summary["methods"]["masa-efficient"]
+    assert arm["gate_precision"]["mean"] == pytest.approx(0.93)
+    assert arm["gate_precision"]["low"] < 0.9 < 0.96 < arm["gate_precision"]["high"]
+    assert (arm["gate_start"]["mean"], arm["cap_steps"]["mean"]) == (1, 0.5)
+
+
 @pytest.mark.parametrize(("measure", "grpo", "masa"), [("pass_rate", 0.05, 0.67), ("length", 0.08, 0.79)])
 def test_the_papers_points_have_the_published_correlations(measure: str, grpo: float, masa: float) -> None:
     points = analysis.paper_points(measure)

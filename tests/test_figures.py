@@ -8,11 +8,22 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from synthetic import STEPS, write_run
+from synthetic import STEPS, rollout_table, write_run
 
-from masa_lib import analysis, figures
+from masa_lib import analysis, config, figures, gate_figures, replay
 
 CURVES = {"grpo": {0: 0.1, 10: 0.3, STEPS: 0.5}, "masa": {0: 0.1, 10: 0.4, STEPS: 0.6}}
+#: linear RGB as people without red or without green cones see it (Machado, Oliveira and Fernandes 2009)
+SIGHTS = {"all cones": np.eye(3),
+          "no red": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216],
+                              [-0.003882, -0.048116, 1.051998]]),
+          "no green": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413],
+                                [-0.011820, 0.042940, 0.968881]])}
+#: linear RGB -> cones -> Oklab (Ottosson 2020)
+CONES = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                  [0.0883024619, 0.2817188376, 0.6299787005]])
+OKLAB = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+                  [0.0259040371, 0.7827717662, -0.8086757660]])
 POINTS = pd.DataFrame({"arm": "masa", "row": "masa", "column": "after", "label": "x",
                        "predicted": np.linspace(0, 1, 50), "actual": np.linspace(0.2, 0.7, 50)})
 
@@ -37,6 +48,32 @@ def drawn(comparison: analysis.Comparison) -> dict[str, go.Figure]:
             "pass@k": figures.pass_at_k_curve(problems)}
 
 
+@pytest.fixture(scope="module")
+def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, go.Figure]:
+    """The figures of gates: a study with masa-efficient, and a replayed run."""
+    folder = tmp_path_factory.mktemp("gated")
+    for arm, curve in (*CURVES.items(), ("masa-efficient", CURVES["masa"])):
+        for seed in range(2):
+            write_run(folder / f"{arm}-s{seed}", arm, seed, curve, more=lambda step, arm=arm: {
+                "predicted_pass_rate": None if arm == "grpo" else step / STEPS, "accuracy": 0.5,
+                **({"gate_precision": 0.5 + step / 40, "dropped": 0.3, "tokens_recheck": 5}
+                   if arm == "masa-efficient" else {"gate_precision": None, "dropped": 0.0})})
+    found = analysis.compare_runs(folder)
+    shares = pd.DataFrame({arm: row["tokens_of_reference"] for arm, row in found.summary["methods"].items()}).T
+    run = write_run(folder / "more" / "masa-s0", "masa", 0, CURVES["masa"])
+    for step in (1, 2, 3):
+        run.write_rollouts(step, rollout_table(step))
+    groups = replay.read_groups(run.path)
+    gates = pd.concat([replay.gate_curve(groups, rule) for rule in replay.THRESHOLDS])
+    members = pd.concat([replay.gate_curve(groups, "signal", [0.4], predictions=count) for count in (1, 4, 8)])
+    return {"calibration": gate_figures.calibration_curve(analysis.calibration_curve(found.problems)),
+            "pass rates": gate_figures.predicted_and_true(found.steps),
+            "gate": gate_figures.gate_over_steps(found.steps), "shares": gate_figures.token_shares(shares),
+            "rules": gate_figures.replay_gates(gates), "members": gate_figures.replay_members(members),
+            "caps": gate_figures.replay_caps(pd.concat([replay.cap_curve(groups, name) for name in replay.AGGREGATES])),
+            "rechecks": gate_figures.replay_rechecks(replay.recheck_curve(groups, "signal", 0.4), 20)}
+
+
 def named(figure: go.Figure, name: str) -> list[go.Scatter]:
     return [trace for trace in figure.data if trace.name == name]
 
@@ -45,8 +82,9 @@ def titles(figure: go.Figure) -> list[str]:
     return [note.text for note in figure.layout.annotations]
 
 
-def test_every_figure_has_a_title_axes_and_the_one_template(drawn: dict[str, go.Figure]) -> None:
-    for name, figure in drawn.items():
+def test_every_figure_has_a_title_axes_and_the_one_template(drawn: dict[str, go.Figure],
+                                                            gated: dict[str, go.Figure]) -> None:
+    for name, figure in (drawn | gated).items():
         assert figure.layout.title.text, name
         assert any(axis.title.text for axis in figure.select_xaxes()), name
         assert figure.layout.template == figures.TEMPLATE, name
@@ -67,6 +105,25 @@ def test_colours_stay_apart_whatever_the_arms() -> None:
     assert figures.arm_colors(["masa"])["masa"] == colors["masa"]
 
 
+def test_a_method_keeps_its_colour_and_others_take_what_is_free() -> None:
+    alone, together = figures.arm_colors(["mopps"]), figures.arm_colors([*config.METHODS, "grpo-fresh", "x-fresh"])
+    assert alone["mopps"] == together["mopps"]
+    assert len(set(together.values())) == 10
+    assert figures.arm_colors(["before training", "grpo"])["before training"] == figures.GREEN
+
+
+@pytest.mark.parametrize("sight", SIGHTS)
+def test_ten_colours_are_told_apart_and_stand_out_on_light_and_dark_pages(sight: str) -> None:
+    srgb = np.array([[int(color[at:at + 2], 16) / 255 for at in (1, 3, 5)] for color in figures.PALETTE])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    seen = np.cbrt((linear @ SIGHTS[sight].T).clip(0, 1) @ CONES.T) @ OKLAB.T
+    apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
+    assert apart[~np.eye(10, dtype=bool)].min() > 0.075  # 0.02 is just seen
+    light = linear @ [0.2126, 0.7152, 0.0722]
+    assert (1.05 / (light + 0.05)).min() > 1.4
+    assert ((light + 0.05) / 0.06).min() > 2.4
+
+
 @pytest.mark.parametrize("against", ["step", "tokens", "seconds"])
 def test_the_accuracy_curve_has_a_line_a_seed_and_the_mean(comparison: analysis.Comparison, against: str) -> None:
     figure = figures.accuracy_curve(comparison.curves, against)
@@ -77,8 +134,9 @@ def test_the_accuracy_curve_has_a_line_a_seed_and_the_mean(comparison: analysis.
 
 
 def test_tokens_by_stream_end_at_the_runs_totals(drawn: dict[str, go.Figure]) -> None:
-    assert [trace.y[-1] for trace in named(drawn["tokens"], "solution, sampled")] == [100 * STEPS] * 2
-    assert [trace.y[-1] for trace in named(drawn["tokens"], "meta, sampled")] == [0, 50 * STEPS]
+    assert [trace.y[-1] for trace in named(drawn["tokens"], "solutions")] == [100 * STEPS] * 2
+    assert [trace.y[-1] for trace in named(drawn["tokens"], "predictions")] == [0, 50 * STEPS]
+    assert not named(drawn["tokens"], "re-checks")
 
 
 def test_phases_add_up_to_the_runs_seconds(drawn: dict[str, go.Figure]) -> None:
@@ -132,8 +190,8 @@ def test_grpo_has_no_meta_rewards_and_no_alignment(drawn: dict[str, go.Figure]) 
     assert not named(drawn["alignment"], "grpo")
 
 
-def test_each_name_stands_in_the_legend_once(drawn: dict[str, go.Figure]) -> None:
-    for figure in drawn.values():
+def test_each_name_stands_in_the_legend_once(drawn: dict[str, go.Figure], gated: dict[str, go.Figure]) -> None:
+    for figure in (drawn | gated).values():
         shown = [trace.name for trace in figure.data if trace.name and trace.showlegend is not False]
         assert len(shown) == len(set(shown))
 
@@ -155,3 +213,40 @@ def test_figures_take_arms_without_problems_of_a_side(tmp_path: Path) -> None:
     write_run(tmp_path / "grpo-s0", "grpo", 0, CURVES["grpo"], samples=2)
     problems = analysis.compare_runs(tmp_path).problems
     assert list(named(figures.pass_at_k_curve(problems[problems["when"] == "before"]), "grpo, before")[0].x) == [1, 2]
+
+
+def test_the_calibration_curve_has_a_line_an_arm_with_intervals(gated: dict[str, go.Figure]) -> None:
+    line = named(gated["calibration"], "masa")[0]
+    assert line.line.color == figures.VERMILLION
+    assert (np.diff(line.x) > 0).all()
+    assert (np.asarray(line.error_y.array, float)[np.isfinite(line.error_y.array)] >= 0).all()
+
+
+def test_predicted_and_true_pass_rates_are_drawn_for_arms_that_predict(gated: dict[str, go.Figure]) -> None:
+    assert titles(gated["pass rates"]) == ["masa", "masa-efficient"]
+    assert [trace.customdata[-1] for trace in named(gated["pass rates"], "predicted")] == [1.0, 1.0]
+    assert [trace.customdata[-1] for trace in named(gated["pass rates"], "true")] == [0.5, 0.5]
+
+
+def test_gates_are_drawn_for_the_arms_that_have_one(gated: dict[str, go.Figure]) -> None:
+    assert titles(gated["gate"]) == ["precision of the gate", "share of candidates dropped"]
+    precision, dropped = named(gated["gate"], "masa-efficient")
+    assert precision.customdata[-1] == 1.0
+    assert list(dropped.customdata) == [0.3] * STEPS
+    assert not named(gated["gate"], "masa")
+
+
+def test_shares_of_tokens_add_up_to_what_the_arm_spends(gated: dict[str, go.Figure]) -> None:
+    bars = {trace.name: dict(zip(trace.y, trace.x, strict=True)) for trace in gated["shares"].data}
+    assert list(bars) == ["solutions", "re-checks", "predictions"]
+    assert sum(bar["grpo"] for bar in bars.values()) == pytest.approx(100)
+    assert sum(bar["masa-efficient"] for bar in bars.values()) == pytest.approx(
+        100 * (155 / 100) * (bars["solutions"]["masa"] / 100))
+
+
+def test_replay_has_a_panel_a_phase_and_a_line_a_rule(gated: dict[str, go.Figure]) -> None:
+    for name, lines in (("rules", replay.THRESHOLDS), ("caps", replay.AGGREGATES)):
+        assert titles(gated[name]) == list(replay.PHASES)
+        assert {trace.name for trace in gated[name].data} == set(lines)
+    assert list(named(gated["members"], "precision")[0].x) == [1, 4, 8]
+    assert list(named(gated["rechecks"], "recall")[0].x) == list(replay.SHARES)

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf8")
 #: the way of a training step, problems to runs; tables of data sets and the writing of files lie beside it
-STEP_ROOMS = ("problems", "prompts", "engine", "predictions", "gating", "grading", "rewards", "rollouts", "grpo",
-              "trainer", "runs")
+STEP_ROOMS = ("problems", "prompts", "engine", "predictions", "gating", "selection", "grading", "rewards", "rollouts",
+              "grpo", "trainer", "runs")
 
 
 def repository_files() -> list[Path]:
@@ -141,9 +141,10 @@ def code_lines(path: Path) -> int:
 def test_masa_lib_can_be_read_in_an_evening() -> None:
     lines = {path: len(path.read_text(encoding="utf8").splitlines()) for path in modules()}
     step = [path for path in lines if path.relative_to(ROOT / "masa_lib").with_suffix("").parts[0] in STEP_ROOMS]
-    assert sum(lines.values()) <= 7200  # "about 5,000" was the aim; engines, plan and LoRA cost more
-    assert {path.name: count for path, count in lines.items() if count > 400} == {}
-    assert sum(map(code_lines, step)) <= 1950  # "about 1,500" with one engine; each of the other two has about 110
+    # "About 5,000" was the aim; three engines, plan, LoRA, gates with rivals, studies and replay cost more.
+    assert sum(lines.values()) <= 9400
+    assert {path.name: count for path, count in lines.items() if count > 440} == {}
+    assert sum(map(code_lines, step)) <= 2300  # "about 1,500" with one engine and no gate; each engine has 110
 
 
 def test_functions_are_short_and_annotated() -> None:

@@ -11,6 +11,7 @@ from synthetic import STEPS, write_run
 
 from masa_lib import analysis, report
 
+BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}
 
 
@@ -75,15 +76,16 @@ def test_the_page_holds_plotly_once_and_loads_nothing(page: str) -> None:
 
 def test_the_page_has_every_figure_with_a_sentence(page: str) -> None:
     said = re.findall(r"</div>\s*<p>([^<]+)", page.rpartition("</table>")[2])
-    assert page.count("<section>") == len(said) == 10
+    assert page.count("<section>") == len(said) == 12
     for title in ("Held-out accuracy by training step", "Held-out accuracy by tokens", "Accuracy by level", "Pass@k",
                   "Tokens by stream", "Seconds by phase", "Predicted against actual pass rate",
-                  "Predicted against actual length", "Rewards by part", "Alignment of the predictions"):
+                  "Predicted against actual length", "Rewards by part", "Alignment of the predictions",
+                  "Where the tokens to the target went", "Calibration of the predicted pass rate"):
         assert f'"text":"{title}' in page
 
 
 def test_sentences_are_computed_from_the_runs(page: str) -> None:
-    assert "masa: 3,000 tokens sampled in a run, 33% of them predictions." in page
+    assert "masa: 3,000 tokens in a run, 67% solutions, 33% predictions." in page
     assert "grpo: 50% of the time is sampling." in page
     assert re.search(r"masa, first and last tenth of the steps: solution 0\.0[78] &rarr; 0\.9[78], difficulty", page)
 
@@ -111,9 +113,88 @@ def test_names_of_arms_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in head
 
 
+def rivals(folder: Path, **curves: dict[int, float]) -> Path:
+    """Two seeds of grpo, and of the arms named."""
+    for arm, curve in ({"grpo": LINE} | curves).items():
+        for seed in range(2):
+            write_run(folder / f"{arm.replace('_', '-')}-s{seed}", arm.replace("_", "-"), seed, {
+                step: value + 0.001 * seed for step, value in curve.items()}, more=lambda step, arm=arm: {
+                    "gate_on": 1, "gate_precision": 0.93, "gate_recall": 0.6, "signal_lost": 0.05, "dropped": 0.4,
+                    "cap_on": int(step > 10), "stopped": 0.1, "right_cut": 0.01,
+                    "predictions_collapsed": 0} if arm == "masa_efficient" else {})
+    return folder
+
+
+FAST, SLOW = {0: 0.1, 5: 0.5, STEPS: 0.6}, {0: 0.1, STEPS: 0.3}
+
+
+def test_rivals_that_beat_masa_efficient_are_named(tmp_path: Path) -> None:
+    folder = rivals(tmp_path, masa_efficient=LINE, mopps=FAST, dapo=SLOW, oracle=FAST)
+    text = " ".join(report.compare([folder], folder / "report.html").split())
+    said = re.search(r"masa-efficient is beaten\. (.*?)\.(?= [A-Z]|$)", text)[0]
+    assert re.search(r"mopps needs fewer tokens to the target: masa-efficient spends \d\.\d\d", text)
+    assert "oracle (privileged) needs fewer tokens" in text
+    assert "grpo needs fewer tokens" in text  # it has no predictions to pay
+    assert "dapo" not in said
+    assert "masa-efficient is beaten." in (folder / "report.html").read_text(encoding="utf8")
+
+
+def test_that_nothing_beats_masa_efficient_is_said(tmp_path: Path) -> None:
+    text = " ".join(report.compare([rivals(tmp_path, masa_efficient=FAST, mopps=LINE)]).split())
+    assert "No arm needs fewer tokens to the target than masa-efficient." in text
+
+
+def test_a_rival_that_reaches_the_target_more_often_is_named(tmp_path: Path) -> None:
+    text = report.compare([rivals(tmp_path, masa_efficient={0: 0.1, STEPS: 0.2}, mopps=LINE)])
+    assert "mopps reaches the target in more of its seeds" in " ".join(text.split())
+
+
+def test_gate_and_cap_are_told_with_what_rechecks_say(tmp_path: Path) -> None:
+    text = " ".join(report.compare([rivals(tmp_path, masa_efficient=FAST)], tmp_path / "report.html").split())
+    assert ("masa-efficient: the gate acts in 100% of the steps, first in step 1, goes off again 0.0 times, and drops "
+            "0.40 [0.40, 0.40] of the candidates; by re-checks, precision 0.93 [0.93, 0.93], recall 0.60 [0.60, 0.60], "
+            "signal lost 0.05 [0.05, 0.05]; the cap acts in 50% of the steps") in text
+    assert "predictions are collapsed in 0% of the steps." in text
+    page = (tmp_path / "report.html").read_text(encoding="utf8")
+    assert '"text":"Gate and cap over training' in page
+    assert "where grpo spends 100 tokens to the target it spends" in page
+
+
+def test_a_gate_that_never_acts_is_told_of(tmp_path: Path) -> None:
+    write_run(tmp_path / "masa-efficient-s0", "masa-efficient", 0, LINE, more=lambda step: {
+        "gate_on": 0, "cap_on": 0, "predictions_collapsed": 1, "gate_precision": 0.4})
+    text = " ".join(report.compare([tmp_path]).split())
+    assert "masa-efficient: the gate never acts; predictions are collapsed in 100% of the steps." in text
+
+
+def test_many_arms_stand_in_blocks_and_privileged_ones_are_marked(tmp_path: Path) -> None:
+    folder = rivals(tmp_path, masa=FAST, masa_efficient=FAST, mopps=LINE, level_table=LINE)
+    first, second = report.compare([folder]).split("\n\n")[:2]
+    assert first.split("\n")[0].split() == ["grpo", "masa", "masa-efficient", "mopps"]
+    assert second.split("\n")[0].split() == ["level-table", "(privileged)"]
+    assert [line.split("  ")[0] for line in first.split("\n")] == [line.split("  ")[0] for line in second.split("\n")]
+
+
+def test_what_was_paid_for_the_predictions_is_said(tmp_path: Path) -> None:
+    page = report.compare([rivals(tmp_path, masa=LINE)], tmp_path / "report.html") and (
+        tmp_path / "report.html").read_text(encoding="utf8")
+    assert re.search(r"masa: expected calibration error .*? A peaked kernel paid for its predictions", page)
+    assert re.search(r"grpo: expected calibration error [^<]*Nothing paid for its predictions", page)
+
+
+def test_the_recorded_baseline_has_a_page(tmp_path: Path) -> None:
+    text = " ".join(report.compare([BASELINE], tmp_path / "report.html").split())
+    assert "10 of 10 runs do not show that they had the machine to themselves" in text
+    page = (tmp_path / "report.html").read_text(encoding="utf8")
+    assert "rises towards the true one in" in page
+    assert "Gate and cap" not in page
+
+
 @pytest.mark.parametrize(("value", "text"), [
     (None, "-"), (0.5, "0.500"), ({"before": None, "after": 0.25}, "- -> 0.250"),
     ({"mean": 0.5, "low": None, "high": None}, "0.500"),
-    ({"mean": 0.5, "low": 0.4, "high": 0.6}, "0.500 [0.400, 0.600]")])
+    ({"mean": 0.5, "low": 0.4, "high": 0.6}, "0.500 [0.400, 0.600]"),
+    ({"shown": 3, "measured": 5, "fall": None}, "3 of 5"), ({"shown": 0, "measured": 0}, "-"),
+    ({"before": {"mean": 0.5, "low": 0.4, "high": 0.6}, "after": 0.1}, "0.500 [0.400, 0.600] -> 0.100")])
 def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text

@@ -121,6 +121,25 @@ def test_a_change_made_live_is_replayed_after_the_checkpoint_before_or_behind_it
     assert rates == [3e-4] * 3 + [1e-3] * 4 != reference.metrics()["learning_rate"].tolist()
 
 
+@pytest.mark.parametrize(("method", "changes"), [
+    ("masa-efficient", {"gate.start": 2, "gate.threshold": 0.6, "gate.recheck": 0.5, "gate.guard": False,
+                        "cap.guard": False, "cloning.store": 10, "cloning.threshold": 0.0}),
+    ("greso", {"problems.pool": 8}), ("oracle", {"rivals.samples": 2, "rivals.refresh": 4})])
+def test_gates_and_experts_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path) -> None:
+    config = configs.replace(CONFIG, {"steps": 6, "evaluation.every": 0, "method": method, **changes})
+    run = Run.create(tmp_path / "run", config, "masa train")
+    for result in Trainer(config, run):
+        if result.step == 5:
+            break  # as if killed here: the last checkpoint is the one of step 4
+    undisturbed = train(config, tmp_path / "undisturbed", "masa train")
+    assert_same_run(resume(run.path), undisturbed)
+    rows = undisturbed.metrics()
+    assert rows["dropped"].sum() > 0
+    if method == "masa-efficient":
+        state = json.loads((undisturbed.path / "checkpoints" / "step-000004" / "state.json").read_text())
+        assert len(state["gates"][method]["window"]) == 4 and state["experts"] and rows["tokens_cloning"].sum() > 0
+
+
 def test_steps_added_live_are_trained_by_resume(reference: Run, tmp_path: Path) -> None:
     short = configs.replace(CONFIG, {"steps": 4})
     run = train(short, tmp_path / "run", "masa train")
@@ -385,4 +404,5 @@ def test_a_run_killed_at_random_file_operations_ends_as_if_nothing_had_happened(
 
 def test_a_checkpoint_holds_step_and_cursor(reference: Run) -> None:
     step, folder = reference.latest_checkpoint()
-    assert json.loads((folder / "state.json").read_text()) == {"step": step, "cursor": step * 4}
+    assert json.loads((folder / "state.json").read_text()) == {"step": step, "cursor": step * 4, "gates": {},
+                                                               "experts": []}

@@ -228,18 +228,22 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("changes", [
     {"method": "grpo"}, {"method": "masa"}, {"method": "masa", "update.updates_per_step": 2},
-    {"method": "masa", "update.gradient_clip": 0.1, "sampling.temperature": 0.8}])
+    {"method": "masa", "update.gradient_clip": 0.1, "sampling.temperature": 0.8},
+    {"method": "dapo"}, {"method": "masa-efficient", "gate.precision": 0.0, "gate.guard": False, "cap.guard": False,
+                         "gate.threshold": 0.6, "cap.multiplier": 0.3, "cap.stopped": "left out"}])
 def test_groups_without_variance_stay_out_and_the_update_is_the_naive_one_with_them(changes: dict) -> None:
     config = small({"update.gradient_clip": 1e9, **changes})
     trainer = Trainer(config)
     naive, before = copy.deepcopy(trainer.model), weights(trainer)
     table, found = trainer.train_step()
+    assert table["reward"].notna().all() == (config.method != "masa-efficient")
+    table = table[table["reward"].notna()]
     flat = table.groupby(["stream", "group"])["reward"].transform("nunique") == 1
     kept = table[~flat]
     prompts = kept["prompt_ids"].map(len)  # at least each distinct one, at most each
     assert 0 < flat.sum() < len(table)
     assert kept["length"].sum() < found["tokens_update"] <= kept["length"].sum() + prompts.sum()
-    naive_step(naive, table, config)
+    naive_step(naive, kept if config.method == "dapo" else table, config)
     gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (trainer.model, naive)]
     assert distance(*gradients) < 2e-3
     moved = torch.cat([parameter.detach().flatten() for parameter in naive.parameters()]) - before
@@ -390,7 +394,10 @@ KEYS = {
     "reward_notion", "parse_rate", "pass_rate_r", "pass_rate_mae", "length_r", "length_mae", "predicted_pass_rate",
     "predicted_pass_rate_std", "predicted_length", "solution_length", "truncated", "zero_variance_solution",
     "zero_variance_meta", "logp_gap", "clip_share", "entropy", "gradient_norm", "learning_rate", "loss",
-    "loss_solution", "loss_meta", "updates", "tokens_solution", "tokens_meta", "tokens_prefill", "tokens_update",
+    "loss_solution", "loss_meta", "loss_cloning", "updates", "candidates", "dropped", "rechecked", "gate_on", "cap_on",
+    "gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "stopped", "predictions_collapsed",
+    "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_oracle", "tokens_prefill",
+    "tokens_decode", "tokens_update",
     "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb"}
 
 
@@ -454,5 +461,6 @@ def test_recorded_rollouts_hold_both_streams_without_token_ids(recorded: Run) ->
     table = recorded.rollouts([2])
     assert len(table) == 12 * 8 and set(table["stream"]) == {"solution", "meta"}
     columns = set(table.columns)
-    assert {"text", "length", "finish", "reward", "advantage", "correct", "notions", "parse_error"} <= columns
+    assert {"text", "length", "finish", "reward", "advantage", "correct", "notions", "parse_error",
+            "admitted", "weight", "cap", "capped"} <= columns
     assert not {"prompt_ids", "tokens", "logps"} & columns

@@ -1,0 +1,142 @@
+"""Expert predictions and behaviour cloning: what the model should have predicted, taught by cross-entropy.
+
+Of a scored problem's meta rollouts the one with the best notions is kept, and its two numbers are replaced by the true
+ones; all else stays as the model wrote it, so that what is cloned is close to the model's own. When enough have been
+collected they are cloned in a few updates and forgotten. The first version of the paper (2510.03259v1) does this
+beside reinforcement. When to do it is the trainer's business, and engines play no part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from masa_lib import grpo, models, rollouts
+from masa_lib.config import CloningConfig, Config, UpdateConfig
+from masa_lib.predictions import PASS_RATE_STEPS, parse_prediction
+
+
+def expert_text(text: str, pass_rate: int, length: int) -> str:
+    """A prediction with other numbers in it, every other character as the model wrote it.
+
+    Args:
+        text: a meta rollout that parses.
+        pass_rate: true one, eighths.
+        length: true one, tokens.
+
+    Raises:
+        ValueError: the text does not parse.
+    """
+    numbers = zip(parse_prediction(text).spans, (pass_rate, length), strict=True)
+    for (start, end), number in sorted(numbers, reverse=True):  # from the back, as the front's places then hold
+        text = f"{text[:start]}{number}{text[end:]}"
+    return text
+
+
+def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> grpo.Sample | None:
+    """The expert prediction of a problem, ready for a cross-entropy update.
+
+    Args:
+        group: the scored rollouts of one problem, both streams.
+        tokenizer: of the model.
+        config: the least notion reward.
+
+    Returns:
+        None without a right solution, whose length would be the true one, or without a meta rollout that parses, ended
+        by itself (what was cut off must not be taught as an end) and names notions that are good enough.
+    """
+    solved, meta = (group[group["stream"] == stream] for stream in rollouts.STREAMS)
+    right = solved[solved["correct"].eq(True)]
+    parses = np.array([bool(parse_prediction(text).spans) for text in meta["text"]], dtype=bool)
+    good = meta[parses & (meta["finish"] == "stop") & (meta["reward_notion"] >= config.threshold)]
+    if right.empty or good.empty:
+        return None
+    best = good.loc[good["reward_notion"].idxmax()]
+    text = expert_text(best["text"], round(PASS_RATE_STEPS * len(right) / len(solved)), round(right["length"].mean()))
+    completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    return grpo.Sample(tuple(best["prompt_ids"]), completion, (), 0.0, 0.0, "meta")
+
+
+class Store:
+    """Expert predictions collected for the next cloning, at most `cloning.store`."""
+
+    def __init__(self) -> None:
+        self._samples: list[grpo.Sample] = []
+
+    def add(self, group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> None:
+        """Take the expert prediction of one problem's scored rollouts, if it has one and there is room."""
+        if len(self._samples) < config.store and (sample := expert_sample(group, tokenizer, config)):
+            self._samples.append(sample)
+
+    def full(self, config: CloningConfig) -> bool:
+        """Whether it is time to clone; never where `cloning.store` is 0."""
+        return 0 < config.store <= len(self._samples)
+
+    def samples(self) -> list[grpo.Sample]:
+        """What was collected, oldest first."""
+        return list(self._samples)
+
+    def clear(self) -> None:
+        """Forget what was collected."""
+        self._samples = []
+
+    def state(self) -> list[list[list[int]]]:
+        """Token ids of prompt and completion of each sample, for a checkpoint."""
+        return [[list(sample.prompt), list(sample.completion)] for sample in self._samples]
+
+    def restore(self, state: list[list[list[int]]]) -> None:
+        """Take up what `state` gave."""
+        self._samples = [grpo.Sample(tuple(prompt), tuple(completion), (), 0.0, 0.0, "meta")
+                         for prompt, completion in state]
+
+
+def clone(model: Any, samples: Sequence[grpo.Sample], config: Config) -> dict[str, float]:
+    """Behaviour cloning: `cloning.updates` gradient updates, each on all samples.
+
+    Their AdamW is a new one each time: the moments of reinforcement belong to another loss and must not be mixed with
+    these, and those of the last cloning are from many steps ago; so a checkpoint needs no second optimiser either.
+
+    Args:
+        model: is trained in place; its engine has to be told of the new weights.
+        samples: at least one.
+        config: of the run.
+
+    Returns:
+        `loss_cloning`: before the first update, nats a token; `tokens_cloning`: tokens through all updates.
+    """
+    optimizer = torch.optim.AdamW(models.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
+                                  betas=(config.update.beta1, config.update.beta2))
+    model.train(config.model.gradient_checkpointing)
+    done = [imitate(model, optimizer, samples, config.update) for _ in range(config.cloning.updates)]
+    model.eval()
+    return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
+
+
+def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo.Sample],
+            config: UpdateConfig) -> tuple[float, int]:
+    """One optimiser update on the cross-entropy of the samples' completions, a mean over their tokens.
+
+    Args:
+        model: in the mode that gradient checkpointing needs.
+        optimizer: of its trained parameters.
+        samples: at least one; advantages and weights play no part.
+        config: token budget, log-prob chunk, gradient clip.
+
+    Returns:
+        The loss before the update, nats a token, and the tokens that went through the model.
+    """
+    optimizer.zero_grad()
+    total, losses, computed = sum(len(sample.completion) for sample in samples), 0.0, 0
+    for batch in grpo.micro_batches(samples, config.token_budget):
+        loss = -grpo.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
+        loss.backward()
+        losses += loss.item()
+        computed += grpo.computed_tokens(model, batch)
+    torch.nn.utils.clip_grad_norm_(models.trainable(model), config.gradient_clip)
+    optimizer.step()
+    torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
+    return losses, computed

@@ -1,0 +1,177 @@
+"""Figures of predictions at work: how well calibrated they are, what gate and cap do with them, where tokens went.
+
+In the template and with the helpers of `figures`; every frame comes from `analysis` or `replay`.
+"""
+
+from __future__ import annotations
+
+import pandas as pd
+import plotly.graph_objects as go
+
+from masa_lib.analysis import COST
+from masa_lib.figures import (
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    PALETTE,
+    STREAMS,
+    SYMBOLS,
+    VERMILLION,
+    arm_colors,
+    arm_places,
+    grid,
+    trend,
+)
+
+GATE_PANELS = {"gate_precision": "precision of the gate", "gate_recall": "recall of the gate",
+               "signal_lost": "share of signal lost", "dropped": "share of candidates dropped",
+               "right_cut": "share of right solutions cut", "stopped": "share of solutions stopped"}
+RULES = {"signal": BLUE, "v1": ORANGE, "v2": GREEN}
+AGGREGATES = {"max": BLUE, "mean": ORANGE, "median": GREEN}
+BY_MEMBERS = {"precision": BLUE, "recall": ORANGE, "tokens_saved": GREEN, "signal_lost": VERMILLION}
+
+
+def calibration_curve(curve: pd.DataFrame) -> go.Figure:
+    """The true pass rate over the predicted one, a line an arm, with intervals over seeds; dotted: as predicted.
+
+    Args:
+        curve: `analysis.calibration_curve`.
+    """
+    figure = grid([""], title="Calibration of the predicted pass rate", x="predicted pass rate", y="true pass rate")
+    figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1},
+                       hoverinfo="skip", showlegend=False)
+    for arm, place in arm_places(curve["arm"]).items():
+        part = curve[curve["arm"] == arm]
+        figure.add_scatter(x=part["predicted"], y=part["true"], name=arm, mode="lines+markers",
+                           line={"color": PALETTE[place]}, marker={"size": 8, "symbol": SYMBOLS[place]},
+                           error_y={"array": part["high"] - part["true"], "arrayminus": part["true"] - part["low"],
+                                    "thickness": 1, "width": 3}, customdata=part[["low", "high", "problems"]],
+                           hovertemplate=f"{arm}: predicted %{{x:.3f}}, true %{{y:.3f}} (%{{customdata[0]:.3f}} to "
+                                         "%{customdata[1]:.3f}), %{customdata[2]} problems<extra></extra>")
+    return figure.update_yaxes(range=[-0.03, 1.03])
+
+
+def predicted_and_true(steps: pd.DataFrame) -> go.Figure:
+    """Mean predicted and mean true pass rate of the training batches over steps, a panel an arm, mean over seeds.
+
+    Args:
+        steps: columns arm, step, predicted_pass_rate, accuracy.
+    """
+    known = steps[steps["predicted_pass_rate"].notna()]
+    arms = list(arm_colors(known["arm"]))
+    figure = grid(arms, title="Predicted and true pass rate over training", x="training step", y="pass rate", columns=3,
+                  shared=True)
+    for number, arm in enumerate(arms):
+        means = known[known["arm"] == arm].groupby("step")[["predicted_pass_rate", "accuracy"]].mean()
+        place = {"row": number // 3 + 1, "col": number % 3 + 1}
+        trend(figure, means["predicted_pass_rate"], "predicted", ORANGE, place)
+        trend(figure, means["accuracy"], "true", GREEN, place)
+    return figure.update_yaxes(range=[-0.03, 1.03])
+
+
+def gate_over_steps(steps: pd.DataFrame) -> go.Figure:
+    """What is measured of gate and cap over steps, a line an arm, mean over seeds.
+
+    Args:
+        steps: columns arm, step and those of GATE_PANELS that there are.
+    """
+    panels = [name for name in GATE_PANELS if name in steps and steps[name].any()]
+    figure = grid([GATE_PANELS[name] for name in panels], title="Gate and cap over training", x="training step", y="",
+                  columns=2)
+    for arm, color in arm_colors(steps["arm"]).items():
+        means = steps[steps["arm"] == arm].groupby("step")[panels].mean()
+        for number, name in enumerate(panels):
+            if means[name].any():
+                trend(figure, means[name], arm, color, {"row": number // 2 + 1, "col": number % 2 + 1})
+    return figure.update_yaxes(range=[-0.03, 1.03])
+
+
+def token_shares(shares: pd.DataFrame) -> go.Figure:
+    """Where the tokens to the target went: a bar an arm, its streams stacked, in percent of what grpo spends.
+
+    Args:
+        shares: index arm, columns those of COST, as shares of the reference's tokens to the target.
+    """
+    figure = grid([""], title="Where the tokens to the target went", x="percent of grpo's tokens to the target", y="",
+                  height=220 + 40 * len(shares))
+    for name in COST:
+        label, color = STREAMS[name]
+        if shares[name].any():
+            figure.add_bar(y=shares.index, x=100 * shares[name], orientation="h", name=label, marker_color=color,
+                           hovertemplate=f"%{{y}}, {label}: %{{x:.1f}} %<extra></extra>")
+    figure.add_vline(100, line={"dash": "dot", "color": GREY, "width": 1})
+    return figure.update_layout(barmode="stack", legend_traceorder="normal").update_yaxes(autorange="reversed")
+
+
+def replay_gates(gates: pd.DataFrame) -> go.Figure:
+    """Precision against recall of the gate rules over their thresholds, a panel a phase.
+
+    Args:
+        gates: rows of `replay.gate_curve` of one M.
+    """
+    title = f"Gate rules on the recorded groups, M = {gates['predictions'].iloc[0]}"
+    figure = _by_phase(gates, "rule", RULES, "threshold", {"recall": "recall", "precision": "precision"}, title)
+    return figure.update_xaxes(range=[-0.03, 1.03]).update_yaxes(range=[-0.03, 1.03])
+
+
+def replay_caps(caps: pd.DataFrame) -> go.Figure:
+    """Tokens saved against right solutions cut, over the multipliers, a line an aggregation, a panel a phase.
+
+    Args:
+        caps: rows of `replay.cap_curve` of one M.
+    """
+    axes = {"right_cut": "share of right solutions cut", "tokens_saved": "share of tokens saved"}
+    title = f"Caps on the recorded solutions, M = {caps['predictions'].iloc[0]}"
+    return _by_phase(caps, "aggregate", AGGREGATES, "multiplier", axes, title)
+
+
+def _by_phase(table: pd.DataFrame, lines: str, colors: dict[str, str], along: str, axes: dict[str, str],
+              title: str) -> go.Figure:
+    """A panel a phase, in it a line each of `lines`, along whose markers `along` runs."""
+    phases, (x, y) = list(table["phase"].unique()), axes
+    figure = grid(phases, title=title, x=axes[x], y=axes[y], columns=2)
+    for (phase, line), part in table.groupby(["phase", lines], sort=False):
+        place = phases.index(phase)
+        figure.add_scatter(x=part[x], y=part[y], name=line, legendgroup=line, showlegend=place == 0,
+                           mode="lines+markers", line={"color": colors[line]}, customdata=part[along],
+                           row=place // 2 + 1, col=place % 2 + 1,
+                           hovertemplate=f"{line}, {along} %{{customdata:.3g}}: {axes[x]} %{{x:.3f}}, {axes[y]} "
+                                         "%{y:.3f}<extra></extra>")
+    return figure
+
+
+def replay_members(gates: pd.DataFrame) -> go.Figure:
+    """What one rule and threshold reach with M predictions, a panel a phase.
+
+    Args:
+        gates: rows of `replay.gate_curve` of one rule and threshold, of several M.
+    """
+    phases, first = list(gates["phase"].unique()), gates.iloc[0]
+    figure = grid(phases, title=f"Rule {first['rule']}, threshold {first['threshold']:.3g}, by M", y="share", columns=2,
+                  x="M, predictions of a problem")
+    for number, phase in enumerate(phases):
+        part = gates[gates["phase"] == phase]
+        for name, color in BY_MEMBERS.items():
+            label = name.replace("_", " ")
+            figure.add_scatter(x=part["predictions"], y=part[name], name=label, legendgroup=label, mode="lines+markers",
+                               showlegend=number == 0, line={"color": color}, row=number // 2 + 1, col=number % 2 + 1,
+                               hovertemplate=f"{label}, M = %{{x}}: %{{y:.3f}}<extra></extra>")
+    return figure
+
+
+def replay_rechecks(rechecks: pd.DataFrame, window: int) -> go.Figure:
+    """Precision and recall as re-checks measure them in one window, with the middle 95 % of the windows.
+
+    Args:
+        rechecks: `replay.recheck_curve`.
+        window: its steps.
+    """
+    figure = grid([""], title=f"How sure re-checks are, over {window} steps", y="measured",
+                  x="share of the dropped problems that is re-checked")
+    for name, color in (("precision", BLUE), ("recall", ORANGE)):
+        figure.add_scatter(x=rechecks["recheck"], y=rechecks[name], name=name, mode="lines+markers",
+                           line={"color": color}, hovertemplate=f"{name}, share %{{x}}: %{{y:.3f}}<extra></extra>",
+                           error_y={"array": rechecks[f"{name}_high"] - rechecks[name], "thickness": 1, "width": 4,
+                                    "arrayminus": rechecks[name] - rechecks[f"{name}_low"]})
+    return figure.update_xaxes(type="log", tickvals=list(rechecks["recheck"]))

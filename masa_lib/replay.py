@@ -1,0 +1,399 @@
+"""What a gate, a cap or fewer predictions would have done in a recorded run, without training again.
+
+A run that recorded both streams of whole groups (best: method masa, M = 16, `record.rollouts_every = 10`) holds what
+was predicted of each problem and what came true. Every function here is arithmetic on those groups. It cannot say what
+a model becomes whose training was gated: the groups are those of the run as it was.
+"""
+
+from __future__ import annotations
+
+import html
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from masa_lib import files, gate_figures, report
+from masa_lib.config import Config
+from masa_lib.gating import rule_scores, signal_chance
+from masa_lib.predictions import PASS_RATE_STEPS
+from masa_lib.runs import Run
+
+PHASES = ("first third", "second third", "last third", "all")
+THRESHOLDS = {"signal": np.linspace(0.05, 0.95, 19).round(2), "v1": np.linspace(0.025, 0.4, 16).round(3),
+              "v2": np.linspace(0.025, 0.4, 16).round(3)}
+AGGREGATES = ("max", "mean", "median")
+MULTIPLIERS = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+SHARES = (0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+PRECISION, RECALL = 0.9, 0.5
+#: random subsets of the M predictions that a smaller M is averaged over
+DRAWS = 10
+#: groups that a recommended gate must have dropped: of fewer, precision is luck
+LEAST = 20
+#: columns of the printed tables and how they are shown
+FORMATS = {"predictions": "d", "rule": "", "threshold": ".3f", "aggregate": "", "multiplier": ".2f", "recheck": ".2f",
+           "dropped": ".2f", "precision": ".2f", "recall": ".2f", "signal_lost": ".2f", "tokens_saved": "+.3f",
+           "meta_share": ".2f", "gain": ".2f", "right_cut": ".3f", "stopped": ".2f", "precision_low": ".2f",
+           "precision_high": ".2f", "recall_low": ".2f", "recall_high": ".2f", "unmeasured": ".2f"}
+
+
+class ReplayError(ValueError):
+    """A run cannot be replayed as asked; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Groups:
+    """P recorded groups with their M predictions and G solutions; what did not parse is NaN."""
+
+    config: Config
+    steps_P: np.ndarray
+    rates_PM: np.ndarray  # predicted pass rates, 0 to 1
+    predicted_PM: np.ndarray  # predicted lengths, tokens
+    meta_PM: np.ndarray  # tokens of each meta rollout
+    right_PG: np.ndarray  # bool
+    lengths_PG: np.ndarray  # tokens of each solution
+
+    @property
+    def signal_P(self) -> np.ndarray:
+        """Whether a group has right and wrong solutions."""
+        return self.right_PG.any(axis=1) & ~self.right_PG.all(axis=1)
+
+    @property
+    def phases_FP(self) -> np.ndarray:
+        """Which groups belong to each of PHASES, as numbers 0 and 1."""
+        steps = np.unique(self.steps_P)
+        parts = [*np.array_split(steps, 3), steps]
+        return np.stack([np.isin(self.steps_P, part) for part in parts]).astype(float)
+
+
+def read_groups(path: str | Path) -> Groups:
+    """The groups of the recorded steps that a gate or cap left whole.
+
+    Raises:
+        RunError: the run cannot be read.
+        ReplayError: fewer than three such steps were recorded.
+    """
+    run = Run.open(path)
+    table = run.rollouts()
+    if len(table) and "capped" in table:
+        table["length"] = table["length"].where(~(table["capped"].eq(True) & (table["stream"] == "solution")))
+    streams = dict(iter(table.set_index(["step", "group", "member"]).groupby("stream"))) if len(table) else {}
+    advice = "Train with --method masa --set sampling.predictions=16 record.rollouts_every=10, and replay that run."
+    if len(streams) < 2:
+        raise ReplayError(f"The run {path} recorded no step with solutions and predictions. {advice}")
+    solved, meta = streams["solution"], streams["meta"]
+    wide = {name: stream[name].astype(float).unstack() for stream, names in
+            ((solved, ("length", "correct")), (meta, ("predicted_pass_rate", "predicted_length"))) for name in names}
+    tokens = meta["length"].astype(float).unstack()
+    both = pd.concat([wide["length"], tokens], axis=1)  # a dropped problem has no solutions
+    whole = both.notna().all(axis=1).groupby(level="step").all()
+    index = both.index[both.index.get_level_values("step").isin(whole.index[whole])]
+    if index.get_level_values("step").nunique() < 3:
+        raise ReplayError(f"The run {path} recorded fewer than three steps in which neither gate nor cap had acted. "
+                          f"{advice}")
+    wide = {name: frame.reindex(index).to_numpy() for name, frame in (wide | {"tokens": tokens}).items()}
+    return Groups(run.config, index.get_level_values("step").to_numpy(),
+                  (wide["predicted_pass_rate"] / PASS_RATE_STEPS).clip(0, 1), wide["predicted_length"], wide["tokens"],
+                  wide["correct"] > 0, wide["length"])
+
+
+def draw(groups: Groups, values_PM: np.ndarray, predictions: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """Random subsets of a group's predictions, the same ones at every call; shape (draws, P, predictions).
+
+    Raises:
+        ReplayError: the run has fewer predictions.
+    """
+    count = values_PM.shape[1]
+    if not 1 <= predictions <= count:
+        raise ReplayError(f"The run has {count} predictions a problem; ask for 1 to {count}, not {predictions}.")
+    if predictions == count:
+        return values_PM[None]
+    order = np.random.default_rng(seed).random((draws, *values_PM.shape)).argsort(axis=-1)
+    return np.take_along_axis(values_PM[None], order[..., :predictions], axis=-1)
+
+
+def gate_curve(groups: Groups, rule: str = "signal", thresholds: Sequence[float] | None = None, predictions: int = 0,
+               recheck: float | None = None, draws: int = DRAWS) -> pd.DataFrame:
+    """What a gate rule would have dropped, by phase and threshold.
+
+    Args:
+        groups: of the recorded run.
+        rule: signal, v1 or v2.
+        thresholds: of the rule; None takes THRESHOLDS.
+        predictions: M; 0 takes all that the run has. A smaller one is averaged over random subsets.
+        recheck: share of the dropped groups that is rolled out all the same; None takes the run's `gate.recheck`.
+        draws: how many subsets.
+
+    Returns:
+        A row a phase and threshold: dropped (share of groups), groups_dropped, precision and recall and f1 of
+        "dropped groups have no signal", signal_lost (share of the groups with a signal), tokens_saved (share of all
+        solution tokens, less the meta tokens), meta_share (meta over solution tokens) and gain (groups with a signal
+        per token, relative to rolling out everything without predictions).
+    """
+    thresholds = np.asarray(THRESHOLDS[rule] if thresholds is None else thresholds, dtype=float)
+    predictions = predictions or groups.rates_PM.shape[1]
+    rolled = 1 - (groups.config.gate.recheck if recheck is None else recheck)
+    scores_DP = rule_scores(draw(groups, groups.rates_PM, predictions, draws), rule, groups.right_PG.shape[1])
+    chance_PT = (scores_DP[..., None] < thresholds).mean(axis=0)
+    tokens_P, flat_P = groups.lengths_PG.sum(axis=1), ~groups.signal_P
+    phases = groups.phases_FP
+    dropped, true, tokens = ((phases * weight) @ chance_PT for weight in (1.0, flat_P, tokens_P))
+    count, flat, spent, meta = ((phases @ values)[:, None] for values in (
+        np.ones(len(flat_P)), flat_P, tokens_P, groups.meta_PM.mean(axis=1) * predictions))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = true / dropped, true / flat
+        lost, saved = rolled * (dropped - true) / (count - flat), (rolled * tokens - meta) / spent
+        columns = {"dropped": dropped / count, "groups_dropped": dropped, "precision": precision, "recall": recall,
+                   "f1": 2 * true / (dropped + flat), "signal_lost": lost, "tokens_saved": saved,
+                   "meta_share": meta / spent, "gain": (1 - lost) / (1 - saved)}
+    return _frame({"rule": rule, "predictions": predictions}, "threshold", thresholds, columns)
+
+
+def cap_curve(groups: Groups, aggregate: str = "max", multipliers: Sequence[float] = MULTIPLIERS, predictions: int = 0,
+              draws: int = DRAWS) -> pd.DataFrame:
+    """What a cap at a multiple of the predicted length would have stopped, by phase and multiplier.
+
+    Args:
+        groups: of the recorded run.
+        aggregate: how M predicted lengths become one: max, mean or median. Without one there is no cap.
+        multipliers: of that length.
+        predictions: M; 0 takes all that the run has.
+        draws: random subsets that a smaller M is averaged over.
+
+    Returns:
+        A row a phase and multiplier: right_cut (share of the right solutions), stopped (share of all), tokens_saved
+        (share of all solution tokens; meta tokens are the gate's) and signal_lost (share of the groups with a signal
+        that have none once their stopped solutions are wrong).
+    """
+    predictions = predictions or groups.predicted_PM.shape[1]
+    lengths_DP = aggregate_lengths(draw(groups, groups.predicted_PM, predictions, draws), aggregate)
+    right_PG, phases, full = groups.right_PG, groups.phases_FP, groups.config.sampling.solution_tokens
+    wholes = {"right_cut": right_PG, "stopped": np.ones_like(right_PG), "tokens_saved": groups.lengths_PG,
+              "signal_lost": groups.signal_P[:, None]}
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in wholes}
+    for multiplier in multipliers:
+        caps_DP = np.clip(np.ceil(lengths_DP * multiplier), 1, full)
+        beyond_DPG = np.maximum(groups.lengths_PG - caps_DP[..., None], 0)
+        still_DPG = right_PG & (beyond_DPG == 0)
+        flat_DP = ~still_DPG.any(axis=-1) | still_DPG.all(axis=-1)
+        found = (right_PG & ~still_DPG, beyond_DPG > 0, beyond_DPG, (flat_DP & groups.signal_P)[..., None])
+        for (name, whole), part in zip(wholes.items(), found, strict=True):
+            with np.errstate(invalid="ignore"):
+                columns[name].append(phases @ part.sum(axis=-1).mean(axis=0) / (phases @ whole.sum(axis=-1)))
+    return _frame({"aggregate": aggregate, "predictions": predictions}, "multiplier", np.asarray(multipliers),
+                  {name: np.stack(values, axis=1) for name, values in columns.items()})
+
+
+def aggregate_lengths(lengths: np.ndarray, aggregate: str) -> np.ndarray:
+    """The predicted length of a problem, tokens: max, mean or median of the last axis; infinite where none parsed."""
+    count = np.isfinite(lengths).sum(axis=-1)
+    if aggregate == "max":
+        found = np.fmax.reduce(lengths, axis=-1)
+    elif aggregate == "mean":
+        found = np.nansum(lengths, axis=-1) / np.maximum(count, 1)
+    else:
+        middle = np.maximum(np.stack([(count - 1) // 2, count // 2], axis=-1), 0)
+        ordered = np.sort(lengths, axis=-1)  # NaN comes last
+        found = np.take_along_axis(ordered, np.minimum(middle, lengths.shape[-1] - 1), axis=-1).mean(axis=-1)
+    return np.where(count > 0, found, np.inf)
+
+
+def recheck_curve(groups: Groups, rule: str, threshold: float, predictions: int = 0,
+                  shares: Sequence[float] = SHARES, phase: str = "last third", draws: int = 400) -> pd.DataFrame:
+    """How sure precision and recall are when a share of the dropped problems is re-checked over one window.
+
+    Windows of `gate.window` steps are drawn from the recorded groups of a phase, with one subset of M each.
+
+    Returns:
+        A row a share: precision and recall (mean), each with `_low` and `_high` (2.5 and 97.5 % of the windows),
+        unmeasured (share of windows without a re-check), tokens_saved and signal_lost as in `gate_curve`.
+    """
+    predictions, rng = predictions or groups.rates_PM.shape[1], np.random.default_rng(0)
+    scores_DP = rule_scores(draw(groups, groups.rates_PM, predictions), rule, groups.right_PG.shape[1])
+    pool = np.flatnonzero(groups.phases_FP[PHASES.index(phase)])
+    size = groups.config.gate.window * groups.config.sampling.problems
+    picks = rng.choice(pool, (draws, size))
+    dropped = scores_DP[rng.integers(len(scores_DP), size=picks.shape), picks] < threshold
+    flat, lots, rows = ~groups.signal_P[picks], rng.random(picks.shape), []
+    for share in shares:
+        checked = dropped & (lots < share)
+        true = (checked & flat).sum(axis=1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            found = {"precision": true / checked.sum(axis=1),
+                     "recall": (true / share) / (true / share + (~dropped & flat).sum(axis=1))}
+        row = gate_curve(groups, rule, [threshold], predictions, share).set_index("phase").loc[phase]
+        rows.append({"recheck": share, "unmeasured": float((checked.sum(axis=1) == 0).mean()),
+                     **{name + end: value for name, values in found.items() for end, value in zip(
+                         ("", "_low", "_high"), _spread(values), strict=True)},
+                     "tokens_saved": row["tokens_saved"], "signal_lost": row["signal_lost"]})
+    return pd.DataFrame(rows)
+
+
+def _spread(values: np.ndarray) -> tuple[float, float, float]:
+    known = values[np.isfinite(values)]
+    return (known.mean(), *np.quantile(known, [0.025, 0.975])) if known.size else (np.nan,) * 3
+
+
+def _frame(constant: dict[str, Any], name: str, grid: np.ndarray, columns: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Arrays (phase, grid) as rows."""
+    return pd.DataFrame({"phase": np.repeat(PHASES, len(grid)), **constant, name: np.tile(grid, len(PHASES)),
+                         **{key: np.broadcast_to(values, (len(PHASES), len(grid))).ravel()
+                            for key, values in columns.items()}})
+
+
+def ceiling(table: pd.DataFrame, solutions: int, draws: int = 100) -> pd.DataFrame:
+    """What an oracle reaches that knows all solutions of a problem but one group's, over thresholds of rule signal.
+
+    A group of few solutions is often all right or all wrong by luck; no gate can foresee that.
+
+    Args:
+        table: an evaluation, with the columns n and c, n above `solutions`.
+        solutions: G.
+        draws: groups drawn of each problem.
+
+    Returns:
+        Columns threshold, precision and recall.
+    """
+    n, c = table["n"].to_numpy(), table["c"].to_numpy()
+    right = np.random.default_rng(0).hypergeometric(c, n - c, solutions, (draws, len(table)))
+    chance, flat = signal_chance((c - right) / (n - solutions), solutions), (right == 0) | (right == solutions)
+    dropped = chance[..., None] < THRESHOLDS["signal"]
+    true = (dropped & flat[..., None]).sum(axis=(0, 1))
+    with np.errstate(invalid="ignore"):
+        return pd.DataFrame({"threshold": THRESHOLDS["signal"], "precision": true / dropped.sum(axis=(0, 1)),
+                             "recall": true / flat.sum()})
+
+
+def every_gate(groups: Groups) -> pd.DataFrame:
+    """`gate_curve` of all rules, thresholds and M."""
+    return pd.concat([gate_curve(groups, rule, predictions=count) for rule in THRESHOLDS
+                      for count in range(1, groups.rates_PM.shape[1] + 1)], ignore_index=True)
+
+
+def every_cap(groups: Groups) -> pd.DataFrame:
+    """`cap_curve` of all aggregations, multipliers and M."""
+    return pd.concat([cap_curve(groups, aggregate, predictions=count) for aggregate in AGGREGATES
+                      for count in range(1, groups.rates_PM.shape[1] + 1)], ignore_index=True)
+
+
+def best_gates(gates: pd.DataFrame, phase: str) -> pd.DataFrame:
+    """Of each M the setting to take, the least M first; `good` says whether it has precision 0.9 at recall 0.5.
+
+    Among good settings that dropped at least LEAST groups it is the one with the most gain; where there is none, the
+    one of highest precision at recall 0.5. An M without recall 0.5 has no row.
+    """
+    table = gates[(gates["phase"] == phase) & (gates["recall"] >= RECALL)]
+    good = (table["precision"] >= PRECISION) & (table["groups_dropped"] >= LEAST)
+    table = table.assign(good=good, worth=table["gain"].where(good, table["precision"]))
+    return table.sort_values(["predictions", "good", "worth"]).groupby("predictions").tail(1).drop(columns="worth")
+
+
+def recommend(gates: pd.DataFrame, phase: str) -> pd.Series | None:
+    """The least M that is good, or the setting nearest to it (`good` is False); None where nothing reaches recall."""
+    best = best_gates(gates, phase)
+    good = best[best["good"]]
+    return good.iloc[0] if len(good) else best.loc[best["precision"].idxmax()] if len(best) else None
+
+
+def best_caps(caps: pd.DataFrame, phase: str, predictions: int, cut: float) -> pd.DataFrame:
+    """Of each aggregation the multiplier that saves the most tokens and cuts at most `cut` of the right solutions."""
+    good = caps[(caps["phase"] == phase) & (caps["predictions"] == predictions) & (caps["right_cut"] <= cut)]
+    return good.loc[good.groupby("aggregate")["tokens_saved"].idxmax()]
+
+
+def replay(path: str | Path, page: Path | None = None, as_json: bool = False) -> str:
+    """Replay a run; write the page if `page` names one, and give what the terminal shows.
+
+    Args:
+        path: of the run.
+        page: where the page of figures is written; None: nowhere.
+        as_json: give one JSON object, the settings recommended in each phase, instead of text.
+
+    Raises:
+        RunError, ReplayError: the run cannot be read, or has no groups to replay or to drop.
+    """
+    groups = read_groups(path)
+    gates, caps, phase = every_gate(groups), every_cap(groups), PHASES[2]
+    chosen = {name: recommend(gates, name) for name in PHASES}
+    if (last := chosen[phase]) is None:
+        raise ReplayError(f"No gate drops half of the groups without a signal in the last third of the run {path}: "
+                          "nothing was predicted, or every group has a signal.")
+    count, config = int(last["predictions"]), groups.config
+    capped = best_caps(caps, phase, count, config.cap.cut)
+    checks = recheck_curve(groups, last["rule"], last["threshold"], count)
+    if as_json:
+        return files.line({"groups": len(groups.steps_P), "caps": capped.to_dict("records"), "gates": {
+            name: None if row is None else row.to_dict() for name, row in chosen.items()}}).decode().strip()
+    about = _about(path, groups)
+    verdicts = [*(_verdict(name, row) for name, row in chosen.items() if row is not None), *_limit(path, config)]
+    if page is not None:
+        line = gates[(gates["rule"] == last["rule"]) & (gates["threshold"] == last["threshold"])]
+        report.write_html(page, f"Replay of {Path(path).name}", [f"<p>{html.escape(about)}</p>"], [
+            (gate_figures.replay_gates(gates[gates["predictions"] == count]), verdicts),
+            (gate_figures.replay_members(line), [_verdict(phase, last)]),
+            (gate_figures.replay_caps(caps[caps["predictions"] == count]), _stops(capped, config)),
+            (gate_figures.replay_rechecks(checks, config.gate.window), _sureness(checks))])
+    said = [about, *verdicts, *_stops(capped, config), *_sureness(checks), *([f"Figures: {page}"] if page else [])]
+    return "\n\n".join(["\n".join(textwrap.fill(part, 110) for part in said),
+                        *(f"{head}\n{_text(table)}" for head, table in (
+                            (f"The gate by M, {phase}:", best_gates(gates, phase)),
+                            (f"The cap at M = {count}, {phase}:", capped),
+                            (f"The re-checks at M = {count}, {phase}:", checks)) if len(table))])
+
+
+def _about(path: str | Path, groups: Groups) -> str:
+    flat = groups.phases_FP @ ~groups.signal_P / groups.phases_FP.sum(axis=1)
+    return (f"{Path(path).name}: {len(groups.steps_P)} groups of {len(np.unique(groups.steps_P))} recorded steps, G = "
+            f"{groups.right_PG.shape[1]}, M = {groups.rates_PM.shape[1]}. Share without a signal: "
+            + ", ".join(f"{name} {share:.2f}" for name, share in zip(PHASES, flat, strict=True)) + ".")
+
+
+def _verdict(phase: str, row: pd.Series) -> str:
+    reached = ("the least that reaches precision 0.9 at recall 0.5 is" if row["good"] else
+               f"nothing reaches precision 0.9 at recall 0.5 with {LEAST} groups dropped; nearest is")
+    return (f"{phase}: {reached} M = {row['predictions']}, rule {row['rule']} below {row['threshold']:.3g}. It drops "
+            f"{row['dropped']:.2f} of the groups ({row['groups_dropped']:.0f}), precision {row['precision']:.2f}, "
+            f"recall {row['recall']:.2f}; it loses {row['signal_lost']:.2f} of the signal and saves "
+            f"{row['tokens_saved']:+.3f} of the solution tokens, predictions paid ({row['meta_share']:.2f}); "
+            f"{row['gain']:.2f} times the signal per token.")
+
+
+def _limit(path: str | Path, config: Config) -> list[str]:
+    """What an oracle could do after training, where the last evaluation has solutions enough to tell."""
+    run, solutions = Run.open(path), config.sampling.solutions
+    steps = run.evaluations()["step"]
+    table = run.evaluation_table(int(steps.iloc[-1])) if len(steps) else pd.DataFrame({"n": [0]})
+    if table["n"].min() <= solutions:
+        return []
+    found = ceiling(table, solutions)
+    best = found[found["recall"] >= RECALL]
+    reach = "less than half of those without a signal"
+    if len(best):
+        row = best.loc[best["precision"].idxmax()]
+        reach = f"with precision {row['precision']:.2f} at recall {row['recall']:.2f}"
+    return [f"Held-out problems after training: who knows {table['n'].min() - solutions} other solutions of a problem "
+            f"drops groups of {solutions} {reach}; the rest is luck."]
+
+
+def _stops(capped: pd.DataFrame, config: Config) -> list[str]:
+    found = [f"{row.multiplier:g} x the {row.aggregate} saves {row.tokens_saved:.3f} of the solution tokens and stops "
+             f"{row.stopped:.2f} of the solutions" for row in capped.itertuples()]
+    return [f"Caps that cut at most {config.cap.cut:g} of the right solutions: {'; '.join(found) or 'none'}."]
+
+
+def _sureness(checks: pd.DataFrame) -> list[str]:
+    return ["In one window, by the share that is re-checked, precision comes out as " + ", ".join(
+        f"{row.precision:.2f} ({row.precision_low:.2f} to {row.precision_high:.2f}) at {row.recheck:g}"
+        for row in checks.itertuples()) + "."]
+
+
+def _text(table: pd.DataFrame) -> str:
+    """The columns of FORMATS that a table has, as aligned text."""
+    names = [name for name in FORMATS if name in table]
+    return report.aligned([[name.replace("_", " ") for name in names], *(
+        [format(value, FORMATS[name]) for name, value in zip(names, row, strict=True)]
+        for row in table[names].itertuples(index=False))])

@@ -1,0 +1,208 @@
+"""The other gates, with which masa-efficient is compared: DAPO, MoPPS, GRESO, a table of levels, an oracle.
+
+None of them asks for predictions, and each explores in its own way. The first three know a problem by how its groups
+went when it was drawn before, so on a stream where no problem comes back they admit everything (DAPO always does).
+The last two are privileged: `level-table` is told how hard a problem was made, and `oracle` solves every problem beside
+the training, uncounted; they show what is possible and are no competitors. Of the two things that GRESO does beside
+skipping, its refilling is a setting, and its adaptive batch is left out, because rollouts are drawn as wanted here.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from masa_lib.config import Config
+from masa_lib.gating import Candidate, Outcome, signal_chance
+from masa_lib.problems import Problem, ProblemPool
+
+Solve = Callable[[Sequence[Problem], int], list[int]]
+
+#: of GRESO's chances to explore: what an update changes them by, and where they stay (as released)
+EXPLORE_STEP, EXPLORE_LIMITS = 0.01, (0.05, 0.95)
+#: share of a level's entry in the level table that one group of it renews
+LEVEL_RATE = 0.1
+#: MoPPS's counts of right and wrong solutions of a problem that was never rolled out: a uniform distribution
+PRIOR = (1.0, 1.0)
+
+
+class Rival:
+    """What the rivals have in common: all that they remember is `memory`, which JSON can hold; see `gating.Gate`.
+
+    Args:
+        config: of the run.
+        pool: of the run.
+        solve: how many of so many solutions are right, for each problem (`gating.make_gate`).
+    """
+
+    predicts = rechecks = refills = False
+
+    def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
+        self.config, self.pool, self.solve = config, pool, solve
+        self.rng = random.Random(config.seed)
+        self.memory: dict[str, Any] = {}
+
+    def draw(self, wanted: int) -> int:
+        """As many candidates as places; the collector draws again for those that are dropped."""
+        return wanted
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """The first ones; all gates but DAPO's override it."""
+        return _first((True for _ in candidates), wanted)
+
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Nothing; history gates override it."""
+
+    def state(self) -> dict[str, Any]:
+        """A copy of the memory."""
+        return copy.deepcopy(self.memory)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self.memory = copy.deepcopy(state)
+
+
+class Dapo(Rival):
+    """Dynamic sampling: admits everything, and groups without a signal do not fill the batch.
+
+    Source: 2503.14476, section 3.2. Exactly the missing problems are drawn, so no surplus is rolled out.
+    """
+
+    refills = True
+
+
+class Mopps(Rival):
+    """Of `gate.candidates` times as many problems as wanted, those whose pass rate is guessed nearest to the target.
+
+    The guess is drawn from a Beta distribution over each problem's pass rate (Thompson sampling), whose counts fade
+    towards the prior from visit to visit. Source: 2507.04632, equations for the posterior with temporal discounting.
+    `memory`: by problem, the faded counts of right and wrong solutions.
+    """
+
+    def draw(self, wanted: int) -> int:
+        """All candidates at once, as they compete."""
+        return math.ceil(self.config.gate.candidates * wanted)
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """The nearest to `rivals.target`."""
+        target = self.config.rivals.target
+        distances = [abs(self.rng.betavariate(*self.memory.get(candidate.problem.id, PRIOR)) - target)
+                     for candidate in candidates]
+        nearest = set(sorted(range(len(candidates)), key=distances.__getitem__)[:wanted])
+        return [number in nearest for number in range(len(candidates))]
+
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Fade the old counts by `rivals.decay`, add the new ones."""
+        decay = self.config.rivals.decay
+        for outcome in outcomes:
+            counts = (outcome.right, outcome.solutions - outcome.right)
+            before = self.memory.get(outcome.problem.id, PRIOR)
+            self.memory[outcome.problem.id] = [decay * old + (1 - decay) * prior + new
+                                               for old, prior, new in zip(before, PRIOR, counts, strict=True)]
+
+
+class Greso(Rival):
+    """Skips problems whose last z groups had no signal with chance 1 - p^z; new ones are admitted.
+
+    There are two p, for problems whose last group was all right (easy) or all wrong (hard). After a step each moves
+    down where its kind has at least its share of the groups of problems that came back, else up; a third of
+    `rivals.skipped` is the easy ones' share. Source: 2506.02177, algorithm 1. `memory`: both p, and by problem z, below
+    0 for hard.
+    """
+
+    def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
+        super().__init__(config, pool, solve)
+        self.refills = config.rivals.refill
+        self.memory = {"easy": config.rivals.explore, "hard": config.rivals.explore, "rows": {}}
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """By lot."""
+        rows = [self.memory["rows"].get(candidate.problem.id, 0) for candidate in candidates]
+        return _first((self.rng.random() < self.memory["easy" if row > 0 else "hard"] ** abs(row) for row in rows),
+                      wanted)
+
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Count on each problem's groups in a row, and move both p."""
+        rows, skipped = self.memory["rows"], self.config.rivals.skipped
+        signs = [(outcome.right == outcome.solutions) - (outcome.right == 0) for outcome in outcomes]
+        back = [sign for outcome, sign in zip(outcomes, signs, strict=True) if outcome.problem.id in rows]
+        for kind, sign, target in (("easy", 1, skipped / 3), ("hard", -1, skipped * 2 / 3)) if back else ():
+            step = -EXPLORE_STEP if back.count(sign) / len(back) >= target else EXPLORE_STEP
+            low, high = EXPLORE_LIMITS
+            self.memory[kind] = min(max(self.memory[kind] + step, low), high)
+        for outcome, sign in zip(outcomes, signs, strict=True):
+            rows[outcome.problem.id] = sign * (abs(rows.get(outcome.problem.id, 0)) + 1)
+
+
+class LevelTable(Rival):
+    """Drops problems of levels whose groups rarely have a signal; privileged: it is told the task and the level.
+
+    A dropped level's problems are admitted with chance `gate.recheck`, so that no level is forgotten. `memory`: by task
+    and level, the running share of groups with a signal, 1 at first.
+    """
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """Where the share is at least `rivals.threshold`, else by lot."""
+        rivals, recheck = self.config.rivals, self.config.gate.recheck
+        return _first((self.memory.get(_level(candidate.problem), 1.0) >= rivals.threshold
+                       or self.rng.random() < recheck for candidate in candidates), wanted)
+
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """Move each level's share towards what its groups were."""
+        for outcome in outcomes:
+            level = _level(outcome.problem)
+            share, signal = self.memory.get(level, 1.0), 0 < outcome.right < outcome.solutions
+            self.memory[level] = share + LEVEL_RATE * (signal - share)
+
+
+class Oracle(Rival):
+    """Drops problems by their true pass rate; privileged: measured with `rivals.samples` solutions that cost nothing.
+
+    A pool is measured as a whole every `rivals.refresh` steps, a fresh stream candidate by candidate. `memory`: by
+    problem the pass rate, and the steps since it was measured.
+    """
+
+    def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
+        super().__init__(config, pool, solve)
+        self.memory = {"rates": {}, "age": 0}
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """Where the chance of a signal is at least `rivals.threshold`."""
+        rivals, solutions = self.config.rivals, self.config.sampling.solutions
+        if not self.pool.problems:
+            rates = self._measure([candidate.problem for candidate in candidates])
+        else:
+            if not self.memory["rates"] or self.memory["age"] >= rivals.refresh:
+                self.memory = {"rates": self._measure(self.pool.problems), "age": 0}
+            rates = self.memory["rates"]
+        return _first((signal_chance(rates[candidate.problem.id], solutions) >= rivals.threshold
+                       for candidate in candidates), wanted)
+
+    def learn(self, outcomes: Sequence[Outcome]) -> None:
+        """One more step since the last measurement."""
+        self.memory["age"] += 1
+
+    def _measure(self, problems: Sequence[Problem]) -> dict[str, float]:
+        samples = self.config.rivals.samples
+        return {problem.id: right / samples
+                for problem, right in zip(problems, self.solve(problems, samples), strict=True)}
+
+
+GATES: dict[str, type[Rival]] = {"dapo": Dapo, "mopps": Mopps, "greso": Greso, "level-table": LevelTable,
+                                 "oracle": Oracle}
+
+
+def _first(wished: Iterable[bool], wanted: int) -> list[bool]:
+    """As wished, while there are places."""
+    admitted: list[bool] = []
+    for wish in wished:
+        admitted.append(bool(wish) and sum(admitted) < wanted)
+    return admitted
+
+
+def _level(problem: Problem) -> str:
+    """Task and level; generated problems carry their task in front of the id's last part."""
+    return f"{problem.id.rpartition('-')[0]}/{problem.level}"

@@ -1,0 +1,193 @@
+"""The rollouts of a training step: which problems are drawn, predicted, admitted and solved, and what that cost.
+
+Without a gate, and while MASA's gate, cap and hint are off, one call of the engine serves both streams of all problems.
+Otherwise candidates are drawn, predicted where the gate wants it, and admitted until the batch is full or the budget is
+spent; then one call solves what was admitted or is to be re-checked. Decides nothing itself (that is `gating`) and
+scores nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from masa_lib import config as configs
+from masa_lib import gating, rollouts
+from masa_lib.config import Config
+from masa_lib.engine import Completion, Engine, Request
+from masa_lib.gating import Candidate, Gate, MasaGate, Outcome
+from masa_lib.predictions import PASS_RATE_STEPS
+from masa_lib.problems import Problem, ProblemPool
+from masa_lib.rollouts import Ask
+
+Sample = Callable[[Sequence[Ask]], pd.DataFrame]
+
+
+class CountingEngine:
+    """An engine that adds up its calls: tokens of prompts computed (`prefill`) and tokens sampled (`decode`)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.prefill, self.decode = engine, 0, 0
+
+    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+        """See `Engine.generate`."""
+        completions = self.engine.generate(requests, progress)
+        self.prefill += self.engine.prefill_tokens
+        self.decode += sum(len(completion.tokens) for completion in completions)
+        return completions
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A step's rollouts and how they came about.
+
+    `candidates`: all problems drawn; a rollout's `group` is the problem's place here. `admitted`: how many of them
+    were. `judged`: how many the gate decided about; those drawn too many for the batch are left to the next pass.
+    """
+
+    table: pd.DataFrame
+    candidates: list[Candidate]
+    admitted: int
+    judged: int
+
+
+def collect(gate: Gate | None, pool: ProblemPool, cursor: int, sample: Sample, config: Config, step: int) -> Selection:
+    """The rollouts of a step.
+
+    Args:
+        gate: None admits everything.
+        pool: where candidates come from.
+        cursor: number of the first candidate in the pool's order.
+        sample: `rollouts.sample` with all but the groups to ask for.
+        config: in force at the step.
+        step: its number, counted from 1; with the run's seed it decides the lots.
+    """
+    if gate is None:
+        return _at_once(pool, cursor, sample, config)
+    gate.rng = random.Random(f"{config.seed}/{step}")
+    if isinstance(gate, MasaGate):
+        gate.begin(step)
+        if not (gate.gate_on or gate.cap_on or gate.hint_on):
+            return _at_once(pool, cursor, sample, config)
+    return _Gathering(gate, pool, cursor, sample, config).run()
+
+
+def _at_once(pool: ProblemPool, cursor: int, sample: Sample, config: Config) -> Selection:
+    sampling = config.sampling
+    problems = pool.take(cursor, sampling.problems)
+    table = sample(rollouts.whole_groups(
+        problems, config, solutions=sampling.solutions,
+        predictions=sampling.predictions if config.method in configs.PREDICTING else 0))
+    return Selection(table, read_candidates(problems, table), len(problems), len(problems))
+
+
+class _Gathering:
+    """One step with a gate that acts."""
+
+    def __init__(self, gate: Gate, pool: ProblemPool, cursor: int, sample: Sample, config: Config) -> None:
+        self.gate, self.pool, self.cursor, self.sample, self.config = gate, pool, cursor, sample, config
+        self.budget = int(config.gate.candidates * config.sampling.problems)
+        self.candidates: list[Candidate] = []
+        self.judged = 0
+        self.weights: dict[int, float] = {}  # of the groups that are rolled out
+        self.rechecked: set[int] = set()
+        self.meta: list[pd.DataFrame] = []
+        self.solved: list[pd.DataFrame] = []
+
+    def run(self) -> Selection:
+        """Fill the batch; where the gate admits nobody, the first candidate is rolled out, as a step needs a group."""
+        places = self.config.sampling.problems
+        while places > 0 and len(self.candidates) < self.budget:
+            before = len(self.weights)
+            filled = self._choose(places)
+            if not self.weights:
+                self.weights[0] = 1.0
+            if new := list(self.weights)[before:]:
+                self.solved.append(self.sample([self._solutions(group) for group in new]))
+                if self.gate.refills:
+                    share = self.solved[-1].groupby("group")["correct"].mean()
+                    filled = int(((share > 0) & (share < 1)).sum())
+            places -= filled
+        table = pd.concat([*self.solved, *self.meta], ignore_index=True)
+        admitted = self.weights.keys() - self.rechecked
+        table["admitted"] = table["group"].isin(admitted)
+        table["weight"] = table["group"].map(self.weights).fillna(0.0)
+        return Selection(table, self.candidates, len(admitted), self.judged)
+
+    def _choose(self, places: int) -> int:
+        """Draw and judge candidates until so many are admitted or the budget is spent; how many were admitted."""
+        gate, chosen = self.gate, 0
+        while chosen < places and len(self.candidates) < self.budget:
+            first, wanted = len(self.candidates), places - chosen
+            drawn = self.pool.take(self.cursor + first, min(gate.draw(wanted), self.budget - first))
+            new = self._predict(drawn, first) if gate.predicts else [Candidate(problem) for problem in drawn]
+            self.candidates += new
+            verdicts = gate.admit(new, wanted)
+            chosen += sum(verdicts)
+            if gate.rechecks and sum(verdicts) == wanted:  # behind the last place nothing was judged
+                verdicts = verdicts[:max(number for number, admitted in enumerate(verdicts) if admitted) + 1]
+            self.judged += len(verdicts)
+            for group, admitted in enumerate(verdicts, first):
+                if admitted:
+                    self.weights[group] = 1.0
+                elif gate.rechecks and gate.rng.random() < self.config.gate.recheck:
+                    self.weights[group] = 1 / self.config.gate.recheck
+                    self.rechecked.add(group)
+        return chosen
+
+    def _predict(self, drawn: Sequence[Problem], first: int) -> list[Candidate]:
+        predictions = self.config.gate.predictions or self.config.sampling.predictions
+        self.meta.append(self.sample(rollouts.whole_groups(drawn, self.config, solutions=0, predictions=predictions,
+                                                           first=first)))
+        return read_candidates(drawn, self.meta[-1], first)
+
+    def _solutions(self, group: int) -> Ask:
+        """The solutions of a candidate, each with its cap, and the hint."""
+        config, candidate, gate = self.config, self.candidates[group], self.gate
+        limit = full = config.sampling.solution_tokens
+        hint: tuple[str, ...] = ()
+        if isinstance(gate, MasaGate):
+            limit = gating.cap(candidate.lengths, config) if gate.cap_on else full
+            hint = candidate.notions if gate.hint_on else ()
+        caps = [full if limit < full and gate.rng.random() < config.cap.uncapped else limit
+                for _ in range(config.sampling.solutions)]
+        return Ask("solution", group, candidate.problem, tuple(caps), hint)
+
+
+def read_candidates(problems: Sequence[Problem], table: pd.DataFrame, first: int = 0) -> list[Candidate]:
+    """What the meta rollouts of a table say of its problems, whose groups are numbered from `first`."""
+    meta = table[(table["stream"] == "meta") & table["predicted_pass_rate"].notna()]
+    said = dict(iter(meta.groupby("group")))
+    return [_candidate(problem, said[group]) if group in said else Candidate(problem)
+            for group, problem in enumerate(problems, first)]
+
+
+def _candidate(problem: Problem, meta: pd.DataFrame) -> Candidate:
+    named = Counter(notion for notions in meta["notions"] for notion in dict.fromkeys(notions))
+    rates = (meta["predicted_pass_rate"].astype(float) / PASS_RATE_STEPS).clip(0, 1)  # released mode takes any number
+    return Candidate(problem, tuple(rates), tuple(meta["predicted_length"].dropna().astype(int)),
+                     tuple(notion for notion, count in named.items() if 2 * count >= len(meta)))
+
+
+def learn(gate: Gate | None, found: Selection) -> dict[str, float]:
+    """Tell the gate what came of a step's scored rollouts; the step's metrics about gate and cap."""
+    table = found.table
+    measures, acting = dict.fromkeys(gating.MEASURES, math.nan), (False, False)
+    if gate is not None:
+        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+        groups = solved.groupby("group").agg(right=("reward", "sum"), size=("reward", "size"),
+                                             weight=("weight", "first"))
+        gate.learn([Outcome(found.candidates[group].problem, int(right), int(size), weight)
+                    for group, right, size, weight in groups.itertuples()])
+    if isinstance(gate, MasaGate):
+        gate.observe(table, found.candidates)
+        measures, acting = gate.measures(), (gate.gate_on, gate.cap_on)
+    rechecked = table.loc[(table["stream"] == "solution") & ~table["admitted"], "group"].nunique()
+    return {"candidates": len(found.candidates), "dropped": 1 - found.admitted / found.judged, "rechecked": rechecked,
+            "gate_on": int(acting[0]), "cap_on": int(acting[1]), **measures}
