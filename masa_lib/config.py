@@ -154,6 +154,8 @@ class GateConfig:
                               "solutions", low=0.0, high=1.0)
     std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", low=0.0)
     predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", low=0)
+    places: float = option(1.0, "problems rolled out in a step in which a gate acts, as a share of sampling.problems: "
+                           "more of them have a signal, so fewer do", above=0.0, high=1.0)
     candidates: float = option(3.0, "most problems drawn a step, as a multiple of sampling.problems", low=1.0)
     recheck: float = option(0.1, "share of the dropped problems that is rolled out all the same, by chance "
                             "(masa-efficient, level-table)", low=0.0, high=1.0)

@@ -103,6 +103,8 @@ class _Gathering:
     def run(self) -> Selection:
         """Fill the batch; where the gate admits nobody, the first candidate is rolled out, as a step needs a group."""
         places = self.config.sampling.problems
+        if not isinstance(self.gate, MasaGate) or self.gate.gate_on:
+            places = max(round(self.config.gate.places * places), 1)
         while places > 0 and len(self.candidates) < self.budget:
             before = len(self.weights)
             filled = self._choose(places)

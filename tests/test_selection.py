@@ -134,6 +134,14 @@ def test_what_the_rule_drops_is_dropped_and_the_batch_is_filled_within_the_budge
         assert found.admitted == 6 or found.judged == len(found.candidates) == 18
 
 
+def test_a_gate_that_acts_can_roll_out_fewer_problems(parts: Parts) -> None:
+    few = {"gate.places": 0.5, "gate.recheck": 0.0}
+    found, _, table = parts.gather(ACTS | {"gate.threshold": 0.0} | few)
+    assert found.admitted == solved(table)["group"].nunique() == 3
+    assert parts.gather({"method": "mopps"} | few)[0].admitted == 3
+    assert parts.gather({"method": "masa-efficient", "gate.start": 9} | few, step=2)[0].admitted == 6
+
+
 def test_a_step_rolls_out_one_problem_at_least(parts: Parts) -> None:
     found, _, table = parts.gather(DROPS | {"gate.recheck": 0.0, "gate.threshold": 1.0, "gate.candidates": 2.0})
     assert len(found.candidates) == 12 and (found.admitted, solved(table)["group"].nunique()) == (1, 1)
