@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 import resource
 import sys
 import time
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import psutil
 import torch
 from tqdm.auto import tqdm
 
@@ -373,11 +375,18 @@ def memory_mb() -> float:
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
+def _others() -> float:
+    """Seconds that the cores have worked for other processes than this one."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system - sum(os.times()[:4])
+
+
 class _Clock:
-    """Seconds by phase."""
+    """Seconds by phase, and the cores that other processes used meanwhile: seconds count where those are few."""
 
     def __init__(self) -> None:
-        self._start = self._last = time.perf_counter()
+        self._start = self._last = self._began = time.perf_counter()
+        self._others = _others()
         self._laps: dict[str, float] = {}
 
     def lap(self, phase: str) -> None:
@@ -395,4 +404,5 @@ class _Clock:
 
     def seconds(self) -> dict[str, float]:
         """Seconds of each phase and in all."""
-        return {**self._laps, "seconds_total": self._last - self._start}
+        others = (_others() - self._others) / (time.perf_counter() - self._began)
+        return {**self._laps, "seconds_total": self._last - self._start, "cores_others": max(others, 0.0)}

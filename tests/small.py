@@ -34,7 +34,7 @@ def small(changes: Mapping[str, Any] | None = None) -> Config:
 def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
     """Metrics without those that a repetition cannot repeat; NaN as None, so that it equals itself."""
     return {key: None if value != value else value for key, value in row.items()
-            if not key.startswith(("seconds", "memory"))}
+            if not key.startswith(("seconds", "memory", "cores"))}
 
 
 def assert_same_run(found: Run, expected: Run) -> None:

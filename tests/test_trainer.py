@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import json
 import math
+import os
 import shutil
 from pathlib import Path
 
@@ -398,7 +399,7 @@ KEYS = {
     "gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "stopped", "predictions_collapsed",
     "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_oracle", "tokens_prefill",
     "tokens_decode", "tokens_update",
-    "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb"}
+    "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb", "cores_others"}
 
 
 @pytest.fixture(scope="module")
@@ -454,6 +455,7 @@ def test_a_step_logs_every_metric_and_its_seconds_add_up(recorded: Run) -> None:
     assert (parts > 0).all(axis=None)
     np.testing.assert_allclose(parts.sum(axis=1), rows["seconds_total"], rtol=1e-6)
     assert (rows["memory_mb"] > 50).all() and (rows["entropy"] > 0).all()
+    assert rows["cores_others"].between(0, os.cpu_count()).all()
     np.testing.assert_allclose(rows["loss"], rows["loss_solution"] + rows["loss_meta"], rtol=1e-6)
 
 
