@@ -225,7 +225,7 @@ def bound_heap() -> None:
 def precision(config: ModelConfig, device: torch.device) -> Iterator[None]:
     """The context in which a model computes; weights and optimiser stay in float32 either way."""
     low = config.precision == "bfloat16"
-    # In bfloat16 the CPU's fused attention takes a fifth of an update, in its backward pass; the plain one little.
+    # In bfloat16 the CPU's fused attention is slow in its backward pass; the plain one is not.
     attention = sdpa_kernel(SDPBackend.MATH) if low and device.type == "cpu" else nullcontext()
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=low), attention:
         yield
