@@ -57,13 +57,21 @@ class Gate(Protocol):
     """Decides which candidates are rolled out.
 
     `predicts`: wants predictions before it decides. `rechecks`: what it drops is rolled out by chance. `refills`:
-    groups without a signal do not fill the batch. `rng`: the step's lots, set before each step.
+    groups without a signal do not fill the batch. `gate_on`, `cap_on`, `hint_on`: what acts in the step that has begun.
+    `rng`: the step's lots, set before each step.
     """
 
     predicts: bool
     rechecks: bool
     refills: bool
+    gate_on: bool
+    cap_on: bool
+    hint_on: bool
     rng: random.Random
+
+    def begin(self, step: int) -> None:
+        """Decide what acts in a step, counted from 1."""
+        ...
 
     def draw(self, wanted: int) -> int:
         """How many candidates to draw for so many places."""
@@ -73,8 +81,12 @@ class Gate(Protocol):
         """Which candidates are rolled out, at most `wanted`."""
         ...
 
-    def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Take note of all groups that a step rolled out."""
+    def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
+        """Take note of a step: its scored rollouts, whose `group` is the problem's place among the candidates."""
+        ...
+
+    def measures(self) -> dict[str, float]:
+        """Of MEASURES, those that this gate takes."""
         ...
 
     def state(self) -> dict[str, Any]:
@@ -151,8 +163,26 @@ def cap(lengths: Sequence[int], config: Config) -> int:
     full = config.sampling.solution_tokens
     if not lengths or not config.cap.multiplier:
         return full
-    predicted = {"max": np.max, "mean": np.mean, "median": np.median}[config.cap.aggregate](lengths)
-    return min(max(math.ceil(config.cap.multiplier * predicted), 1), full)
+    return int(caps(aggregate_lengths(np.array(lengths), config.cap.aggregate), config.cap.multiplier, full))
+
+
+def caps(predicted: np.ndarray, multiplier: float, full: int) -> np.ndarray:
+    """Tokens allowed at a multiple of predicted lengths, element by element: 1 at least, the full cap at most."""
+    return np.clip(np.ceil(multiplier * predicted), 1, full)
+
+
+def aggregate_lengths(lengths: np.ndarray, aggregate: str) -> np.ndarray:
+    """The predicted length of a problem, tokens: max, mean or median of the last axis; infinite where none parsed."""
+    count = np.isfinite(lengths).sum(axis=-1)
+    if aggregate == "max":
+        found = np.fmax.reduce(lengths, axis=-1)
+    elif aggregate == "mean":
+        found = np.nansum(lengths, axis=-1) / np.maximum(count, 1)
+    else:
+        middle = np.maximum(np.stack([(count - 1) // 2, count // 2], axis=-1), 0)
+        ordered = np.sort(lengths, axis=-1)  # NaN comes last
+        found = np.take_along_axis(ordered, np.minimum(middle, lengths.shape[-1] - 1), axis=-1).mean(axis=-1)
+    return np.where(count > 0, found, np.inf)
 
 
 def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config, capping: bool) -> dict[str, Any]:
@@ -170,13 +200,13 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
         (longer than their cap is or would be); `spread`, the standard deviation of the mean predictions.
     """
     rejected = np.array([not admits(candidate.predictions, config) for candidate in candidates])
-    caps = np.array([cap(candidate.lengths, config) for candidate in candidates])
+    limits = np.array([cap(candidate.lengths, config) for candidate in candidates])
     means = [np.mean(candidate.predictions) for candidate in candidates if candidate.predictions]
     solved = table[(table["stream"] == "solution") & table["reward"].notna()]
     groups = solved.groupby("group").agg(share=("reward", "mean"), weight=("weight", "first"))
     flat, dropped = groups["share"].isin([0, 1]), rejected[groups.index]
     whole = solved[(solved["reward"] > 0) & ~solved["capped"]]
-    limits = caps[whole["group"]]
+    limits = limits[whole["group"]]
     chance = np.where(capping & (limits < config.sampling.solution_tokens), config.cap.uncapped, 1.0)
     return {"asked": len(candidates), "rejected": int(rejected.sum()),
             "signal": float(groups["weight"][~flat].sum()), "flat": float(groups["weight"][flat].sum()),
@@ -221,9 +251,6 @@ class MasaGate:
         """The first whose predictions promise a signal; all, while the gate is off."""
         promising = [not self.gate_on or admits(candidate.predictions, self.config) for candidate in candidates]
         return [wish and sum(promising[:number]) < wanted for number, wish in enumerate(promising)]
-
-    def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Nothing: `observe` sees more."""
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
         """Measure a step; see `measure`."""

@@ -18,7 +18,7 @@ PASS_RATE_STEPS = 8  # a predicted pass rate is a whole number of eighths
 MAX_SOLUTION_LENGTH = 1_000_000  # tokens
 MAX_NOTIONS = 32
 MAX_NOTION_LENGTH = 200  # characters
-TOKEN_BUDGET = 3_000  # tokens read in one text, over all attempts
+TOKEN_BUDGET = 1_500  # tokens read in one text, over all attempts; a prediction with 32 notions has 79
 MAX_DEPTH = 5  # objects and lists inside one another
 
 # Possessive and bounded repeats: no token costs more than its own bounded length, whatever follows it. A single quote

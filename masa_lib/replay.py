@@ -19,7 +19,7 @@ import pandas as pd
 
 from masa_lib import files, gate_figures, report
 from masa_lib.config import Config
-from masa_lib.gating import rule_scores, signal_chance
+from masa_lib.gating import aggregate_lengths, caps, rule_scores, signal_chance
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run
 
@@ -176,7 +176,7 @@ def cap_curve(groups: Groups, aggregate: str = "max", multipliers: Sequence[floa
               "signal_lost": groups.signal_P[:, None]}
     columns: dict[str, list[np.ndarray]] = {name: [] for name in wholes}
     for multiplier in multipliers:
-        caps_DP = np.clip(np.ceil(lengths_DP * multiplier), 1, full)
+        caps_DP = caps(lengths_DP, multiplier, full)
         beyond_DPG = np.maximum(groups.lengths_PG - caps_DP[..., None], 0)
         still_DPG = right_PG & (beyond_DPG == 0)
         flat_DP = ~still_DPG.any(axis=-1) | still_DPG.all(axis=-1)
@@ -186,20 +186,6 @@ def cap_curve(groups: Groups, aggregate: str = "max", multipliers: Sequence[floa
                 columns[name].append(phases @ part.sum(axis=-1).mean(axis=0) / (phases @ whole.sum(axis=-1)))
     return _frame({"aggregate": aggregate, "predictions": predictions}, "multiplier", np.asarray(multipliers),
                   {name: np.stack(values, axis=1) for name, values in columns.items()})
-
-
-def aggregate_lengths(lengths: np.ndarray, aggregate: str) -> np.ndarray:
-    """The predicted length of a problem, tokens: max, mean or median of the last axis; infinite where none parsed."""
-    count = np.isfinite(lengths).sum(axis=-1)
-    if aggregate == "max":
-        found = np.fmax.reduce(lengths, axis=-1)
-    elif aggregate == "mean":
-        found = np.nansum(lengths, axis=-1) / np.maximum(count, 1)
-    else:
-        middle = np.maximum(np.stack([(count - 1) // 2, count // 2], axis=-1), 0)
-        ordered = np.sort(lengths, axis=-1)  # NaN comes last
-        found = np.take_along_axis(ordered, np.minimum(middle, lengths.shape[-1] - 1), axis=-1).mean(axis=-1)
-    return np.where(count > 0, found, np.inf)
 
 
 def recheck_curve(groups: Groups, rule: str, threshold: float, predictions: int = 0,
@@ -299,9 +285,9 @@ def recommend(gates: pd.DataFrame, phase: str) -> pd.Series | None:
     return good.iloc[0] if len(good) else best.loc[best["precision"].idxmax()] if len(best) else None
 
 
-def best_caps(caps: pd.DataFrame, phase: str, predictions: int, cut: float) -> pd.DataFrame:
+def best_caps(table: pd.DataFrame, phase: str, predictions: int, cut: float) -> pd.DataFrame:
     """Of each aggregation the multiplier that saves the most tokens and cuts at most `cut` of the right solutions."""
-    good = caps[(caps["phase"] == phase) & (caps["predictions"] == predictions) & (caps["right_cut"] <= cut)]
+    good = table[(table["phase"] == phase) & (table["predictions"] == predictions) & (table["right_cut"] <= cut)]
     return good.loc[good.groupby("aggregate")["tokens_saved"].idxmax()]
 
 
@@ -317,13 +303,13 @@ def replay(path: str | Path, page: Path | None = None, as_json: bool = False) ->
         RunError, ReplayError: the run cannot be read, or has no groups to replay or to drop.
     """
     groups = read_groups(path)
-    gates, caps, phase = every_gate(groups), every_cap(groups), PHASES[2]
+    gates, stops, phase = every_gate(groups), every_cap(groups), PHASES[2]
     chosen = {name: recommend(gates, name) for name in PHASES}
     if (last := chosen[phase]) is None:
         raise ReplayError(f"No gate drops half of the groups without a signal in the last third of the run {path}: "
                           "nothing was predicted, or every group has a signal.")
     count, config = int(last["predictions"]), groups.config
-    capped = best_caps(caps, phase, count, config.cap.cut)
+    capped = best_caps(stops, phase, count, config.cap.cut)
     checks = recheck_curve(groups, last["rule"], last["threshold"], count)
     if as_json:
         return files.line({"groups": len(groups.steps_P), "caps": capped.to_dict("records"), "gates": {
@@ -335,7 +321,7 @@ def replay(path: str | Path, page: Path | None = None, as_json: bool = False) ->
         report.write_html(page, f"Replay of {Path(path).name}", [f"<p>{html.escape(about)}</p>"], [
             (gate_figures.replay_gates(gates[gates["predictions"] == count]), verdicts),
             (gate_figures.replay_members(line), [_verdict(phase, last)]),
-            (gate_figures.replay_caps(caps[caps["predictions"] == count]), _stops(capped, config)),
+            (gate_figures.replay_caps(stops[stops["predictions"] == count]), _stops(capped, config)),
             (gate_figures.replay_rechecks(checks, config.gate.window), _sureness(checks))])
     said = [about, *verdicts, *_stops(capped, config), *_sureness(checks), *([f"Figures: {page}"] if page else [])]
     return "\n\n".join(["\n".join(textwrap.fill(part, 110) for part in said),

@@ -15,6 +15,8 @@ import random
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import pandas as pd
+
 from masa_lib.config import Config
 from masa_lib.gating import Candidate, Outcome, signal_chance
 from masa_lib.problems import Problem, ProblemPool
@@ -38,7 +40,8 @@ class Rival:
         solve: how many of so many solutions are right, for each problem (`gating.make_gate`).
     """
 
-    predicts = rechecks = refills = False
+    predicts = rechecks = refills = cap_on = hint_on = False
+    gate_on = True
 
     def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
         self.config, self.pool, self.solve = config, pool, solve
@@ -53,8 +56,22 @@ class Rival:
         """The first ones; all gates but DAPO's override it."""
         return _first((True for _ in candidates), wanted)
 
+    def begin(self, step: int) -> None:
+        """Nothing: a rival always acts."""
+
+    def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
+        """Learn from the groups that were rolled out."""
+        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+        groups = solved.groupby("group").agg(right=("reward", "sum"), size=("reward", "size"))
+        self.learn([Outcome(candidates[group].problem, int(right), int(size))
+                    for group, right, size in groups.itertuples()])
+
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Nothing; history gates override it."""
+
+    def measures(self) -> dict[str, float]:
+        """None: what a rival drops, nobody looks at."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """A copy of the memory."""

@@ -21,7 +21,7 @@ from masa_lib import config as configs
 from masa_lib import gating, rollouts
 from masa_lib.config import Config
 from masa_lib.engine import Completion, Engine, Request
-from masa_lib.gating import Candidate, Gate, MasaGate, Outcome
+from masa_lib.gating import Candidate, Gate
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rollouts import Ask
@@ -71,10 +71,9 @@ def collect(gate: Gate | None, pool: ProblemPool, cursor: int, sample: Sample, c
     if gate is None:
         return _at_once(pool, cursor, sample, config)
     gate.rng = random.Random(f"{config.seed}/{step}")
-    if isinstance(gate, MasaGate):
-        gate.begin(step)
-        if not (gate.gate_on or gate.cap_on or gate.hint_on):
-            return _at_once(pool, cursor, sample, config)
+    gate.begin(step)
+    if not (gate.gate_on or gate.cap_on or gate.hint_on):
+        return _at_once(pool, cursor, sample, config)
     return _Gathering(gate, pool, cursor, sample, config).run()
 
 
@@ -103,7 +102,7 @@ class _Gathering:
     def run(self) -> Selection:
         """Fill the batch; where the gate admits nobody, the first candidate is rolled out, as a step needs a group."""
         places = self.config.sampling.problems
-        if not isinstance(self.gate, MasaGate) or self.gate.gate_on:
+        if self.gate.gate_on:
             places = max(round(self.config.gate.places * places), 1)
         while places > 0 and len(self.candidates) < self.budget:
             before = len(self.weights)
@@ -152,11 +151,9 @@ class _Gathering:
     def _solutions(self, group: int) -> Ask:
         """The solutions of a candidate, each with its cap, and the hint."""
         config, candidate, gate = self.config, self.candidates[group], self.gate
-        limit = full = config.sampling.solution_tokens
-        hint: tuple[str, ...] = ()
-        if isinstance(gate, MasaGate):
-            limit = gating.cap(candidate.lengths, config) if gate.cap_on else full
-            hint = candidate.notions if gate.hint_on else ()
+        full = config.sampling.solution_tokens
+        limit = gating.cap(candidate.lengths, config) if gate.cap_on else full
+        hint = candidate.notions if gate.hint_on else ()
         caps = [full if limit < full and gate.rng.random() < config.cap.uncapped else limit
                 for _ in range(config.sampling.solutions)]
         return Ask("solution", group, candidate.problem, tuple(caps), hint)
@@ -179,17 +176,11 @@ def _candidate(problem: Problem, meta: pd.DataFrame) -> Candidate:
 
 def learn(gate: Gate | None, found: Selection) -> dict[str, float]:
     """Tell the gate what came of a step's scored rollouts; the step's metrics about gate and cap."""
-    table = found.table
-    measures, acting = dict.fromkeys(gating.MEASURES, math.nan), (False, False)
+    table, measures = found.table, dict.fromkeys(gating.MEASURES, math.nan)
     if gate is not None:
-        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
-        groups = solved.groupby("group").agg(right=("reward", "sum"), size=("reward", "size"),
-                                             weight=("weight", "first"))
-        gate.learn([Outcome(found.candidates[group].problem, int(right), int(size), weight)
-                    for group, right, size, weight in groups.itertuples()])
-    if isinstance(gate, MasaGate):
         gate.observe(table, found.candidates)
-        measures, acting = gate.measures(), (gate.gate_on, gate.cap_on)
+        measures |= gate.measures()
     rechecked = table.loc[(table["stream"] == "solution") & ~table["admitted"], "group"].nunique()
     return {"candidates": len(found.candidates), "dropped": 1 - found.admitted / found.judged, "rechecked": rechecked,
-            "gate_on": int(acting[0]), "cap_on": int(acting[1]), **measures}
+            "gate_on": int(gate is not None and gate.gate_on), "cap_on": int(gate is not None and gate.cap_on),
+            **measures}
