@@ -22,6 +22,7 @@ from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
 from masa_lib.awareness import within_level_correlation as within_level_correlation
 from masa_lib.config import METHODS
+from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run
 
 REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
@@ -156,7 +157,7 @@ def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
         seeds), seeds and problems (how many lie behind the point).
     """
     known = problems.dropna(subset=["predicted_pass_rate"])
-    places = (known["predicted_pass_rate"] * 8).round().astype(int).rename("bin")
+    places = (known["predicted_pass_rate"] * PASS_RATE_STEPS).round().astype(int).rename("bin")
     by_seed = known.groupby(["arm", places, "seed"]).agg(
         predicted=("predicted_pass_rate", "mean"), true=("pass_rate", "mean"), problems=("pass_rate", "size"))
     rows = [{"arm": arm, "bin": place, "predicted": part["predicted"].mean(), "seeds": len(part),

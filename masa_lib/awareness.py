@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from masa_lib.predictions import PASS_RATE_STEPS
+
 #: what the metrics say of a gate; averages over the steps in which it acted
 GATE = ("gate_precision", "gate_recall", "gate_f1", "signal_lost")
 CAP = ("right_cut", "stopped")
@@ -42,7 +44,7 @@ def problem_measures(table: pd.DataFrame) -> pd.DataFrame:
         return [float(np.mean(entry)) if entry is not None and len(entry) else math.nan for entry in lists]
 
     return table.assign(pass_rate=table["c"] / table["n"],
-                        predicted_pass_rate=np.asarray(means(table["predictions"])) / 8,
+                        predicted_pass_rate=np.asarray(means(table["predictions"])) / PASS_RATE_STEPS,
                         predicted_length=means(table["predicted_lengths"]))
 
 

@@ -21,6 +21,7 @@ from plotly.subplots import make_subplots
 from masa_lib.analysis import COST, ENDS, arm_rank, pass_at_k_interval
 from masa_lib.awareness import correlation
 from masa_lib.config import METHODS
+from masa_lib.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3")
@@ -266,7 +267,8 @@ def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
         calibration: `analysis.calibration` of the pass rate, drawn as a line over the points.
     """
     believed = np.stack(problems["pass_rate_probabilities"]).mean(axis=0)
-    true = np.bincount((problems["pass_rate"] * 8).round().astype(int), minlength=9) / len(problems)
+    true = np.bincount((problems["pass_rate"] * PASS_RATE_STEPS).round().astype(int),
+                       minlength=PASS_RATE_STEPS + 1) / len(problems)
     measures = {"pass_rate": "pass_rate", "length": "mean_length"}
     r = [correlation(problems[f"predicted_{name}"], problems[actual]) for name, actual in measures.items()]
     figure = grid([*(f"{name.replace('_', ' ')}: " + ("r undefined" if math.isnan(value) else f"r = {value:z.2f}")
@@ -282,7 +284,7 @@ def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
     figure.add_scatter(x=bins["predicted"], y=bins["true"], mode="lines+markers", line={"color": VERMILLION}, row=1,
                        col=1, hovertemplate="bin: believed %{x:.3f}, true %{y:.3f}<extra></extra>")
     for shares, name, color in ((believed, "believed", SKY), (true, "true", GREEN)):
-        figure.add_bar(x=np.arange(9), y=shares, name=name, marker_color=color, row=1, col=3,
+        figure.add_bar(x=np.arange(PASS_RATE_STEPS + 1), y=shares, name=name, marker_color=color, row=1, col=3,
                        hovertemplate=f"{name}: %{{y:.3f}} for %{{x}} of 8<extra></extra>")
     figure.update_xaxes(title_text="pass rate, eighths", row=1, col=3)
     figure.update_yaxes(title_text="share", row=1, col=3)

@@ -248,3 +248,16 @@ def test_lab_starts_jupyterlab_with_the_options_it_is_given() -> None:
     done = masa("lab", "--version")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith("4.")
+
+
+@pytest.mark.parametrize("command", ["probe", "warmup"])
+@pytest.mark.parametrize(("arguments", "says"), [
+    (["--count", "0"], "must be at least 1"),
+    (["--model", "no-such-model"], "neither a tier"),
+    (["--problems", "no-such-source"], "There is no source of problems")])
+def test_a_command_that_writes_a_folder_says_in_one_sentence_what_is_wrong(
+        command: str, arguments: list[str], says: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command, "--out", str(tmp_path / "out"), *arguments]) == 1
+    printed = capsys.readouterr()
+    assert says in printed.err and printed.err.count("\n") == 1
+    assert not (tmp_path / "out").exists()

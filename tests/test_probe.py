@@ -12,7 +12,7 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, cli, figures, files, models, probe, prompts
+from masa_lib import analysis, figures, files, models, probe, prompts
 from masa_lib.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})
@@ -111,15 +111,3 @@ def test_calibration_compares_belief_and_truth_bin_by_bin() -> None:
     assert found["error"] == pytest.approx(0.1)
     flat = analysis.calibration([0.5] * 4, [0.0, 1.0, 1.0, float("nan")])
     assert len(flat["bins"]) == 1 and flat["bins"][0]["problems"] == 3 and flat["error"] == pytest.approx(1 / 6)
-
-
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--count", "0"], "must be at least 1"),
-    (["--model", "no-such-model"], "neither a tier"),
-    (["--problems", "no-such-source"], "There is no source of problems")])
-def test_the_command_says_in_one_sentence_what_is_wrong(arguments: list[str], says: str, tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["probe", "--out", str(tmp_path / "out"), *arguments]) == 1
-    printed = capsys.readouterr()
-    assert says in printed.err and printed.err.count("\n") == 1
-    assert not (tmp_path / "out").exists()

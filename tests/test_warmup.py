@@ -11,7 +11,7 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import cli, config, files, grading, grpo, models, warmup
+from masa_lib import config, files, grading, grpo, models, warmup
 from masa_lib.engine import make_engine
 from masa_lib.predictions import parse_prediction
 from masa_lib.problems import ProblemPool
@@ -138,15 +138,3 @@ def test_a_warm_up_repeats_itself(made: Path, tmp_path: Path) -> None:
     first = json.loads((made / files.MANIFEST).read_text(encoding="utf8"))
     assert manifest["sha256"]["model.safetensors"] == first["sha256"]["model.safetensors"]
     assert manifest["check"] == first["check"]
-
-
-@pytest.mark.parametrize(("arguments", "says"), [
-    (["--count", "0"], "must be at least 1"),
-    (["--model", "no-such-model"], "neither a tier"),
-    (["--problems", "no-such-source"], "There is no source of problems")])
-def test_the_command_says_in_one_sentence_what_is_wrong(arguments: list[str], says: str, tmp_path: Path,
-                                                        capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["warmup", "--out", str(tmp_path / "out"), *arguments]) == 1
-    printed = capsys.readouterr()
-    assert says in printed.err and printed.err.count("\n") == 1
-    assert not (tmp_path / "out").exists()
