@@ -12,6 +12,8 @@ from importlib import metadata
 from masa_lib import tiers
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
+#: panels show a picture of themselves where no reader can turn their knobs: `make notebooks` sets it
+STATIC = os.environ.get("MASA_STATIC") == "1"
 #: GB of free memory that the notebooks want
 MEMORY = 2.0
 
