@@ -6,6 +6,7 @@ and not a new drawing. Texts from models are escaped wherever they get into HTML
 
 from __future__ import annotations
 
+import functools
 import html
 import re
 import textwrap
@@ -92,13 +93,21 @@ def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points
     contents = [*_reward_lines(recorded, scene, points), _places(scene), _flat(scene), _advantages(recorded, scene,
                 group), *_payments(scene)]
     titles = [TITLES[0], f"{TITLES[1]} (mean)", f"{TITLES[2]}: {scene.no_signal:.0%}", f"{TITLES[3]} {group}",
-              f"{TITLES[4]}: a constant answer gets {scene.hacked:.0%} of the most"]
+              f"{TITLES[4]} (a constant answer: {scene.hacked:.0%} of the most)"]
     for trace, content in zip(figure.data, contents, strict=True):
         trace.update(content)
     for annotation, title in zip(figure.layout.annotations, titles, strict=True):
         annotation.text = title
 
 
+def picture(recorded: Recorded, scene: Scene, group: int, points: int = 90) -> go.Figure:
+    """The filled figure, for a page without widgets: of fixed width, and with few points, because they are saved."""
+    figure = blank(recorded, points)
+    fill(figure, recorded, scene, group, points)
+    return figure.update_layout(width=1000)
+
+
+@functools.lru_cache(maxsize=8)
 def _sample(recorded: Recorded, points: int) -> dict[str, pd.DataFrame]:
     """The predictions that are drawn as points, by what they promise; always the same ones."""
     meta = recorded.rollouts.loc[recorded.table.index]
@@ -163,7 +172,7 @@ def group_page(recorded: Recorded, scene: Scene, config: Config, group: int) -> 
 
     A notion is underlined where it stands: solid where it pays under the setting, dotted where it does not.
     """
-    rows = recorded.rollouts[recorded.rollouts["group"] == group]
+    rows = recorded.members(group)
     solved, about = rows[rows["stream"] == "solution"], recorded.groups.loc[group]
     meta = rows[rows["stream"] == "meta"].assign(**scene.predictions[["reward", *PARTS, "advantage"]])
     paid = _paid(recorded, config, solved, meta)

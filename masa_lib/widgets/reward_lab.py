@@ -144,11 +144,9 @@ class RewardLab:
         """The settings as a config file."""
         return as_toml(self.settings)
 
-    def static(self, points: int = 300) -> go.Figure:
+    def static(self) -> go.Figure:
         """The figure as it stands, for a page without widgets."""
-        figure = reward_figures.blank(self.recorded, points)
-        reward_figures.fill(figure, self.recorded, self.scene, self.group.value, points)
-        return figure
+        return reward_figures.picture(self.recorded, self.scene, self.group.value)
 
     def redraw(self) -> None:
         """Score everything under the present setting and show it; a setting that pays nothing is said, not drawn."""
@@ -163,9 +161,8 @@ class RewardLab:
             self._say(str(error))
             return
         self.copy.text = self.config_text.value = self.toml()
-        answer = self.scene.constant
-        self._say(f"Mean reward {self.scene.payments.sum(axis=1)['recorded']:.3f}. The best constant answer is "
-                  f"{answer['pass_rate']} of 8, {answer['length']} tokens, {answer['notion']!r}.")
+        self._say(f"Mean reward {self.scene.payments.sum(axis=1)['recorded']:.3f}. The best constant answer: "
+                  f"{self.scene.answer}.")
         self._show_group()
 
     def _show_group(self) -> None:

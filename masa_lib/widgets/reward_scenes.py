@@ -11,7 +11,7 @@ import functools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +21,9 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib import prompts, rewards, rollouts
-from masa_lib.config import Config
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.rewards import RewardTable
+from masa_lib.config import Config, RewardConfig
+from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction
+from masa_lib.rewards import RewardTable, Solution
 from masa_lib.runs import Run
 
 #: what the lab sets: every setting of the rewards, and how advantages are made of them
@@ -33,7 +33,7 @@ WEIGHTS = dict(zip(rollouts.PARTS, ("pass_rate_weight", "length_weight", "notion
 LENGTHS, NOTIONS, WORDS = 24, 8, 4  # answers that the probes try
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Recorded:
     """Whole recorded groups, read once (`record`).
 
@@ -54,6 +54,10 @@ class Recorded:
     probes: pd.DataFrame
     probe_table: RewardTable
 
+    def members(self, group: int) -> pd.DataFrame:
+        """The rollouts of one group; they stand side by side."""
+        return self.rollouts.iloc[slice(*self.rollouts["group"].searchsorted([group, group + 1]))]
+
     def meta_prompt(self, problem: str) -> str:
         """The whole meta prompt of a problem's text, as released mode wants it."""
         return _meta_prompt(problem, self.config)
@@ -71,7 +75,7 @@ class Scene:
         payments: the mean reward of `best constant` (one answer for all problems), `recorded` and `best answer` (the
             best one for each problem), by part, weighted, so that a row adds up to the mean reward.
         drives: share of the advantages that each part accounts for; adds up to 1, and all are 0 without a signal.
-        constant: the best constant answer: pass_rate (eighths), length (tokens), notion.
+        constant: the best constant answer: pass_rate (eighths), length (tokens), notion; without parts of weight 0.
     """
 
     predictions: pd.DataFrame
@@ -90,6 +94,12 @@ class Scene:
         """What the best constant answer earns, as a share of what the best answer for each problem earns."""
         totals = self.payments.sum(axis=1)
         return float(totals["best constant"] / totals["best answer"]) if totals["best answer"] > 0 else 0.0
+
+    @property
+    def answer(self) -> str:
+        """The best constant answer in words."""
+        words = {"pass_rate": "{} of 8", "length": "{} tokens", "notion": "{!r}"}
+        return ", ".join(words[name].format(value) for name, value in self.constant.items())
 
 
 def presets(config: Config) -> dict[str, dict[str, Any]]:
@@ -214,6 +224,25 @@ def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     return table.assign(advantage=rollouts.stream_advantages(table, config))
 
 
+def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.DataFrame:
+    """Whether each notion, predicted alone, would pay in each group: a row a group, a column a notion.
+
+    Args:
+        recorded: the groups.
+        notions: any texts.
+        mode: `count` or `rate`, as `reward.notion_mode`.
+    """
+    config = RewardConfig(notion_mode=mode)
+    alone = [MetaPrediction((notion,), 0, 0) for notion in notions]
+    solved = recorded.rollouts[recorded.rollouts["stream"] == "solution"]
+    rows = {}
+    for group, part in solved.groupby("group"):
+        solutions = [Solution(row.text, row.length, bool(row.correct)) for row in part.itertuples()]
+        scored = rewards.meta_rewards(solutions, alone, part["problem"].iloc[0], config)
+        rows[group] = [reward.notion > 0 for reward in scored]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(notions))
+
+
 def weights(config: Config) -> pd.Series:
     """The weight of each part, adding up to 1."""
     reward = rewards.effective(config.reward)
@@ -227,11 +256,12 @@ def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[
     count = recorded.probes["answer"].max() + 1
     scored = rewards.score_table(recorded.probe_table, config.reward)[parts].to_numpy().reshape(-1, count, len(parts))
     means = scored[:, :-1].mean(axis=0)
-    best = dict(zip(("pass_rate", "length", "notion"), means.argmax(axis=0), strict=True))
+    shares = weights(config)
     rows = {"best constant": means.max(axis=0), "recorded": table[parts].mean(),
             "best answer": scored.max(axis=1).mean(axis=0)}
-    payments = pd.DataFrame(rows, index=parts).T * weights(config)
-    return payments, {name: recorded.probes[name].tolist()[answer] for name, answer in best.items()}
+    constant = {name: recorded.probes[name].tolist()[answer] for name, answer, share in
+                zip(("pass_rate", "length", "notion"), means.argmax(axis=0), shares, strict=True) if share > 0}
+    return pd.DataFrame(rows, index=parts).T * shares, constant
 
 
 def _drives(table: pd.DataFrame, config: Config) -> pd.Series:
@@ -239,8 +269,10 @@ def _drives(table: pd.DataFrame, config: Config) -> pd.Series:
     mode = config.update.normalise_meta
     alone = configs.replace(config, {"update.normalise_meta": "reward" if mode == "parts" else "none"})
     shares = weights(config)
-    found = np.stack([shares[part] * rollouts.stream_advantages(table.assign(reward=table[part]), alone)
-                      for part in shares.index])
+    each = [table[["stream", "group"]].assign(reward=table[part], group=table["group"] + number * 10**9)
+            for number, part in enumerate(shares.index)]  # all parts in one call, as groups of their own
+    found = rollouts.stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
+    found = found.reshape(len(shares), -1) * shares.to_numpy()[:, None]
     advantage = table["advantage"].to_numpy()
     if mode == "reward":  # the parts of the unnormalised advantage, over the reward's standard deviation
         whole = found.sum(axis=0)
