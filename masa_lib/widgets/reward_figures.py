@@ -1,7 +1,9 @@
 """The pictures of the reward lab: one figure of five panels, and the page of one group.
 
 The figure is built once (`blank`) and filled by what changes at a move (`fill`), so that a live figure gets new numbers
-and not a new drawing. Texts from models are escaped wherever they get into HTML. No computation of rewards.
+and not a new drawing. What changes is `y` alone (of the heatmap `z`, and hover texts): a batch of plotly's live figure
+deletes a property from all traces that it does not set, if it sets it for one. Texts from models are escaped wherever
+they get into HTML. No computation of rewards.
 """
 
 from __future__ import annotations
@@ -27,16 +29,16 @@ PARTS = {"reward_difficulty": ("difficulty", ORANGE), "reward_length": ("length"
          "reward_notion": ("notion", PURPLE)}
 #: predictions by what they promise: first and last eighth, colour
 PROMISES = {"low": (0, 2, BLUE), "middle": (3, 5, ORANGE), "high": (6, 8, VERMILLION)}
-PAID = {"drives": "what tells predictions apart", "recorded": "recorded predictions",
-        "best constant": "best constant answer", "best answer": "best answer for each"}
-TITLES = ("Reward against true pass rate", "Places won or lost in the group", "Groups without a signal",
+PAID = {"drives": "what tells<br>predictions apart", "recorded": "recorded<br>predictions",
+        "best constant": "best constant<br>answer", "best answer": "best answer<br>for each"}
+TITLES = ("Reward against true pass rate", "Places won or lost, mean", "Groups without a signal",
           "Advantages in the group", "What this reward pays for")
-HEIGHT = 640  # pixels
+WIDTH, HEIGHT = 900, 640  # pixels; a live figure that fits its page takes its width only at the first move
 EIGHTHS = np.arange(PASS_RATE_STEPS + 1)
 _LOSER_TO_WINNER = [[0, VERMILLION], [0.5, "#e8e8e8"], [1, BLUE]]
 
 
-def blank(recorded: Recorded, points: int = 900) -> go.Figure:
+def blank(recorded: Recorded, points: int = 600) -> go.Figure:
     """The figure without numbers: places, axes and hover texts that no setting changes.
 
     Args:
@@ -55,24 +57,27 @@ def blank(recorded: Recorded, points: int = 900) -> go.Figure:
                            name=f"predicts {first} to {last} of 8", legendgroup="promise", row=1, col=1,
                            marker={"size": 7, "symbol": symbol},
                            hovertemplate=f"predicts {first} to {last} of 8: mean reward %{{y:.3f}}<extra></extra>")
-    figure.add_heatmap(x=EIGHTHS, y=EIGHTHS, colorscale=_LOSER_TO_WINNER, zmid=0, showscale=False, xgap=1, ygap=1,
-                       texttemplate="%{z:+.1f}", textfont_size=9, row=1, col=2,
+    figure.add_heatmap(customdata=_cells(recorded).reshape(len(EIGHTHS), -1), colorscale=_LOSER_TO_WINNER, zmid=0,
+                       showscale=False, xgap=1, ygap=1, texttemplate="%{z:+.1f}", textfont_size=9, row=1, col=2,
                        hovertemplate="predicted %{x} of 8, true %{y} of 8:<br>%{z:+.1f} places, %{customdata:.0f} "
                                      "predictions<extra></extra>")
-    figure.add_bar(x=EIGHTHS, marker_color=GREY, showlegend=False, row=1, col=3,
+    groups = (recorded.groups["pass_rate"] * PASS_RATE_STEPS).round().value_counts().reindex(EIGHTHS, fill_value=0)
+    figure.add_bar(x=EIGHTHS, marker_color=GREY, showlegend=False, customdata=groups, row=1, col=3,
                    hovertemplate="%{x} of 8 right: %{y:.0%} of %{customdata:.0f} groups<extra></extra>")
-    figure.add_bar(hovertemplate="%{hovertext}<extra></extra>", showlegend=False, row=2, col=1)
+    for color in (BLUE, VERMILLION):  # above and below 0
+        figure.add_bar(x0=1, hovertemplate="%{hovertext}<extra></extra>", showlegend=False, marker_color=color, row=2,
+                       col=1)
     for name, color in PARTS.values():
-        figure.add_bar(y=list(PAID.values()), orientation="h", name=name, marker_color=color, legendgroup="parts",
-                       row=2, col=2, hovertemplate=f"%{{y}}: %{{x:.3f}} for the {name}<extra></extra>")
+        figure.add_bar(x=list(PAID.values()), name=name, marker_color=color, legendgroup="parts", row=2, col=2,
+                       hovertemplate=f"%{{x}}: %{{y:.3f}} for the {name}<extra></extra>")
     return _dress(figure)
 
 
 def _dress(figure: go.Figure) -> go.Figure:
     """Axes that never move, so that nothing jumps while a slider does."""
     rate = {"range": [-0.04, 1.04]}
-    figure.update_layout(template=TEMPLATE, height=HEIGHT, barmode="relative", margin={"l": 56, "r": 16, "t": 36,
-                         "b": 88}, legend={"tracegroupgap": 24}, hovermode="closest")
+    figure.update_layout(template=TEMPLATE, width=WIDTH, height=HEIGHT, barmode="relative", hovermode="closest",
+                         margin={"l": 56, "r": 16, "t": 36, "b": 88}, legend={"tracegroupgap": 24})
     figure.update_annotations(font_size=13)
     figure.update_xaxes(title_text="true pass rate", row=1, col=1, **rate)
     figure.update_yaxes(title_text="reward", row=1, col=1, **rate)
@@ -82,17 +87,15 @@ def _dress(figure: go.Figure) -> go.Figure:
     figure.update_yaxes(title_text="share", row=1, col=3, **rate)
     figure.update_xaxes(title_text="prediction", dtick=1, row=2, col=1)
     figure.update_yaxes(title_text="advantage", range=[-2.7, 2.7], row=2, col=1)
-    figure.update_xaxes(title_text="mean reward (first bar: share of the advantages)", range=[-0.1, 1.04],
-                        domain=[0.53, 1], row=2, col=2)  # room for its labels
-    figure.layout.annotations[-1].x = 0.765
-    return figure.update_yaxes(autorange="reversed", row=2, col=2)
+    figure.update_yaxes(title_text="mean reward, share", range=[-0.1, 1.04], row=2, col=2)
+    return figure
 
 
-def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points: int = 900) -> None:
+def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points: int = 600) -> None:
     """Put a scene's numbers into a figure of `blank`, made with the same `points`; `group` is the one shown."""
-    contents = [*_reward_lines(recorded, scene, points), _places(scene), _flat(scene), _advantages(recorded, scene,
-                group), *_payments(scene)]
-    titles = [TITLES[0], f"{TITLES[1]} (mean)", f"{TITLES[2]}: {scene.no_signal:.0%}", f"{TITLES[3]} {group}",
+    contents = [*_reward_lines(recorded, scene, points), _places(recorded, scene),
+                {"y": scene.flat["share"].to_numpy()}, *_advantages(recorded, scene, group), *_payments(scene)]
+    titles = [TITLES[0], TITLES[1], f"{TITLES[2]}: {scene.no_signal:.0%}", f"{TITLES[3]} {group}",
               f"{TITLES[4]} (a constant answer: {scene.hacked:.0%} of the most)"]
     for trace, content in zip(figure.data, contents, strict=True):
         trace.update(content)
@@ -101,10 +104,10 @@ def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points
 
 
 def picture(recorded: Recorded, scene: Scene, group: int, points: int = 90) -> go.Figure:
-    """The filled figure, for a page without widgets: of fixed width, and with few points, because they are saved."""
+    """The filled figure, for a page without widgets: with few points, because they are saved."""
     figure = blank(recorded, points)
     fill(figure, recorded, scene, group, points)
-    return figure.update_layout(width=1000)
+    return figure
 
 
 @functools.lru_cache(maxsize=8)
@@ -133,33 +136,37 @@ def _reward_lines(recorded: Recorded, scene: Scene, points: int) -> list[dict[st
     return contents
 
 
-def _places(scene: Scene) -> dict[str, Any]:
-    table = scene.predictions.dropna(subset="predicted")
-    cell = (table["pass_rate"] * PASS_RATE_STEPS).round() * len(EIGHTHS) + table["predicted"]
-    shape, size = (len(EIGHTHS), len(EIGHTHS)), len(EIGHTHS) ** 2
-    count = np.bincount(cell.astype(int), minlength=size)
-    total = np.bincount(cell.astype(int), table["gain"], minlength=size)
-    mean = np.divide(total, count, out=np.full(size, np.nan), where=count > 0)
-    return {"z": (mean.round(1) + 0.0).reshape(shape), "customdata": count.reshape(shape)}
+@functools.lru_cache(maxsize=8)
+def _cells(recorded: Recorded) -> np.ndarray:
+    """Number of predictions by true pass rate and predicted one, both in eighths; one row after the other."""
+    return np.bincount(_cell(recorded.table.pass_rate_N, recorded.table.counts["ours"].pass_rate_N), minlength=81)
 
 
-def _flat(scene: Scene) -> dict[str, Any]:
-    return {"y": scene.flat["share"].to_numpy(), "customdata": scene.flat["groups"].to_numpy()}
+def _cell(pass_rate: Any, predicted: Any) -> np.ndarray:
+    cell = np.round(np.asarray(pass_rate) * PASS_RATE_STEPS) * len(EIGHTHS) + np.asarray(predicted)
+    return cell[np.isfinite(cell)].astype(int)
 
 
-def _advantages(recorded: Recorded, scene: Scene, group: int) -> dict[str, Any]:
+def _places(recorded: Recorded, scene: Scene) -> dict[str, Any]:
+    table, count = scene.predictions.dropna(subset="predicted"), _cells(recorded)
+    total = np.bincount(_cell(table["pass_rate"], table["predicted"]), table["gain"], minlength=len(count))
+    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
+    return {"z": (mean.round(1) + 0.0).reshape(len(EIGHTHS), -1)}
+
+
+def _advantages(recorded: Recorded, scene: Scene, group: int) -> list[dict[str, Any]]:
     table = scene.predictions[scene.predictions["group"] == group]
     texts = recorded.rollouts.loc[table.index, "text"]
     hover = [f"{_hover(text)}<br>reward {row.reward:.3f}: difficulty {row.reward_difficulty:.3f}, length "
              f"{row.reward_length:.0f}, notion {row.reward_notion:.2f}<br>advantage {row.advantage:+.2f}"
              for text, row in zip(texts, table.itertuples(), strict=True)]
-    return {"x": np.arange(1, len(table) + 1), "y": table["advantage"].to_numpy(), "hovertext": hover,
-            "marker": {"color": np.where(table["advantage"] > 0, BLUE, VERMILLION)}}
+    values = table["advantage"].to_numpy()
+    return [{"y": side, "hovertext": hover} for side in (values.clip(min=0), values.clip(max=0))]
 
 
 def _payments(scene: Scene) -> list[dict[str, Any]]:
     rows = pd.concat([scene.drives.to_frame("drives").T, scene.payments]).loc[list(PAID)]
-    return [{"x": rows[part].to_numpy()} for part in PARTS]
+    return [{"y": rows[part].to_numpy()} for part in PARTS]
 
 
 def _hover(text: str, width: int = 60, lines: int = 5) -> str:
@@ -186,8 +193,10 @@ def group_page(recorded: Recorded, scene: Scene, config: Config, group: int) -> 
                         for notion, pays in paid.items())
     return (f"<div><b>{html.escape(about['problem'])}</b><br>Group {group}: seed {about['seed']}, step "
             f"{about['step']}, pass rate {about['pass_rate']:.3f}. Notions: {notions or 'none'}.</div>"
+            + '<div style="display:flex;flex-wrap:wrap;gap:0 24px">'
             + _html_table(["", "tokens", "solution"], solutions)
-            + _html_table(["", "prediction", "reward", *(name for name, _ in PARTS.values()), "advantage"], predicted))
+            + _html_table(["", "prediction", "reward", *(name for name, _ in PARTS.values()), "advantage"], predicted)
+            + "</div>")
 
 
 def _paid(recorded: Recorded, config: Config, solved: pd.DataFrame, meta: pd.DataFrame) -> dict[str, bool]:
@@ -226,7 +235,7 @@ def _marked(text: str, pattern: re.Pattern[str] | None, paid: dict[str, bool], c
 
 
 def _html_table(heads: list[str], rows: list[list[str]]) -> str:
-    cell = 'style="text-align:left;padding:2px 8px;vertical-align:top;background:transparent"'
+    cell = 'style="text-align:left;overflow-wrap:break-word;padding:2px 8px;vertical-align:top;background:transparent"'
     line = "".join(f"<th {cell}>{name}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td {cell}>{entry}</td>" for entry in row) + "</tr>" for row in rows)
-    return f'<table style="border-collapse:collapse;margin:6px 0"><tr>{line}</tr>{body}</table>'
+    return f'<table style="border-collapse:collapse;margin:6px 0;flex:1 1 400px"><tr>{line}</tr>{body}</table>'

@@ -92,7 +92,7 @@ class RewardLab:
         self.group = widgets.IntSlider(middle, 0, len(recorded.groups) - 1, description="group, by pass rate",
                                        style=_STYLE, layout={"width": "28em"})
         self.figure = go.FigureWidget(reward_figures.blank(recorded))
-        self.page, self.note = widgets.HTML(layout={"height": "380px", "overflow": "auto"}), widgets.HTML()
+        self.page, self.note = widgets.HTML(layout={"height": "420px", "overflow": "auto"}), widgets.HTML()
         self.copy, self.config_text = CopyButton(), widgets.Textarea(
             description="config", layout={"width": "100%", "height": "13em"})
         self.box = self._arrange()
@@ -236,11 +236,11 @@ def write_settings(settings: Mapping[str, Any], path: Path = SETTINGS_FILE) -> s
 def _control(key: str) -> Any:
     """The control of a setting, made from the setting's own documentation and limits."""
     field = configs.settings()[key]
-    about = {"description": LABELS[key], "tooltip": field.metadata["doc"], "style": _STYLE}
+    about = {"description": LABELS[key], "tooltip": field.metadata["doc"], "style": _STYLE, "layout": {"width": "auto"}}
     if field.metadata["choices"]:
         return widgets.Dropdown(options=field.metadata["choices"], value=field.default, **about)
     if isinstance(field.default, bool):
-        return widgets.Checkbox(field.default, **about)
+        return widgets.Checkbox(field.default, **about | {"style": {"description_width": "initial"}})
     if key == "reward.difficulty_base":
         return widgets.FloatLogSlider(field.default, min=LEAST_BASE, max=0, step=0.05, readout_format=".3g", **about)
     return widgets.FloatSlider(field.default, min=0.0, max=field.metadata["high"] or MOST_WEIGHT, step=0.05, **about)
