@@ -38,7 +38,7 @@ EIGHTHS = np.arange(PASS_RATE_STEPS + 1)
 _LOSER_TO_WINNER = [[0, VERMILLION], [0.5, "#e8e8e8"], [1, BLUE]]
 
 
-def blank(recorded: Recorded, points: int = 600) -> go.Figure:
+def blank(recorded: Recorded, points: int = 300) -> go.Figure:
     """The figure without numbers: places, axes and hover texts that no setting changes.
 
     Args:
@@ -91,7 +91,7 @@ def _dress(figure: go.Figure) -> go.Figure:
     return figure
 
 
-def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points: int = 600) -> None:
+def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points: int = 300) -> None:
     """Put a scene's numbers into a figure of `blank`, made with the same `points`; `group` is the one shown."""
     contents = [*_reward_lines(recorded, scene, points), _places(recorded, scene),
                 {"y": scene.flat["share"].to_numpy()}, *_advantages(recorded, scene, group), *_payments(scene)]
