@@ -229,8 +229,13 @@ def write_settings(settings: Mapping[str, Any], path: Path = SETTINGS_FILE) -> s
     """Write settings as a config file, for `config.read`; returns what to tell the reader."""
     path.parent.mkdir(parents=True, exist_ok=True)
     files.replace(path, lambda part: part.write_text(as_toml(settings), encoding="utf8"))
-    return (f"Written to {path.parent.name}/{path.name}. Notebook 04 takes it from there; so does "
+    return (f"Written to {path.parent.name}/{path.name}. The training panel of notebook 04 begins with it, and so does "
             f"masa train --config {path.parent.name}/{path.name}.")
+
+
+def saved_settings(path: Path = SETTINGS_FILE) -> dict[str, Any]:
+    """What "Use in training" wrote last, by dotted key; empty where nothing was written."""
+    return configs.read(path) if path.exists() else {}
 
 
 def _control(key: str) -> Any:
