@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 from masa_lib import tiers
 
+if TYPE_CHECKING:
+    from masa_lib.widgets.reward_scenes import Recorded
+
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
+#: panels show a picture of themselves where no reader can turn their knobs: `make notebooks` sets it
+STATIC = os.environ.get("MASA_STATIC") == "1"
 #: GB of free memory that the notebooks want
 MEMORY = 2.0
 
@@ -47,3 +54,76 @@ def wrong_packages() -> list[str]:
     wanted = [entry for line in lines if not (entry := Requirement(line)).marker]
     return [f"{entry.name} is {metadata.version(entry.name)}, wanted {entry.specifier}" for entry in wanted
             if not entry.specifier.contains(metadata.version(entry.name), prereleases=True)]
+
+
+# The exercises of notebook 02, the reward lab.
+
+UNANSWERED = "No answer yet. Put yours in place of None and run the cell again."
+#: of the exercise on constant answers: eighths, with mode 0, median 1 and mean 2.7
+SEVEN = (0, 0, 0, 1, 2, 8, 8)
+#: of the exercise on settings that can be hacked: share of the most that a constant answer earns; groups with a signal
+HACKED, SIGNAL = 0.95, 0.5
+
+
+def difficulty_exercise(answer: Callable[[int, float, float], float | None]) -> str:
+    """Whether a reader's b^|error| of predicted eighths, true pass rate (0 to 1) and base is the library's."""
+    from masa_lib import rewards
+    from masa_lib.config import RewardConfig
+
+    for predicted, pass_rate, base in ((8, 1.0, 0.01), (0, 1.0, 0.01), (2, 0.5, 0.3), (6, 0.125, 0.01)):
+        given = answer(predicted, pass_rate, base)
+        wanted = rewards.difficulty_reward(predicted, pass_rate, RewardConfig(difficulty_base=base))
+        if given is None:
+            return UNANSWERED
+        if abs(given - wanted) > 1e-9:
+            return (f"Not yet: for {predicted} of 8, a pass rate of {pass_rate} and b = {base} it gives {given:.4g}; "
+                    f"{wanted:.4g} is right. Is the prediction divided by 8, and has the error no sign?")
+    return "Right: the same as the library on every example."
+
+
+def constant_exercise(answers: Mapping[str, int | None]) -> str:
+    """Whether the best constant answers (eighths) to problems with the pass rates SEVEN are right, a line a score."""
+    from masa_lib import rewards
+    from masa_lib.config import RewardConfig
+
+    shapes = {"kernel, b = 0.0001": RewardConfig(difficulty_base=1e-4),
+              "kernel, b = 0.99": RewardConfig(difficulty_base=0.99), "brier": RewardConfig(difficulty_mode="brier")}
+    said = []
+    for name, shape in shapes.items():
+        earned = [sum(rewards.difficulty_reward(answer, rate / 8, shape) for rate in SEVEN) for answer in range(9)]
+        given, best = answers.get(name), earned.index(max(earned))
+        verdict = UNANSWERED if given is None else "right." if given == best else "not yet; is it mode, median or mean?"
+        said.append(f"{name}: {verdict}")
+    return "\n".join(said)
+
+
+def hack_exercise(recorded: Recorded, settings: Mapping[str, Any] | None) -> str:
+    """Whether a setting pays a constant answer HACKED of the most, while SIGNAL of the groups still teach something."""
+    from masa_lib.widgets import reward_scenes
+
+    if settings is None:
+        return UNANSWERED
+    scene = reward_scenes.scene(recorded, settings, {})
+    found = (f"a constant answer earns {scene.hacked:.1%} of the most, and {1 - scene.no_signal:.0%} of the groups "
+             "have a signal")
+    if scene.hacked < HACKED:
+        return f"Not yet: {found}; {HACKED:.0%} of the most is asked."
+    if scene.no_signal > 1 - SIGNAL:
+        return f"Not yet: {found}. What pays everybody the same teaches nothing; let {SIGNAL:.0%} have a signal."
+    return f"Right: {found}. The answer that earns it: {scene.answer}."
+
+
+def notion_exercise(recorded: Recorded, notion: str | None) -> str:
+    """Whether counting pays a notion by the pass rate alone: hardly ever below one half, nearly always above it."""
+    from masa_lib.widgets import reward_scenes
+
+    if notion is None:
+        return UNANSWERED
+    if notion == "boxed":
+        return "Not yet: that one is given; find another."
+    pays = reward_scenes.notion_pays(recorded, [notion], "count")[notion]
+    rates = recorded.groups["pass_rate"]
+    below, above = pays[rates < 0.5].mean(), pays[rates > 0.5].mean()
+    found = f"{notion!r} pays in {below:.0%} of the groups below one half and in {above:.0%} of those above"
+    good = below < 0.1 and above > 0.9
+    return f"Right: {found}." if good else f"Not yet: {found}; less than 10 % and more than 90 % are asked."

@@ -7,6 +7,7 @@ same table. Nothing here loads a model or a file other than the config's own.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import tomllib
 import typing
@@ -257,7 +258,7 @@ class Config:
 
 def settings(section: Any = Config, prefix: str = "") -> dict[str, dataclasses.Field]:
     """Every setting by its dotted key, in the order of definition: `{"reward.difficulty_base": Field, ...}`."""
-    hints = typing.get_type_hints(section if isinstance(section, type) else type(section))
+    hints = _hints(section if isinstance(section, type) else type(section))
     table: dict[str, dataclasses.Field] = {}
     for field in dataclasses.fields(section):
         if dataclasses.is_dataclass(hints[field.name]):
@@ -265,6 +266,11 @@ def settings(section: Any = Config, prefix: str = "") -> dict[str, dataclasses.F
         else:
             table[prefix + field.name] = field
     return table
+
+
+@functools.cache  # slow, and a panel replaces settings at every move
+def _hints(section: type) -> dict[str, Any]:
+    return typing.get_type_hints(section)
 
 
 def get(config: Config, key: str) -> Any:

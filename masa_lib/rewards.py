@@ -61,8 +61,8 @@ def meta_rewards(solutions: Sequence[Solution], predictions: Sequence[MetaPredic
     """
     if not solutions:
         raise ValueError("A group without solution rollouts has no pass rate to score predictions against.")
-    config = _effective(config)
-    find = _MATCHING[config.mode]
+    config = effective(config)
+    find = MATCHING[config.mode]
     correct_lengths = [solution.length for solution in solutions if solution.correct]
     pass_rate = len(correct_lengths) / len(solutions)
     correct_texts = [find.text(solution.text) for solution in solutions if solution.correct]
@@ -125,8 +125,8 @@ def _weighted(difficulty: float, length: float, notion: float, config: RewardCon
     return (weights[2] * notion + weights[0] * difficulty + weights[1] * length) / sum(weights)
 
 
-def _effective(config: RewardConfig) -> RewardConfig:
-    """The released choices, spelled out, where the mode is released."""
+def effective(config: RewardConfig) -> RewardConfig:
+    """The settings that act: the released choices, spelled out, where the mode is released."""
     if config.mode == "ours":
         return config
     return RewardConfig(mode="released", pass_rate_weight=1.0, length_weight=1.0, notion_weight=1.0,
@@ -157,7 +157,8 @@ def _crude_singular(notion: str) -> str:
     return notion[:-1] if lower.endswith("s") and not lower.endswith("ss") and lower != "series" else notion
 
 
-_MATCHING = {"ours": _Matching(text=_words, notion=_words),
+#: how each mode looks for a notion in a text
+MATCHING = {"ours": _Matching(text=_words, notion=_words),
              "released": _Matching(text=str, notion=_crude_singular)}
 
 
@@ -233,7 +234,7 @@ def reward_table(rollouts: pd.DataFrame, meta_prompt: Callable[[str], str] = str
     texts = [([], []) for _ in range(groups)]
     for group, correct, text in zip(solution_group, right, solutions["text"], strict=True):
         texts[group][0 if correct else 1].append(text)
-    counts = {mode: _count(meta, meta_group, texts, mode, meta_prompt) for mode in _MATCHING}
+    counts = {mode: _count(meta, meta_group, texts, mode, meta_prompt) for mode in MATCHING}
     return RewardTable(meta.index, pass_rate_P[meta_group], correct_P[meta_group], (total_P - correct_P)[meta_group],
                        shortest_P[meta_group], longest_P[meta_group], counts)
 
@@ -241,7 +242,7 @@ def reward_table(rollouts: pd.DataFrame, meta_prompt: Callable[[str], str] = str
 def _count(meta: pd.DataFrame, meta_group: np.ndarray, texts: Sequence[tuple[list[str], list[str]]], mode: str,
            meta_prompt: Callable[[str], str]) -> _Counts:
     """Read every meta rollout in one mode, and look each of its notions up in its group's solutions."""
-    find, released = _MATCHING[mode], mode == "released"
+    find, released = MATCHING[mode], mode == "released"
     predictions = [parse_prediction(text, released=released).prediction for text in meta["text"]]
     prepared: dict[int, tuple[str, list[str], list[str]]] = {}
     found: dict[tuple[int, str], tuple[int, int, bool]] = {}
@@ -277,7 +278,7 @@ def score_table(table: RewardTable, config: RewardConfig) -> pd.DataFrame:
     Raises:
         ValueError: no weight above 0.
     """
-    config = _effective(config)
+    config = effective(config)
     counts = table.counts[config.mode]
     error_N = np.abs(counts.pass_rate_N / PASS_RATE_STEPS - table.pass_rate_N)
     difficulty_N = 1 - error_N**2 if config.difficulty_mode == "brier" else config.difficulty_base**error_N

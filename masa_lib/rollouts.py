@@ -112,11 +112,16 @@ def score(table: pd.DataFrame, config: Config) -> None:
             table.loc[meta, ["reward", *PARTS]] = _score_group(group, config)
     table["advantage"] = 0.0
     for _, stream in table[table["reward"].notna()].groupby("stream"):
-        table.loc[stream.index, "advantage"] = _advantages(stream, config)
+        table.loc[stream.index, "advantage"] = stream_advantages(stream, config)
 
 
-def _advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
-    """The advantages of one stream's groups; a rollout that is alone in its group has none."""
+def stream_advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
+    """The advantages of one stream's groups; a rollout that is alone in its group has none.
+
+    Args:
+        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised.
+        config: the weights of the parts, and how advantages are normalised.
+    """
     sizes = stream.groupby("group")["group"].transform("size")
 
     def of(column: str, normalise: bool) -> pd.Series:
@@ -130,7 +135,8 @@ def _advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
     mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
     if mode != "parts":
         return of("reward", mode == "reward")
-    weights = (config.reward.pass_rate_weight, config.reward.length_weight, config.reward.notion_weight)
+    reward = rewards.effective(config.reward)
+    weights = (reward.pass_rate_weight, reward.length_weight, reward.notion_weight)
     return sum(weight * of(part, True) for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
 
 
