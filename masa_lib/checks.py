@@ -5,11 +5,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
+from typing import TYPE_CHECKING
 
 from masa_lib import tiers
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
 #: GB of free memory that the notebooks want
@@ -47,3 +53,49 @@ def wrong_packages() -> list[str]:
     wanted = [entry for line in lines if not (entry := Requirement(line)).marker]
     return [f"{entry.name} is {metadata.version(entry.name)}, wanted {entry.specifier}" for entry in wanted
             if not entry.specifier.contains(metadata.version(entry.name), prereleases=True)]
+
+
+def check_recorded(exercise: str, answer: float | None) -> str:
+    """Whether an answer of notebook 06 is what the recorded study gives, in a sentence; else where to look.
+
+    Args:
+        exercise: a name of RECORDED.
+        answer: a number; None where the reader has not answered yet.
+    """
+    if answer is None:
+        return f"{exercise}: no answer yet. Put yours in place of None and run the cell again."
+    compute, tolerance, hint = RECORDED[exercise]
+    return f"{exercise}: right." if abs(answer - compute()) <= tolerance else f"{exercise}: not yet. {hint}"
+
+
+def _two_seeds() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded_runs().query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
+    return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
+
+
+def _free_predictions() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded_runs().set_index("seed")
+    grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
+    return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
+
+
+@functools.cache
+def _recorded_runs() -> pd.DataFrame:
+    """A row a run of the recorded study; read once, as an exercise is tried several times."""
+    from masa_lib import analysis
+
+    return analysis.compare_runs(tiers.DATA / "runs" / "baseline").runs
+
+
+#: exercises of notebook 06: the answer, computed from the records, how far off still counts, and a hint
+RECORDED: dict[str, tuple[Callable[[], float], float, str]] = {
+    "two seeds": (_two_seeds, 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three numbers of "
+                                    "`analysis.mean_interval` the last one."),
+    "free predictions": (_free_predictions, 5e-3, "Divide, seed by seed, GRPO's tokens to the target by MASA's tokens "
+                                                  "of *solutions* to the target; `paired_ratio` averages them."),
+    "levels by luck": (lambda: 12 * 0.05, 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
+}
