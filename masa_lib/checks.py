@@ -39,7 +39,7 @@ def environment_check() -> list[str]:
                                 ("The recorded study", "runs/baseline", "a fresh clone of the repository has it")):
         there = any((tiers.DATA / place).rglob("config.*"))
         said.append(f"{what} is there (data/{place})." if there else f"{what} is missing (data/{place}): {remedy}.")
-    return said
+    return said + hosted_advice()
 
 
 def wrong_packages() -> list[str]:
@@ -55,17 +55,23 @@ def wrong_packages() -> list[str]:
             if not entry.specifier.contains(metadata.version(entry.name), prereleases=True)]
 
 
-def check_recorded(exercise: str, answer: float | None) -> str:
-    """Whether an answer of notebook 06 is what the recorded study gives, in a sentence; else where to look.
+def check_computed(exercise: str, answer: float | None) -> str:
+    """Whether an answer is what the library computes, in a sentence; else where to look.
 
     Args:
-        exercise: a name of RECORDED.
+        exercise: a name of COMPUTED.
         answer: a number; None where the reader has not answered yet.
     """
     if answer is None:
         return f"{exercise}: no answer yet. Put yours in place of None and run the cell again."
-    compute, tolerance, hint = RECORDED[exercise]
+    compute, tolerance, hint = COMPUTED[exercise]
     return f"{exercise}: right." if abs(answer - compute()) <= tolerance else f"{exercise}: not yet. {hint}"
+
+
+def _half_right() -> float:
+    from masa_lib import config, rewards
+
+    return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
 
 
 def _two_seeds() -> float:
@@ -91,11 +97,27 @@ def _recorded_runs() -> pd.DataFrame:
     return analysis.compare_runs(tiers.DATA / "runs" / "baseline").runs
 
 
-#: exercises of notebook 06: the answer, computed from the records, how far off still counts, and a hint
-RECORDED: dict[str, tuple[Callable[[], float], float, str]] = {
+#: exercises of notebooks 00 and 06: the answer, how far off still counts, and a hint
+COMPUTED: dict[str, tuple[Callable[[], float], float, str]] = {
+    "never solved": (lambda: 0.0, 1e-3, "All rewards are equal: what is a reward minus the mean of such a group?"),
+    "half right": (_half_right, 1e-3, "The prediction is 8 / 8 = 1, the truth 4 / 8: put |1 - 0.5| into b^|error|."),
     "two seeds": (_two_seeds, 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three numbers of "
                                     "`analysis.mean_interval` the last one."),
     "free predictions": (_free_predictions, 5e-3, "Divide, seed by seed, GRPO's tokens to the target by MASA's tokens "
                                                   "of *solutions* to the target; `paired_ratio` averages them."),
     "levels by luck": (lambda: 12 * 0.05, 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
 }
+
+
+def hosted_advice() -> list[str]:
+    """What to know on Colab or Kaggle, a sentence each; nothing elsewhere."""
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return ["This is Colab: run `from google.colab import output; output.enable_custom_widget_manager()` once, or "
+                "panels stay empty.",
+                "Its page answers a slider only when no cell is running, and its files go when the session ends: copy "
+                "runs/ elsewhere."]
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return ["This is Kaggle: switch on the Internet in the notebook's settings to install, and a GPU for more than "
+                "the pocket model.",
+                "Its page answers a slider only when no cell is running, and it keeps the working folder alone."]
+    return []
