@@ -10,12 +10,12 @@ import os
 import platform
 from collections.abc import Callable
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from masa_lib import tiers
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from masa_lib import analysis
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
 #: GB of free memory that the notebooks want
@@ -74,33 +74,56 @@ def _half_right() -> float:
     return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
 
 
+def _one_prediction() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(table["predictions"].str[0] / 8,
+                                                                        table["pass_rate"])).mean())
+
+
+def _level_means() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(
+        table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
+
+
+def _after_masa() -> Any:
+    """The last evaluations of the recorded MASA runs, by seed."""
+    problems = _recorded().problems
+    return problems[(problems["arm"] == "masa") & (problems["when"] == "after")].groupby("seed")
+
+
 def _two_seeds() -> float:
     from masa_lib import analysis
 
-    runs = _recorded_runs().query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
+    runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
     return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
 
 
 def _free_predictions() -> float:
     from masa_lib import analysis
 
-    runs = _recorded_runs().set_index("seed")
+    runs = _recorded().runs.set_index("seed")
     grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
     return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
 
 
 @functools.cache
-def _recorded_runs() -> pd.DataFrame:
-    """A row a run of the recorded study; read once, as an exercise is tried several times."""
+def _recorded() -> analysis.Comparison:
+    """The recorded study, read once: an exercise is tried several times."""
     from masa_lib import analysis
 
-    return analysis.compare_runs(tiers.DATA / "runs" / "baseline").runs
+    return analysis.compare_runs(tiers.DATA / "runs" / "baseline")
 
 
-#: exercises of notebooks 00 and 06: the answer, how far off still counts, and a hint
+#: exercises of notebooks 00, 01 and 06: the answer, how far off still counts, and a hint
 COMPUTED: dict[str, tuple[Callable[[], float], float, str]] = {
     "never solved": (lambda: 0.0, 1e-3, "All rewards are equal: what is a reward minus the mean of such a group?"),
     "half right": (_half_right, 1e-3, "The prediction is 8 / 8 = 1, the truth 4 / 8: put |1 - 0.5| into b^|error|."),
+    "one prediction": (_one_prediction, 1e-2, "Correlate each MASA seed's first predictions with its true pass rates; "
+                                              "then take the mean over the seeds."),
+    "level means": (_level_means, 1e-2, "Put the level's mean in place of the prediction, seed by seed, and average."),
     "two seeds": (_two_seeds, 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three numbers of "
                                     "`analysis.mean_interval` the last one."),
     "free predictions": (_free_predictions, 5e-3, "Divide, seed by seed, GRPO's tokens to the target by MASA's tokens "
