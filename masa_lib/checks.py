@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from masa_lib import tiers
 
 if TYPE_CHECKING:
+    from masa_lib import analysis
     from masa_lib.widgets.reward_scenes import Recorded
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
@@ -40,7 +42,7 @@ def environment_check() -> list[str]:
                                 ("The recorded study", "runs/baseline", "a fresh clone of the repository has it")):
         there = any((tiers.DATA / place).rglob("config.*"))
         said.append(f"{what} is there (data/{place})." if there else f"{what} is missing (data/{place}): {remedy}.")
-    return said
+    return said + hosted_advice()
 
 
 def wrong_packages() -> list[str]:
@@ -127,3 +129,92 @@ def notion_exercise(recorded: Recorded, notion: str | None) -> str:
     found = f"{notion!r} pays in {below:.0%} of the groups below one half and in {above:.0%} of those above"
     good = below < 0.1 and above > 0.9
     return f"Right: {found}." if good else f"Not yet: {found}; less than 10 % and more than 90 % are asked."
+def check_computed(exercise: str, answer: float | None) -> str:
+    """Whether an answer is what the library computes, in a sentence; else where to look.
+
+    Args:
+        exercise: a name of COMPUTED.
+        answer: a number; None where the reader has not answered yet.
+    """
+    if answer is None:
+        return f"{exercise}: no answer yet. Put yours in place of None and run the cell again."
+    compute, tolerance, hint = COMPUTED[exercise]
+    return f"{exercise}: right." if abs(answer - compute()) <= tolerance else f"{exercise}: not yet. {hint}"
+
+
+def _half_right() -> float:
+    from masa_lib import config, rewards
+
+    return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
+
+
+def _one_prediction() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(table["predictions"].str[0] / 8,
+                                                                        table["pass_rate"])).mean())
+
+
+def _level_means() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(
+        table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
+
+
+def _after_masa() -> Any:
+    """The last evaluations of the recorded MASA runs, by seed."""
+    problems = _recorded().problems
+    return problems[(problems["arm"] == "masa") & (problems["when"] == "after")].groupby("seed")
+
+
+def _two_seeds() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
+    return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
+
+
+def _free_predictions() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded().runs.set_index("seed")
+    grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
+    return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
+
+
+@functools.cache
+def _recorded() -> analysis.Comparison:
+    """The recorded study, read once: an exercise is tried several times."""
+    from masa_lib import analysis
+
+    return analysis.compare_runs(tiers.DATA / "runs" / "baseline")
+
+
+#: exercises of notebooks 00, 01 and 06: the answer, how far off still counts, and a hint
+COMPUTED: dict[str, tuple[Callable[[], float], float, str]] = {
+    "never solved": (lambda: 0.0, 1e-3, "All rewards are equal: what is a reward minus the mean of such a group?"),
+    "half right": (_half_right, 1e-3, "The prediction is 8 / 8 = 1, the truth 4 / 8: put |1 - 0.5| into b^|error|."),
+    "one prediction": (_one_prediction, 1e-2, "Correlate each MASA seed's first predictions with its true pass rates; "
+                                              "then take the mean over the seeds."),
+    "level means": (_level_means, 1e-2, "Put the level's mean in place of the prediction, seed by seed, and average."),
+    "two seeds": (_two_seeds, 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three numbers of "
+                                    "`analysis.mean_interval` the last one."),
+    "free predictions": (_free_predictions, 5e-3, "Divide, seed by seed, GRPO's tokens to the target by MASA's tokens "
+                                                  "of *solutions* to the target; `paired_ratio` averages them."),
+    "levels by luck": (lambda: 12 * 0.05, 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
+}
+
+
+def hosted_advice() -> list[str]:
+    """What to know on Colab or Kaggle, a sentence each; nothing elsewhere."""
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return ["This is Colab: run `from google.colab import output; output.enable_custom_widget_manager()` once, or "
+                "panels stay empty.",
+                "Its page answers a slider only when no cell is running, and its files go when the session ends: copy "
+                "runs/ elsewhere."]
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return ["This is Kaggle: switch on the Internet in the notebook's settings to install, and a GPU for more than "
+                "the pocket model.",
+                "Its page answers a slider only when no cell is running, and it keeps the working folder alone."]
+    return []

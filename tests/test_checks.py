@@ -54,3 +54,18 @@ def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(metadata, "requires", missing)
     assert checks.wrong_packages() == ["masa-lib is not installed"]
+
+
+@pytest.mark.parametrize(("exercise", "entry"), checks.COMPUTED.items())
+def test_an_exercise_is_right_wrong_or_open(exercise: str, entry: tuple[Callable[[], float], float, str]) -> None:
+    compute, tolerance, hint = entry
+    assert checks.check_computed(exercise, None).startswith(f"{exercise}: no answer yet")
+    assert checks.check_computed(exercise, compute()) == f"{exercise}: right."
+    assert checks.check_computed(exercise, compute() + 3 * tolerance) == f"{exercise}: not yet. {hint}"
+
+
+@pytest.mark.parametrize(("sign", "place"), [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")])
+def test_hosted_notebooks_get_advice(monkeypatch: pytest.MonkeyPatch, sign: str, place: str) -> None:
+    assert checks.hosted_advice() == []
+    monkeypatch.setenv(sign, "yes")
+    assert checks.environment_check()[-2].startswith(f"This is {place}: ")

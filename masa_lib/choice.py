@@ -1,0 +1,39 @@
+"""The model that a reader chose in notebook 00, for the notebooks after it: a name in a file, `runs/model.txt`.
+
+Deliberately no loading and no look at whether it fits: `models` and `plan` do that. Automatic checks (`MASA_SMOKE=1`)
+neither change the choice nor follow it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masa_lib import files
+from masa_lib.checks import SMOKE
+from masa_lib.tiers import DATA, TIERS
+
+DEFAULT = "pocket"
+PLACE = DATA.parent / "runs" / "model.txt"
+
+
+def choose(name: str) -> str:
+    """Keep a model for all notebooks.
+
+    Args:
+        name: a tier's name, a Hugging Face id, or a folder (kept with its full path).
+
+    Returns:
+        The name as it is kept.
+    """
+    kept = name.strip()
+    if kept not in TIERS and Path(kept).is_dir():
+        kept = str(Path(kept).resolve())
+    if not SMOKE:
+        PLACE.parent.mkdir(exist_ok=True)
+        files.replace(PLACE, lambda temporary: temporary.write_text(kept, encoding="utf8"))
+    return kept
+
+
+def chosen() -> str:
+    """The model that was chosen last; before any choice the pocket model."""
+    return PLACE.read_text(encoding="utf8") if PLACE.is_file() and not SMOKE else DEFAULT
