@@ -78,7 +78,7 @@ notebooks: install-dev
 	@renderer=plotly_mimetype; \
 	if $(BIN)/python -c 'import plotly.graph_objects as go; go.Figure().to_image()' >/dev/null 2>&1; \
 	then renderer=plotly_mimetype+png; else echo "No browser for kaleido: the figures get no pictures."; fi; \
-	PLOTLY_RENDERER=$$renderer TQDM_DISABLE=1 $(BIN)/python -m nbconvert --log-level=WARN --to notebook --inplace \
+	MASA_STATIC=1 PLOTLY_RENDERER=$$renderer TQDM_DISABLE=1 $(BIN)/python -m nbconvert --log-level=WARN --to notebook --inplace \
 	  --execute --ExecutePreprocessor.kernel_name=python3 --ExecutePreprocessor.startup_timeout=300 \
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
