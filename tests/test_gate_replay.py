@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +12,7 @@ import pytest
 from small import small
 from synthetic import evaluation_table, rollout_table, write_run
 
-from masa_lib import checks, gate_trials, gating, models, replay
+from masa_lib import analysis, checks, figures, gate_figures, gate_trials, gating, models, replay, report
 from masa_lib import config as configs
 from masa_lib.engine import make_engine
 from masa_lib.replay import Groups
@@ -18,6 +20,7 @@ from masa_lib.widgets import gate_replay
 from masa_lib.widgets.gate_replay import GateReplay
 
 STEPS = (1, 5, 10, 15, 20, 25)
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_doing_less.ipynb"
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +187,13 @@ def test_dots_say_what_became_of_each_group(groups: Groups, panel: GateReplay) -
     assert (table["fate"].str.endswith("has a signal") == groups.signal_P).all()
 
 
+def test_a_setting_that_drops_nothing_can_be_sent_to_a_page(panel: GateReplay) -> None:
+    panel.apply({"gate.threshold": 0.0})
+    assert np.isnan(panel.row["precision"])
+    assert "<b>none</b>" in panel.page.value
+    json.dumps(panel.figure.to_dict(), default=list, allow_nan=False)
+
+
 def test_presets_and_reset(panel: GateReplay) -> None:
     for name, settings in panel.presets.items():
         panel.preset(name)
@@ -230,3 +240,28 @@ def test_a_gate_exercise_is_decided_by_runs_it_was_not_tuned_on(runs: list[Group
     assert said[2].startswith("Beaten, also")
     for nothing_better in ({}, {"gate.threshold": 1.0, "gate.recheck": 0.0}):
         assert checks.gate_exercise(*runs, nothing_better).splitlines()[2].startswith("Not beaten: save more")
+
+
+def show_study(runs: Path) -> list[Any]:
+    """What the notebook's cell about the efficiency study displays when the recorded runs lie in `runs`."""
+    cells = json.loads(NOTEBOOK.read_text(encoding="utf8"))["cells"]
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "efficiency")
+    shown: list[Any] = []
+    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "analysis": analysis, "report": report, "figures": figures,
+                  "gate_figures": gate_figures, "display": shown.append})
+    return shown
+
+
+def test_the_notebook_says_that_the_study_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert show_study(tmp_path) == []
+    assert "The study efficiency is not recorded yet" in capsys.readouterr().out
+
+
+def test_the_notebook_shows_a_recorded_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arm, slow in {"grpo": 1, "masa-efficient": 2, "mopps": 3}.items():
+        for seed in range(2):
+            write_run(tmp_path / "efficiency" / f"{arm}-s{seed}", arm, seed, {0: 0.1, 10: 0.5 - slow / 100, 20: 0.6})
+    curves, shares = show_study(tmp_path)
+    assert {trace.name for trace in curves.data if trace.name} == {"grpo", "masa-efficient", "mopps"}
+    assert "masa-efficient" in shares.data[0].y
+    assert "masa-efficient" in capsys.readouterr().out

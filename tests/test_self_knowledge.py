@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pandas as pd
 import pytest
 from small import small
@@ -131,6 +133,19 @@ def test_stop_keeps_what_is_there_and_another_question_can_follow(panel: SelfKno
     assert "Stopped. Predicted" in panel.note.value
     monkeypatch.setattr(SelfKnowledge, "_show", show)
     assert len(panel.ask()) == 15
+
+
+def test_figures_can_be_sent_to_a_page_before_and_after_anything_is_known(panel: SelfKnowledge) -> None:
+    for figure in (panel.figure, self_knowledge.figure(self_knowledge.EMPTY, panel.config)):
+        json.dumps(figure.to_dict(), default=list, allow_nan=False)
+    panel.ask()
+    drawn = self_knowledge.figure(panel.table, panel.config)
+    json.dumps(drawn.to_dict(), default=list, allow_nan=False)
+    lengths = {trace.name: sorted(trace.x) for trace in drawn.data if trace.name in self_knowledge.MARKS}
+    solved = panel.table[panel.table["stream"] == "solution"]
+    for verdict, right in (("right", True), ("wrong", False)):
+        assert lengths[verdict] == sorted(solved.loc[solved["correct"] == right, "length"])
+    assert lengths["predicted"] == sorted(panel.table["predicted_length"].dropna())
 
 
 def test_errors_are_said_in_the_panel(panel: SelfKnowledge, sampler: tuple) -> None:

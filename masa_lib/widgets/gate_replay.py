@@ -29,7 +29,7 @@ TOKENS = {"solutions": ("solutions", GREEN), "rechecks": ("re-checks", SKY), "pr
 #: what became of a group, and how its dot looks: marks differ as well as colours
 FATES = {"kept, has a signal": (GREEN, "circle"), "kept, has none": (GREY, "circle-open"),
          "dropped, has none": (BLUE, "square"), "dropped, has a signal": (VERMILLION, "x")}
-TITLES = ("The rule over its thresholds", "Tokens, 100 = roll out everything", "Every recorded group")
+TITLES = ("Rule, all thresholds", "Tokens", "Every recorded group")
 AXES = {"signal": "predicted chance of a signal", "v1": "spread of the predictions",
         "v2": "spread, where the mean is 0 or 1"}
 #: of the page of numbers: column of the account, what it is called, its form
@@ -84,14 +84,15 @@ def figure(groups: Groups, config: Config, phase: str) -> go.Figure:
 
 def _draw_curve(drawn: go.Figure, groups: Groups, config: Config, phase: str, row: pd.Series) -> None:
     curve = replay.gate_curve(groups, config.gate.rule, predictions=config.gate.predictions)
-    curve = curve[curve["phase"] == phase]
+    curve = curve[curve["phase"] == phase].dropna(subset=["precision", "recall"])
     place = {"row": 1, "col": 1, "showlegend": False}
     drawn.add_scatter(x=[0, 1], y=[row["flat"]] * 2, mode="lines", line={"color": GREY, "dash": "dot"}, **place,
                       hovertemplate="dropping at random: precision %{y:.2f}<extra></extra>")
     drawn.add_scatter(x=curve["recall"], y=curve["precision"], mode="lines+markers", line={"color": BLUE},
                       marker={"size": 5}, customdata=curve["threshold"], **place,
                       hovertemplate="threshold %{customdata:.3g}: precision %{y:.2f}, recall %{x:.2f}<extra></extra>")
-    drawn.add_scatter(x=[row["recall"]], y=[row["precision"]], mode="markers", **place,
+    setting = curve.iloc[:0] if row[["recall", "precision"]].isna().any() else row.to_frame().T
+    drawn.add_scatter(x=setting["recall"], y=setting["precision"], mode="markers", **place,
                       marker={"size": 14, "color": VERMILLION, "symbol": "diamond"},
                       hovertemplate="your setting: precision %{y:.2f}, recall %{x:.2f}<extra></extra>")
     drawn.update_xaxes(range=[-0.03, 1.03], title_text="recall", row=1, col=1)
@@ -103,14 +104,14 @@ def _draw_tokens(drawn: go.Figure, row: pd.Series) -> None:
         drawn.add_bar(x=["without", "with"], y=[100.0 if name == "solutions" else 0.0, 100 * row[name]], name=label,
                       marker_color=color, row=1, col=2,
                       hovertemplate=f"{label}, %{{x}} the setting: %{{y:.1f}}<extra></extra>")
-    drawn.update_yaxes(range=[0, 160], title_text="tokens", row=1, col=2)
+    drawn.update_yaxes(range=[0, 160], title_text="percent of all solutions", row=1, col=2)
 
 
 def _draw_groups(drawn: go.Figure, groups: Groups, config: Config, phase: str) -> None:
     table, limit, rule = fates(groups, config, phase), gate_trials.threshold(config), config.gate.rule
     moved = np.random.default_rng(0).uniform(-0.03, 0.03, len(table))
     for fate, (color, symbol) in FATES.items():
-        part = table[table["fate"] == fate]
+        part = table[table["fate"] == fate].dropna()
         drawn.add_scatter(x=part["score"], y=part["rate"] + moved[part.index], mode="markers", name=fate,
                           marker={"color": color, "symbol": symbol, "size": 7, "opacity": 0.7}, row=1, col=3,
                           customdata=part["rate"],

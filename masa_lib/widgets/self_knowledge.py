@@ -39,8 +39,9 @@ PATIENCE = 3.0  # seconds that a reset waits for the running rollouts
 #: what there is before anything was asked
 EMPTY = pd.DataFrame(columns=["stream", "text", "length", "correct", "answer", "notions", "parse_error",
                               "predicted_pass_rate", "predicted_length"])
-#: of solutions: colour and mark
-VERDICTS = {"right": (GREEN, "circle"), "wrong": (VERMILLION, "x"), "not graded": (GREY, "circle-open")}
+#: rows of the lengths, from below: colour and mark
+MARKS = {"not graded": (GREY, "circle-open"), "wrong": (VERMILLION, "x"), "right": (GREEN, "circle"),
+         "predicted": (ORANGE, "diamond")}
 _STYLE = {"description_width": "9em"}
 _PRE = "margin:0 0 4px;font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere"
 
@@ -136,29 +137,28 @@ def _has(text: str, notion: str) -> bool:
 def figure(table: pd.DataFrame, config: Config) -> go.Figure:
     """Predicted pass rates beside the true one, predicted lengths beside those of the solutions."""
     drawn = make_subplots(1, 2, horizontal_spacing=0.12, subplot_titles=("Pass rate", "Length"))
-    found, lengths = summary(table), config.sampling.solution_tokens
+    found = summary(table)
     meta, solved = table[table["stream"] == "meta"], table[table["stream"] == "solution"]
     said = meta["predicted_pass_rate"].dropna().astype(int).clip(0, PASS_RATE_STEPS)
     counts = said.value_counts().reindex(range(PASS_RATE_STEPS + 1), fill_value=0)
     drawn.add_bar(x=counts.index, y=counts, name="predicted", marker_color=ORANGE, row=1, col=1,
                   hovertemplate="%{y} predictions of %{x} of 8<extra></extra>")
-    true = PASS_RATE_STEPS * found["pass_rate"]
-    drawn.add_scatter(x=[true, true], y=[0, max(1, counts.max())], mode="lines", name="true",
-                      line={"color": BLUE, "width": 4}, row=1, col=1,
+    known = found["pass_rate"] == found["pass_rate"]
+    drawn.add_scatter(x=[PASS_RATE_STEPS * found["pass_rate"]] * 2 if known else [], y=[0, max(1, counts.max())],
+                      mode="lines", name="true", line={"color": BLUE, "width": 4}, row=1, col=1,
                       hovertemplate=f"true pass rate {found['pass_rate']:.2f}<extra></extra>")
-    said = meta["predicted_length"].dropna().astype(float)
-    drawn.add_scatter(x=said, y=["predicted"] * len(said), mode="markers", showlegend=False, row=1, col=2,
-                      marker={"color": ORANGE, "size": 10, "symbol": "line-ns-open", "line": {"width": 2}},
-                      hovertemplate="predicted: %{x} tokens<extra></extra>")
-    for verdict, (color, symbol) in VERDICTS.items():
-        part = solved.loc[verdicts(table) == verdict, "length"]
-        drawn.add_scatter(x=part, y=["solutions"] * len(part), mode="markers", name=verdict, row=1, col=2,
-                          marker={"color": color, "symbol": symbol, "size": 9, "opacity": 0.7},
-                          hovertemplate=f"{verdict}: %{{x}} tokens<extra></extra>")
+    marks = pd.concat([verdicts(table), pd.Series("predicted", meta.index)])
+    lengths = solved["length"].astype(float).reindex(marks.index).fillna(meta["predicted_length"].astype(float))
+    for place, (kind, (color, symbol)) in enumerate(MARKS.items()):
+        x = lengths[marks == kind].dropna()
+        drawn.add_scatter(x=x, y=place + np.random.default_rng(place).uniform(-0.25, 0.25, len(x)), mode="markers",
+                          marker={"color": color, "symbol": symbol, "size": 8, "opacity": 0.7}, name=kind, row=1, col=2,
+                          showlegend=False, hovertemplate=f"{kind}: %{{x}} tokens<extra></extra>")
     drawn.update_xaxes(title_text="of 8 solutions", range=[-0.6, 8.6], dtick=1, row=1, col=1)
-    drawn.update_xaxes(title_text="tokens", range=[0, 1.03 * lengths], row=1, col=2)
+    drawn.update_xaxes(title_text="tokens", range=[0, 1.03 * config.sampling.solution_tokens], row=1, col=2)
     drawn.update_yaxes(title_text="predictions", rangemode="tozero", row=1, col=1)
-    drawn.update_yaxes(categoryorder="array", categoryarray=["solutions", "predicted"], range=[-0.5, 1.5], row=1, col=2)
+    drawn.update_yaxes(tickvals=list(range(len(MARKS))), ticktext=list(MARKS), range=[-0.5, len(MARKS) - 0.5], row=1,
+                       col=2)
     drawn.update_annotations(font_size=13)
     return drawn.update_layout(template=TEMPLATE, height=HEIGHT, margin={"t": 40, "b": 96}, uirevision="still")
 
