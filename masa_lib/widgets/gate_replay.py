@@ -37,7 +37,7 @@ NUMBERS = (("dropped", "groups dropped", ".1%"), ("precision", "precision", ".2f
            ("signal_lost", "signal lost", ".1%"), ("right_cut", "right solutions cut", ".1%"),
            ("predictions", "predictions cost", ".1%"), ("tokens_saved", "tokens saved, net", "+.1%"),
            ("gain", "signal per token", ".2f"))
-HEIGHT = 430  # pixels
+HEIGHT, WIDTH = 430, 940  # pixels
 _STYLE = {"description_width": "11em"}
 _STEP = {"signal": 0.05, "v1": 0.0125, "v2": 0.0125}
 _MOST = {"signal": 1.0, "v1": 0.5, "v2": 0.5}
@@ -71,12 +71,12 @@ def figure(groups: Groups, config: Config, phase: str) -> go.Figure:
         config: gate, cap and M.
         phase: of PHASES.
     """
-    drawn = make_subplots(1, 3, subplot_titles=TITLES, horizontal_spacing=0.09, column_widths=[0.34, 0.24, 0.42])
+    drawn = make_subplots(1, 3, subplot_titles=TITLES, horizontal_spacing=0.1, column_widths=[0.34, 0.24, 0.42])
     row = gate_trials.account(groups, config).loc[phase]
     _draw_curve(drawn, groups, config, phase, row)
     _draw_tokens(drawn, row)
     _draw_groups(drawn, groups, config, phase)
-    drawn.update_layout(template=TEMPLATE, height=HEIGHT, barmode="stack", margin={"t": 48, "b": 110},
+    drawn.update_layout(template=TEMPLATE, height=HEIGHT, width=WIDTH, barmode="stack", margin={"t": 48, "b": 110},
                         uirevision="still")
     drawn.update_annotations(font_size=13)
     return drawn

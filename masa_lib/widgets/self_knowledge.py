@@ -34,7 +34,7 @@ from masa_lib.rollouts import Ask
 CHUNK = 8
 #: held-out problems among which "draw a problem" draws
 DRAWN = 240
-HEIGHT = 340  # pixels
+HEIGHT, WIDTH = 340, 860  # pixels
 PATIENCE = 3.0  # seconds that a reset waits for the running rollouts
 #: what there is before anything was asked
 EMPTY = pd.DataFrame(columns=["stream", "text", "length", "correct", "answer", "notions", "parse_error",
@@ -136,7 +136,7 @@ def _has(text: str, notion: str) -> bool:
 
 def figure(table: pd.DataFrame, config: Config) -> go.Figure:
     """Predicted pass rates beside the true one, predicted lengths beside those of the solutions."""
-    drawn = make_subplots(1, 2, horizontal_spacing=0.12, subplot_titles=("Pass rate", "Length"))
+    drawn = make_subplots(1, 2, horizontal_spacing=0.18, subplot_titles=("Pass rate", "Length"))
     found = summary(table)
     meta, solved = table[table["stream"] == "meta"], table[table["stream"] == "solution"]
     said = meta["predicted_pass_rate"].dropna().astype(int).clip(0, PASS_RATE_STEPS)
@@ -160,7 +160,8 @@ def figure(table: pd.DataFrame, config: Config) -> go.Figure:
     drawn.update_yaxes(tickvals=list(range(len(MARKS))), ticktext=list(MARKS), range=[-0.5, len(MARKS) - 0.5], row=1,
                        col=2)
     drawn.update_annotations(font_size=13)
-    return drawn.update_layout(template=TEMPLATE, height=HEIGHT, margin={"t": 40, "b": 96}, uirevision="still")
+    return drawn.update_layout(template=TEMPLATE, height=HEIGHT, width=WIDTH, margin={"t": 40, "b": 96},
+                               uirevision="still")
 
 
 def headline(table: pd.DataFrame) -> str:
