@@ -218,3 +218,35 @@ def hosted_advice() -> list[str]:
                 "the pocket model.",
                 "Its page answers a slider only when no cell is running, and it keeps the working folder alone."]
     return []
+def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: str = "last third") -> str:
+    """Whether a setting of gate and cap beats the recommended one: more tokens saved, net, at no more signal lost.
+
+    Args:
+        tuned: `replay.Groups` of the runs that the reader looked at.
+        fresh: those of runs that the reader did not look at; they decide.
+        settings: by dotted key (`gate_trials.KEYS`); what is left out has the library's default.
+        phase: of `replay.PHASES`.
+
+    Raises:
+        ConfigError: an unknown setting, or a value that is not allowed.
+    """
+    from masa_lib import config, gate_trials
+
+    def rows(groups: Any) -> list[Any]:
+        recommended = {key: config.get(config.Config(), key) for key in gate_trials.KEYS}
+        return [gate_trials.account(groups, config.replace(groups.config, recommended | dict(changes))).loc[phase]
+                for changes in (settings, {})]
+
+    said, beaten = [], {}
+    for name, groups in (("Tuned on", tuned), ("Other runs", fresh)):
+        mine, theirs = rows(groups)
+        beaten[name] = (mine["tokens_saved"] > theirs["tokens_saved"]
+                        and mine["signal_lost"] <= theirs["signal_lost"])
+        said.append(f"{name}: you save {mine['tokens_saved']:+.1%} of the tokens, net, and lose "
+                    f"{mine['signal_lost']:.1%} of the signal; the recommended setting {theirs['tokens_saved']:+.1%} "
+                    f"and {theirs['signal_lost']:.1%}.")
+    verdict = {(True, True): "Beaten, also on runs that you did not tune on.",
+               (True, False): "Beaten only where you tuned: that was luck, or too little room; leave a margin.",
+               (False, True): "Not beaten where you tuned; that it wins elsewhere is luck.",
+               (False, False): "Not beaten: save more without losing more signal than the recommended setting."}
+    return "\n".join([*said, verdict[tuple(beaten.values())]])

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from masa_lib import analysis, engine, models, problems, rollouts, selection
 from masa_lib.config import Config
