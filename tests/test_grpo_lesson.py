@@ -96,7 +96,7 @@ def test_our_functions_give_the_same_constants(lesson: types.SimpleNamespace) ->
     loss_N, _ = grpo.clipped_loss(logps_N, lesson.old_logps_N, advantages_N, config)
     assert torch.allclose(loss_N, right("token losses"), atol=1e-5)
     assert torch.allclose(torch.autograd.grad(loss_N.sum(), logps_N)[0], right("pulls"), atol=1e-5)
-    assert float(loss_N.mean()) == pytest.approx(float(right("token mean")))
+    assert loss_N.mean().item() == pytest.approx(right("token mean").item())
 
 
 def test_the_cell_of_five_tokens_has_five(lesson: types.SimpleNamespace) -> None:
