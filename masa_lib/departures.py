@@ -7,14 +7,37 @@ it is another matter.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
-from masa_lib.rewards import RewardTable, score_table
+from masa_lib.prompts import meta_messages
+from masa_lib.rewards import RewardTable, reward_table, score_table
 from masa_lib.rollouts import PARTS
+from masa_lib.runs import Run
 
 PUBLISHED, RELEASED = RewardConfig(), RewardConfig(mode="released")
+
+
+def read(folders: Iterable[Path]) -> tuple[pd.DataFrame, RewardTable]:
+    """The recorded rollouts of runs with the same prompts, counted once for both parsers and ways of matching.
+
+    Returns:
+        All rollouts in one table, numbered anew in `group` (one of its run and step), and what `payments` wants.
+    """
+    runs = [Run.open(folder) for folder in folders]
+    settings = runs[0].config
+
+    def prompt(problem: str) -> str:
+        messages = meta_messages(problem, settings.prompt, settings.sampling.solution_tokens)
+        return "\n".join(message["content"] for message in messages)
+
+    rollouts = pd.concat([run.rollouts().assign(run=number) for number, run in enumerate(runs)], ignore_index=True)
+    rollouts["group"] = rollouts.groupby(["run", "step", "group"]).ngroup()
+    return rollouts, reward_table(rollouts, prompt)
 
 
 def payments(table: RewardTable) -> dict[str, pd.DataFrame]:

@@ -10,8 +10,11 @@ import pytest
 
 from masa_lib import checks, claims, departures, tiers
 from masa_lib.config import RewardConfig
-from masa_lib.rewards import RewardTable, reward_table, score_table
+from masa_lib.rewards import RewardTable, score_table
 from masa_lib.runs import Run
+
+BASELINE = tiers.DATA / "runs" / "baseline"
+
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_claims_computed_again_are_those_of_the_table(version: str) -> None:
@@ -88,9 +91,21 @@ def test_verdicts_are_compared_and_wrong_words_are_refused() -> None:
 @pytest.fixture(scope="module")
 def recorded() -> tuple[RewardTable, pd.Series]:
     """The predictions of one recorded run, and the group of each."""
-    rollouts = Run.open(tiers.DATA / "runs" / "baseline" / "masa-s0").rollouts()
-    table = reward_table(rollouts)
-    return table, rollouts.loc[table.index].groupby(["step", "group"]).ngroup()
+    rollouts, table = departures.read([BASELINE / "masa-s0"])
+    return table, rollouts.loc[table.index, "group"]
+
+
+def test_recorded_runs_are_read_with_groups_of_their_own() -> None:
+    folders = [BASELINE / f"masa-s{seed}" for seed in (0, 1)]
+    rollouts, table = departures.read(folders)
+    settings = Run.open(folders[0]).config.sampling
+    sizes = rollouts.groupby(["group", "stream"]).size().unstack()
+    assert (sizes["solution"] == settings.solutions).all()
+    assert (sizes["meta"] == settings.predictions).all()
+    assert len(table.index) == (rollouts["stream"] == "meta").sum()
+    # The rewards of this mode were recorded when the predictions were made.
+    ours = score_table(table, Run.open(folders[0]).config.reward)["reward"]
+    assert (ours - rollouts.loc[table.index, "reward"]).abs().max() < 1e-9
 
 
 def test_a_payment_changes_only_the_part_that_its_departure_is_about(recorded: tuple[RewardTable, pd.Series]) -> None:
