@@ -19,7 +19,8 @@ EVASIONS = re.compile(r"NBVAL_(SKIP|IGNORE_OUTPUT|RAISES_EXCEPTION)|nbval-(skip|
                       r"|raises-exception|skip-execution", re.IGNORECASE)
 COMPARED = "# NBVAL_CHECK_OUTPUT"
 #: cells that show recorded data and are compared, at least
-WANTED = {"00_start_here": 1, "01_do_models_know_themselves": 7}
+WANTED = {"00_start_here": 1, "01_do_models_know_themselves": 7, "03_grpo_from_scratch": 7,
+          "07_reading_the_paper_critically": 16}
 
 pytestmark = pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
 
