@@ -17,6 +17,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
 from masa_lib import gating, grpo, models, rollouts, selection
@@ -60,7 +61,7 @@ def arguments(config: Config, plan: Layout, processes: int, steps: int, out: Pat
         epsilon=update.clip_low, epsilon_high=update.clip_high, delta=update.dual_clip or None,
         max_grad_norm=update.gradient_clip, learning_rate=update.learning_rate,
         logging_steps=1, save_strategy="no", eval_strategy="no", report_to=[], disable_tqdm=True,
-        dataloader_pin_memory=False, log_completions=False, disable_dropout=True)
+        dataloader_pin_memory=False, ddp_find_unused_parameters=False, log_completions=False, disable_dropout=True)
 
 
 class MasaGRPOTrainer(GRPOTrainer):
@@ -84,6 +85,8 @@ class MasaGRPOTrainer(GRPOTrainer):
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch with our advantages, without the rows that have no gradient."""
         batch = super()._generate_and_score_completions(inputs)
+        if isinstance(self.rollout_func, Rollouts):
+            self.rollout_func.clock.lap("grade")
         table, tokens = self.reward.table, batch["num_items_in_batch"]
         factor = loss_weights(table, self.config, self.refills) * table["advantage"].to_numpy()
         factor_B = torch.tensor([0.0 if place < 0 else factor[place] for place in self.reward.place],
@@ -92,11 +95,15 @@ class MasaGRPOTrainer(GRPOTrainer):
         return self._with_signal(batch)
 
     def _with_signal(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The rows with a gradient, and as many more as make equal micro-batches; padding that all share is cut."""
+        """The rows with a gradient, and as many more as make equal micro-batches; padding that all share is cut.
+
+        TRL gathers metrics by row, so every process keeps as many rows as the one with the most.
+        """
         pieces = self.args.steps_per_generation
         order_B = batch["advantages"].eq(0).long().argsort(stable=True)
         count = int(batch["advantages"].ne(0).sum())
-        kept_B = order_B[:max(-(-count // pieces), 1) * pieces].sort().values
+        most = max(*gather_object([count]), 1)
+        kept_B = order_B[:-(-most // pieces) * pieces].sort().values
         rows = len(order_B)
         small = {name: value[kept_B] if isinstance(value, torch.Tensor) and value.shape[:1] == (rows,) else value
                  for name, value in batch.items()}
