@@ -53,6 +53,8 @@ except ImportError as error:
 #: settings that a training on TRL takes at one value only
 ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "update.meta_entropy": 0.0,
         "cloning.store": 0, "model.lora_rank": 0}
+#: who carries messages between processes, as their errors name themselves
+BACKENDS = ("gloo", "NCCL")
 #: problems whose prompts are looked at to guess the longest
 PROMPTS_SEEN = 64
 #: whole state dicts in the memory of the CPU, from whatever wraps model and optimiser
@@ -92,6 +94,10 @@ def resume(path: str | Path) -> Run:
     config = run.config_at(max(step, 0) + 1)
     check(config)
     return Session(config, Path(path), folder).drive(rewind=step)
+
+
+class ScaleoutError(RuntimeError):
+    """A training on several processes cannot go on; the message says what to do."""
 
 
 class Session:
@@ -191,6 +197,9 @@ class Session:
             run.set_status("stopped" if stopped else "failed", str(stopped or error))
             if stopped:
                 raise stopped from None
+            if isinstance(error, RuntimeError) and any(name in str(error) for name in BACKENDS):
+                raise ScaleoutError("Another process of this training ended or cannot be reached; its own output says "
+                                    "why. `resume` goes on from the last checkpoint.") from error
             raise
         run.set_status("finished")
 
