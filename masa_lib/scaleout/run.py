@@ -51,8 +51,7 @@ except ImportError as error:
                       "brings it.") from error
 
 #: settings that a training on TRL takes at one value only
-ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "update.meta_entropy": 0.0,
-        "cloning.store": 0, "model.lora_rank": 0}
+ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0}
 #: who carries messages between processes, as their errors name themselves
 BACKENDS = ("gloo", "NCCL")
 #: problems whose prompts are looked at to guess the longest
@@ -312,7 +311,8 @@ class Recorder(TrainerCallback):
         session, config = self.session, self.session.config
         trainer, steps = session.trainer, session.rollouts
         table, refills = trainer.reward.table, trainer.refills
-        loss = -loss_weights(table, config, refills) * table["advantage"] * table["length"]
+        terms = -loss_weights(table, config, refills) * table["advantage"] * table["length"]  # the ratio is 1
+        solution = terms[table["stream"] == "solution"].sum()
         gated = steps.learn(table)
         steps.clock.lap("update")
         table = table.drop(columns=["tokens", "logps"])
@@ -320,11 +320,10 @@ class Recorder(TrainerCallback):
         tokens = sum(gather_object([trainer.signal[1]]))
         return table, {
             "step": steps.step, "method": config.method, **rollouts.batch_metrics(table), **gated,
-            "loss": logs["loss"], "loss_solution": loss[table["stream"] == "solution"].sum(),
-            "loss_meta": loss[table["stream"] == "meta"].sum(), "clip_share": logs["clip_ratio/region_mean"],
-            "entropy": logs["entropy"], "logp_gap": math.nan, "gradient_norm": logs["grad_norm"],
-            "learning_rate": logs["learning_rate"], "updates": 1, "tokens_update": tokens,
-            "loss_cloning": math.nan, "tokens_cloning": 0, "tokens_prefill": steps.counting.prefill,
+            "loss": logs["loss"], "loss_solution": solution, "loss_meta": logs["loss"] - solution,
+            "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
+            "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,
+            "tokens_update": tokens, "loss_cloning": math.nan, "tokens_cloning": 0, "tokens_prefill": steps.counting.prefill,
             "tokens_decode": steps.counting.decode, "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(),
             "memory_mb": memory_mb()}
 

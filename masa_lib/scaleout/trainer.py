@@ -2,8 +2,9 @@
 
 TRL turns rewards into advantages and weighs tokens in its own way. Its clipped loss is linear in a positive factor on
 the advantage, so `advantage x weight x tokens` under `loss_type="dapo"` (a sum over the step's tokens divided by their
-number) gives our loss exactly: own groups for each stream, any denominator, 1e-6 beside the standard deviation. The
-rest is the optimiser and the learning rate of `masa_lib.trainer`, and the sampling of a step as a rollout function.
+number) gives our loss exactly: own groups for each stream, any denominator, 1e-6 beside the standard deviation. TRL's
+entropy bonus acts on all tokens; ours, on those of the meta stream, is added to the loss. The rest is the optimiser and
+the learning rate of `masa_lib.trainer`, and the sampling of a step as a rollout function.
 Every override is named in `OVERRIDES`, with what it relies on; a test fails where TRL changes under one.
 """
 
@@ -15,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 from accelerate.utils import gather_object
@@ -26,8 +28,10 @@ from masa_lib.problems import Problem, ProblemPool
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
 
-#: what `MasaGRPOTrainer` overrides of TRL and transformers, and the arguments that it relies on
+#: what `MasaGRPOTrainer` overrides of TRL and transformers, and the arguments that it relies on (none: passed through)
 OVERRIDES = {"_generate_and_score_completions": ("self", "inputs"),
+             "_get_per_token_logps_and_entropies": (),
+             "_compute_loss": ("self", "model", "inputs"),
              "create_optimizer": ("self", "model"),
              "create_scheduler": ("self", "num_training_steps", "optimizer")}
 #: tensors of a batch with one row a rollout; the first two are padded on the left, the next two on the right
@@ -75,11 +79,13 @@ class MasaGRPOTrainer(GRPOTrainer):
 
     Attributes:
         signal: of the last step, the rows with a gradient on this process: how many, and their tokens.
+        refills: groups without a signal do not count in the means of the running step.
+        bonus: on the entropy of the meta stream's tokens in the running step.
     """
 
     def __init__(self, config: Config, reward: GroupReward, *, done: int = 0, **others: Any) -> None:
         self.config, self.reward, self.done, self.signal = config, reward, done, (0, 0)
-        self.refills = False
+        self.refills, self.bonus, self._entropies = False, config.update.meta_entropy, None
         super().__init__(reward_funcs=reward, **others)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
@@ -88,10 +94,11 @@ class MasaGRPOTrainer(GRPOTrainer):
         if isinstance(self.rollout_func, Rollouts):
             self.rollout_func.clock.lap("grade")
         table, tokens = self.reward.table, batch["num_items_in_batch"]
-        factor = loss_weights(table, self.config, self.refills) * table["advantage"].to_numpy()
-        factor_B = torch.tensor([0.0 if place < 0 else factor[place] for place in self.reward.place],
-                                device=tokens.device)
-        batch["advantages"] = factor_B * tokens
+        weights = loss_weights(table, self.config, self.refills)
+        facts = np.stack([weights * table["advantage"], weights * (table["stream"] == "meta")], axis=1)
+        facts = np.concatenate([facts, np.zeros((1, 2))])  # of blank places, whose row is -1
+        factors_B2 = torch.tensor(facts[self.reward.place], dtype=torch.float32, device=tokens.device)
+        batch |= {"advantages": factors_B2[:, 0] * tokens, "entropy_weights": factors_B2[:, 1]}
         return self._with_signal(batch)
 
     def _with_signal(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -113,6 +120,22 @@ class MasaGRPOTrainer(GRPOTrainer):
         masks = batch["prompt_mask"].sum(dim=1) + batch["completion_mask"].sum(dim=1)
         self.signal = (count, int(masks[batch["advantages"] != 0].sum()))
         return small
+
+    def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, Any, Any]:
+        """TRL's; the entropies are kept for the bonus."""
+        found = super()._get_per_token_logps_and_entropies(*args, **kwargs)
+        self._entropies = found[1]
+        return found
+
+    def _compute_loss(self, model: Any, inputs: dict[str, Any]) -> torch.Tensor:
+        """TRL's loss and the bonus, which the mean over the processes must not divide."""
+        loss = super()._compute_loss(model, inputs)
+        if self.bonus:
+            weights_B = inputs["entropy_weights"] * inputs["advantages"].ne(0)
+            sums_B = (self._entropies * inputs["completion_mask"]).sum(dim=1)
+            loss = loss - self.bonus * self.accelerator.num_processes * (weights_B * sums_B).sum()
+        self._entropies = None
+        return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """AdamW over all that is trained, in one group, as `masa_lib.trainer` has it."""
@@ -187,9 +210,16 @@ class Rollouts:
         model.train()
         self.clock.lap("generate")
         table = self.found.table
+        trainer.bonus = self._bonus(table[table["stream"] == "meta"])
         order = table.assign(late=table["stream"] == "meta").sort_values(["group", "late", "member"]).index
         first = state.process_index * len(prompts)
         return self._places(table.loc[order[first:first + len(prompts)]], len(prompts))
+
+    def _bonus(self, meta: pd.DataFrame) -> float:
+        """The bonus on entropy, where that is low; always where TRL samples and reports no log-probs."""
+        update = self.config.update
+        enough = -meta["logps"].map(sum).sum() >= update.entropy_floor * meta["length"].sum()
+        return 0.0 if enough else update.meta_entropy
 
     def _places(self, table: pd.DataFrame, count: int) -> dict[str, Any]:
         """The rows of a table as places, and blank ones behind them."""
