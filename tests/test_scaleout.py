@@ -32,7 +32,8 @@ SETTINGS: dict[str, Any] = {
     "update.meta_entropy": 0.03, "update.entropy_floor": 5.0,
     "evaluation.final_problems": 4, "evaluation.final_samples": 2, "record.checkpoint_every": 1}
 #: a gate that acts from the second step on, whatever it measures
-GATE: dict[str, Any] = {"gate.start": 1, "gate.guard": False, "cap.guard": False, "cap.multiplier": 1.2,
+GATE: dict[str, Any] = {"gate.start": 1, "gate.guard": False, "cap.guard": False,
+                        "cap.multiplier": 0.6, "cap.aggregate": "mean",
                         "cap.hint": "training", "gate.threshold": 0.5, "sampling.problems": 3, "gate.recheck": 0.5}
 METHODS = {"grpo": {}, "masa": {}, "masa-efficient": GATE}
 #: what TRL cannot tell, or counts in its own way

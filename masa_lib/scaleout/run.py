@@ -245,12 +245,17 @@ class Session:
 
     def restore_optimizer(self) -> None:
         """Take up the moments of the checkpoint; learning rate and the like stay those of the config."""
-        if self.checkpoint:
+        if not self.checkpoint:
+            return
+        optimizer, state = self._optimizer(), {}
+        if self.main:
             moments = torch.load(self.checkpoint / "optimizer.pt", map_location="cpu")["state"]
-            model, optimizer = self.trainer.model_wrapped, self._optimizer()
-            state = get_optimizer_state_dict(model, optimizer, options=WHOLE)
-            state["state"] = {name: moments[number] for number, name in enumerate(self.names)}
-            set_optimizer_state_dict(model, optimizer, state, options=WHOLE)
+            group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+            state = {"state": {name: moments[number] for number, name in enumerate(self.names)},
+                     "param_groups": [group | {"params": self.names}]}
+        several = self.trainer.accelerator.num_processes > 1
+        set_optimizer_state_dict(self.trainer.model_wrapped, optimizer, state, options=StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=several))
 
     def save_model(self, run: Run) -> None:
         """The trained model, as a folder that `from_pretrained` loads; every process has to call."""
@@ -323,9 +328,9 @@ class Recorder(TrainerCallback):
             "loss": logs["loss"], "loss_solution": solution, "loss_meta": logs["loss"] - solution,
             "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
             "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,
-            "tokens_update": tokens, "loss_cloning": math.nan, "tokens_cloning": 0, "tokens_prefill": steps.counting.prefill,
-            "tokens_decode": steps.counting.decode, "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(),
-            "memory_mb": memory_mb()}
+            "tokens_update": tokens, "loss_cloning": math.nan, "tokens_cloning": 0,
+            "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
+            "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(), "memory_mb": memory_mb()}
 
     def _record(self, table: pd.DataFrame, metrics: dict[str, Any], last: bool) -> None:
         step, every = metrics["step"], self.session.config.record.rollouts_every
