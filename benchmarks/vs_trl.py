@@ -34,13 +34,14 @@ from masa_lib.trainer import Trainer, memory_mb
 PHASES = ("generate", "grade", "update")
 #: a size at which a side takes seconds
 SMOKE = {"sampling.problems": 2, "sampling.solutions": 4, "sampling.solution_tokens": 32, "problems.pool": 24,
-         "problems.levels": "1-3", "update.token_budget": 512, "model.threads": 1}
+         "problems.levels": "1-4", "update.token_budget": 512, "model.threads": 1}
 
 
 def config_of(options: argparse.Namespace) -> Config:
     """The config of both sides: GRPO at the tier's settings, then `--smoke`, then `--set`."""
     changes = {"model.name": options.model, "method": "grpo", "steps": options.updates + 1,
-               "update.schedule": "constant", "evaluation.every": 0, **(SMOKE if options.smoke else {})}
+               "update.schedule": "constant", "evaluation.every": 0,
+               "evaluation.problems": 4, "evaluation.final_problems": 4, **(SMOKE if options.smoke else {})}
     return tiers.config(changes | dict(entry.split("=", 1) for entry in options.set))
 
 
@@ -182,6 +183,9 @@ def compare(options: argparse.Namespace, changes: list[str], config: Config) -> 
         found["trl"].append(side(options, changes, **chosen))
         found["ours"].append(side(options, changes))
         found["ours, equal micro-batch"].append(side(options, equal))
+    failed = [f"{name}: {row['error']}" for name, rows in found.items() for row in rows if "error" in row]
+    if failed:
+        raise SystemExit("A side failed. " + failed[0])
     return {"grid": tried, "trl_setting": chosen, "sides": found}
 
 

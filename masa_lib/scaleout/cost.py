@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,8 @@ from masa_lib.tiers import Architecture
 #: bytes a trained parameter: float32 weights, gradient and two moments
 TRAINED = 16
 GB = 2**30
+#: bytes of a GPU for activations (computed twice, one micro-batch of 8k tokens), logits of a chunk and CUDA itself
+ACTIVATIONS = 10 * GB
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class Work:
 class Load:
     """One step: `problems` with `solutions` of mean `length` and `predictions` of mean `meta_length`.
 
-    `prompt`: tokens of a prompt. `batch`: sequences decoded together on one GPU. `longest`: tokens of the longest
-    rollout, which the decoding waits for; 0: twice the mean length. `signal`: share of the tokens of solution groups
+    `prompt`: tokens of a prompt. `batch`: sequences decoded together on one GPU. `longest`: cap of a rollout, tokens;
+    the decoding waits for the longest, at most twice the mean length. `signal`: share of the tokens of solution groups
     that carry a gradient; `meta_signal`: of meta groups. `dropped`: share of candidates that a gate drops. `cut`:
     share of the solution tokens that a cap saves.
     """
@@ -58,8 +59,8 @@ class Load:
     length: float = 6251
     meta_length: float = 2293
     prompt: float = 256
-    batch: int = 256
-    longest: float = 0
+    batch: int = 64
+    longest: float = 8192
     signal: float = 1.0
     meta_signal: float = 1.0
     dropped: float = 0.0
@@ -94,7 +95,8 @@ def sampling(sizes: Architecture, load: Load, itemsize: int, stream: str = "solu
     tokens, prompts = count * length, load.problems * load.prompt
     context = load.prompt + length / 2
     attention = 4 * sizes.layers * sizes.heads * sizes.head_dim
-    steps = -(-count // load.batch) * (load.longest or 2 * length)
+    tail = min(load.longest, 2 * length)
+    steps = tail if count <= load.batch else tokens / load.batch + tail
     attended = tokens * context + prompts * load.prompt / 2
     return Work(flops=2 * sizes.matrices * (tokens + prompts) + attention * attended,
                 bytes=itemsize * (sizes.matrices * steps + sizes.key_values * tokens * context))
@@ -133,10 +135,19 @@ def phases(sizes: Architecture, load: Load, hardware: Hardware, itemsize: int = 
             "messages": moved / hardware.link}
 
 
-def memory(sizes: Architecture, hardware: Hardware, context: float, batch: int) -> dict[str, float]:
-    """Bytes a GPU: the sharded training state; a whole copy of the weights for the sampler; keys and values."""
+def memory(sizes: Architecture, hardware: Hardware) -> dict[str, float]:
+    """Bytes a GPU: the sharded training state, a whole copy of the weights for the sampler (bfloat16), activations."""
     return {"training": TRAINED * sizes.parameters / hardware.gpus, "sampler": 2 * sizes.parameters,
-            "keys and values": 2 * sizes.key_values * context * batch}
+            "activations": ACTIVATIONS}
+
+
+def sequences(sizes: Architecture, hardware: Hardware, context: float) -> int:
+    """Sequences whose keys and values (bfloat16) find room beside that, in nine tenths of a GPU; negative: not even it.
+
+    `context`: mean tokens of a sequence while it is decoded.
+    """
+    room = 0.9 * hardware.memory - sum(memory(sizes, hardware).values())
+    return int(room // (2 * sizes.key_values * context))
 
 
 METHODS = {"GRPO": Load(), "MASA": Load(predictions=16),
@@ -153,7 +164,7 @@ def method_table(sizes: Architecture, hardware: Hardware, signal: float = 2 / 3)
     rows = {}
     for name, load in METHODS.items():
         gated = load.dropped > 0
-        load = dataclasses.replace(load, signal=1.0 if gated else signal,
+        load = dataclasses.replace(load, signal=1.0 if gated else signal, batch=_batch(sizes, hardware, load),
                                    problems=round(load.problems * signal) if gated else load.problems)
         rows[name] = phases(sizes, load, hardware)
     table = pd.DataFrame(rows).T
@@ -162,15 +173,19 @@ def method_table(sizes: Architecture, hardware: Hardware, signal: float = 2 / 3)
     return table
 
 
-def size_table(hardware: Hardware, batch: int = 64, context: float = 8448) -> pd.DataFrame:
-    """Does it fit, and what a step of MASA takes, by model size; `fits`: in nine tenths of a GPU, activations apart."""
+def _batch(sizes: Architecture, hardware: Hardware, load: Load) -> int:
+    return max(sequences(sizes, hardware, load.prompt + load.length / 2), 1)
+
+
+def size_table(hardware: Hardware) -> pd.DataFrame:
+    """What a GPU holds, how many sequences it decodes together, and what a training of MASA takes, by model size."""
     rows = {}
     for name, sizes in SIZES.items():
-        parts = memory(sizes, hardware, context, batch)
-        total = sum(parts.values())
-        seconds = sum(phases(sizes, dataclasses.replace(METHODS["MASA"], batch=batch), hardware).values())
-        rows[name] = {**{part: size / GB for part, size in parts.items()}, "GB a GPU": total / GB,
-                      "fits": total < 0.9 * hardware.memory, "hours for 314 steps": 314 * seconds / 3600}
+        load, parts = METHODS["MASA"], memory(sizes, hardware)
+        found = sequences(sizes, hardware, load.prompt + load.length / 2)
+        seconds = sum(phases(sizes, dataclasses.replace(load, batch=max(found, 1)), hardware).values())
+        rows[name] = {**{f"{part} GB": size / GB for part, size in parts.items()}, "sequences": max(found, 0),
+                      "hours for 314 steps": 314 * seconds / 3600 if found >= 1 else float("inf")}
     return pd.DataFrame(rows).T
 
 
@@ -221,9 +236,9 @@ def _work(sizes: Architecture, steps: pd.DataFrame, phase: str) -> np.ndarray:
 
 
 def markdown(table: pd.DataFrame, name: str, digits: int = 2) -> str:
-    """A table as Markdown; whole numbers and yes or no stay what they are."""
-    def show(value: Any) -> str:
-        return ("yes" if value else "no") if isinstance(value, bool) else f"{value:.{digits}f}"
+    """A table as Markdown; infinite is what does not fit."""
+    def show(value: float) -> str:
+        return "does not fit" if value == float("inf") else f"{value:.{digits}f}"
 
     columns: Sequence[str] = [name, *table.columns]
     rows = [[str(index), *(show(value) for value in row)] for index, row in
