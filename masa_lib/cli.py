@@ -95,10 +95,17 @@ def _add_training(command: Callable[..., Parser]) -> None:
     train = command("train", _train, "train a model", epilog=f"{codes}\n\n{_settings_help()}", **RAW)
     _add_config_options(train, SHORT)
     train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
+    _add_backend(train)
     train.set_defaults(interrupted=lambda options: _how_to_resume(options.out))
     resume = command("resume", _resume, "continue a run that was stopped", epilog=codes, **RAW)
     resume.add_argument("run", metavar="RUN", type=Path)
+    _add_backend(resume)
     resume.set_defaults(interrupted=lambda options: _how_to_resume(options.run))
+
+
+def _add_backend(parser: Parser) -> None:
+    parser.add_argument("--backend", choices=("own", "trl"), default="own",
+                        help="trl: on TRL and accelerate, also for several processes (docs/scaling.md)")
 
 
 def _add_measuring(command: Callable[..., Parser]) -> None:
@@ -200,17 +207,24 @@ def _train(options: argparse.Namespace) -> None:
         print(plan.text(settings), flush=True)
     except plan.PlanError as error:
         print(f"No memory plan: {error}", flush=True)
-    from masa_lib import trainer
-
-    run = trainer.train(settings, options.out, options.command)
+    run = _trainer(options).train(settings, options.out, options.command)
     print(f"Trained: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
 
 
 def _resume(options: argparse.Namespace) -> None:
+    run = _trainer(options).resume(options.run)
+    print(f"Finished: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
+
+
+def _trainer(options: argparse.Namespace) -> Any:
+    """The module that trains."""
+    if options.backend == "trl":
+        from masa_lib.scaleout import run
+
+        return run
     from masa_lib import trainer
 
-    run = trainer.resume(options.run)
-    print(f"Finished: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
+    return trainer
 
 
 def _how_to_resume(run: Path | None) -> str:

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -171,9 +171,14 @@ def trainable(model: Any) -> list[torch.nn.Parameter]:
     return [parameter for parameter in model.parameters() if parameter.requires_grad]
 
 
-def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32") -> None:
-    """Write the model as a plain folder that `from_pretrained` and vLLM load, LoRA merged in."""
-    weights = {name: value.to(getattr(torch, dtype)) for name, value in policy_weights(model)}
+def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
+         weights: Mapping[str, torch.Tensor] | None = None) -> None:
+    """Write the model as a plain folder that `from_pretrained` and vLLM load, LoRA merged in.
+
+    `weights` are the parameters to write, by name, where the model itself does not hold them whole.
+    """
+    whole = policy_weights(model) if weights is None else weights.items()
+    weights = {name: value.to(getattr(torch, dtype)) for name, value in whole}
     model.save_pretrained(place, state_dict=weights)
     tokenizer.save_pretrained(place)
     config = json.loads((place / "config.json").read_text(encoding="utf8")) | {"dtype": dtype}

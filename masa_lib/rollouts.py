@@ -19,7 +19,7 @@ import torch
 from masa_lib import grading, grpo, prompts, rewards
 from masa_lib.awareness import correlation
 from masa_lib.config import Config
-from masa_lib.engine import Engine, Request
+from masa_lib.engine import Completion, Engine, Request
 from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 from masa_lib.problems import Problem
 
@@ -82,11 +82,25 @@ def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, 
     rows = [row for ask in asks for row in _rows(ask, tokenizer, config)]
     requests = [Request(row["prompt_ids"], row["cap"], drawn[row["stream"]][row.pop("number")], temperature)
                 for row in rows]
-    for row, completion in zip(rows, engine.generate(requests, progress), strict=True):
+    return read(rows, engine.generate(requests, progress), tokenizer, config)
+
+
+def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], tokenizer: Any,
+         config: Config) -> pd.DataFrame:
+    """Completions as a table: decoded, graded and parsed, without rewards.
+
+    Args:
+        rows: at least one; what is known of each rollout before it is sampled.
+        completions: of these rollouts.
+        tokenizer: of the model.
+        config: of grading and parser.
+    """
+    found = []
+    for row, completion in zip(rows, completions, strict=True):
         ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
-        row |= {"text": tokenizer.decode(ids), "length": len(completion.tokens), "finish": completion.finish,
-                "tokens": completion.tokens, "logps": completion.logps}
-    table = pd.DataFrame(rows)
+        found.append(row | {"text": tokenizer.decode(ids), "length": len(completion.tokens),
+                            "finish": completion.finish, "tokens": completion.tokens, "logps": completion.logps})
+    table = pd.DataFrame(found)
     _grade(table, config)
     _parse(table, config)
     return table

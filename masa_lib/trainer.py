@@ -111,7 +111,7 @@ class Trainer:
 
     def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
-        config, clock, self._oracle_tokens = self._config, _Clock(), 0
+        config, clock, self._oracle_tokens = self._config, Clock(), 0
         engine, gate = selection.CountingEngine(self.engine), self._gate(clock)
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
@@ -134,14 +134,14 @@ class Trainer:
                    "tokens_oracle": self._oracle_tokens, **clock.seconds(), "memory_mb": memory_mb()}
         return found.table, metrics
 
-    def _gate(self, clock: _Clock) -> gating.Gate | None:
+    def _gate(self, clock: Clock) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
         gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock))
         if gate and self._config.method in self._memory:
             gate.restore(self._memory[self._config.method])
         return gate
 
-    def _solve(self, clock: _Clock, problems: Sequence[Problem], samples: int) -> list[int]:
+    def _solve(self, clock: Clock, problems: Sequence[Problem], samples: int) -> list[int]:
         """How many of so many solutions are right, for each problem; neither tokens nor seconds of the training."""
         config, start = self._config, time.perf_counter()
         table = rollouts.collect(problems, self.engine, self.tokenizer, config, solutions=samples, predictions=0,
@@ -381,7 +381,7 @@ def _others() -> float:
     return times.user + times.nice + times.system - sum(os.times()[:4])
 
 
-class _Clock:
+class Clock:
     """Seconds by phase, and the cores that other processes used meanwhile: seconds count where those are few."""
 
     def __init__(self) -> None:

@@ -1,0 +1,1 @@
+"""MASA on TRL's GRPOTrainer and accelerate: the same method, prompts, rewards and records on several processes."""

@@ -1,0 +1,366 @@
+"""A training on TRL, from the config to the run's folder: the same files as `masa_lib.trainer` writes.
+
+The main process alone writes and holds the run's lock. A checkpoint is the same on both engines, so a run may change
+from one to the other, or to another number of processes, whenever it is resumed. Every process is stopped after the
+same step. Settings cannot change while it runs, and what TRL has no place for is refused before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from masa_lib import config as configs
+from masa_lib import evaluation, models, prompts, rollouts
+from masa_lib.config import Config, ConfigError
+from masa_lib.engine import Engine, make_engine
+from masa_lib.problems import ProblemPool, held_out
+from masa_lib.runs import Run, RunError
+from masa_lib.stopping import Stop, Stopped
+from masa_lib.tensorboard import open_board
+from masa_lib.trainer import memory_mb
+
+os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the rollout function is; a test watches over it
+
+try:
+    from accelerate.utils import broadcast_object_list, gather_object
+    from torch.distributed.checkpoint.state_dict import (
+        StateDictOptions,
+        get_model_state_dict,
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+    from tqdm.auto import tqdm
+    from transformers import TrainerCallback
+    from transformers.trainer_callback import PrinterCallback
+
+    from masa_lib.scaleout.engine import SharedEngine, TrlEngine
+    from masa_lib.scaleout.groups import GroupReward, data_set, layout
+    from masa_lib.scaleout.trainer import MasaGRPOTrainer, Rollouts, arguments, loss_weights
+except ImportError as error:
+    raise ConfigError(f"A training on TRL needs the package trl ({error}); `pip install 'masa-lib[scaleout]'` "
+                      "brings it.") from error
+
+#: settings that a training on TRL takes at one value only
+ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0}
+#: who carries messages between processes, as their errors name themselves
+BACKENDS = ("gloo", "NCCL")
+#: problems whose prompts are looked at to guess the longest
+PROMPTS_SEEN = 64
+#: whole state dicts in the memory of the CPU, from whatever wraps model and optimiser
+WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def check(config: Config) -> None:
+    """Refuse what TRL has no place for.
+
+    Raises:
+        ConfigError: names the setting.
+    """
+    for key, value in ONLY.items():
+        if configs.get(config, key) != value:
+            raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
+                              "train without --backend trl.")
+
+
+def train(config: Config, out: str | Path, command: str) -> Run:
+    """Train in a new run folder; see `masa_lib.trainer.train`."""
+    check(config)
+    session = Session(config, Path(out))
+    if session.main:
+        Run.create(out, config, command)
+    return session.drive()
+
+
+def resume(path: str | Path) -> Run:
+    """Go on with a run of either engine from its last checkpoint; see `masa_lib.trainer.resume`."""
+    run = Run.open(path)
+    status, found = run.status, run.latest_checkpoint()
+    if status["state"] == "finished" and status["step"] >= run.config_at(status["step"] + 1).steps:
+        return run
+    if status["state"] == "finished" and not found:
+        raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another folder.")
+    step, folder = found if found else (-1, None)
+    config = run.config_at(max(step, 0) + 1)
+    check(config)
+    return Session(config, Path(path), folder).drive(rewind=step)
+
+
+class ScaleoutError(RuntimeError):
+    """A training on several processes cannot go on; the message says what to do."""
+
+
+class Session:
+    """One life of a run on this process and its siblings.
+
+    Args:
+        config: of the run.
+        out: its folder.
+        checkpoint: the folder of a checkpoint to go on from.
+    """
+
+    def __init__(self, config: Config, out: Path, checkpoint: Path | None = None) -> None:
+        self.config, self.out, self.checkpoint = config, out, checkpoint
+        self.sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        models.prepare(config)
+        pool = ProblemPool(config.problems, config.seed)
+        self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
+        # TRL moves the model to the process's device.
+        model, self.tokenizer = models.load(dataclasses.replace(config.model, device="cpu"), checkpoint)
+        self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self.rollouts = Rollouts(config, pool, None, self.tokenizer)
+        self._restore_place()
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        plan = layout(config, processes, self._longest_prompt(pool))
+        args = arguments(config, plan, processes, max(config.steps - self.rollouts.step, 1), out, self.sharded)
+        self.trainer = MasaGRPOTrainer(
+            config, GroupReward(config, self.tokenizer, models.end_tokens(model, self.tokenizer)),
+            done=self.rollouts.step, model=model, args=args, processing_class=self.tokenizer,
+            train_dataset=data_set(config, pool, plan, first=self.rollouts.step + 1, cursor=self.rollouts.cursor),
+            rollout_func=self.rollouts)
+        self.trainer.remove_callback(PrinterCallback)
+        self.main = self.trainer.accelerator.is_main_process
+        self.rollouts.engine = SharedEngine(self._engine())
+
+    def _restore_place(self) -> None:
+        if self.checkpoint:
+            state = json.loads((self.checkpoint / "state.json").read_text(encoding="utf8"))
+            self.rollouts.step, self.rollouts.cursor = state["step"], state["cursor"]
+            self.rollouts.memory = state.get("gates", {})
+
+    def _engine(self) -> Engine:
+        """This process's sampler: ours on whole weights, TRL's where they are sharded."""
+        sampling, model = self.config.sampling, self.trainer.model
+        if self.sharded:
+            return TrlEngine(self.trainer, self.trainer.reward.end_tokens)
+        return make_engine(sampling.engine, model, self.tokenizer, batch=sampling.batch,
+                           precision=self.config.model.precision, memory=sampling.gpu_memory)
+
+    def _longest_prompt(self, pool: ProblemPool) -> int:
+        asks = rollouts.whole_groups(pool.take(0, PROMPTS_SEEN), self.config, solutions=1, predictions=0)
+        texts = [ask.problem.text for ask in asks]
+        wanted = [prompts.solution_messages(text, self.config.prompt) for text in texts] + [
+            prompts.meta_messages(text, self.config.prompt, self.config.sampling.solution_tokens) for text in texts]
+        return max(len(prompts.encode(self.tokenizer, messages)) for messages in wanted)
+
+    # A life of the run.
+
+    def drive(self, rewind: int | None = None) -> Run:
+        """Train to the end.
+
+        Args:
+            rewind: the step of the checkpoint that is gone on from (-1: none); None for a new run.
+
+        Raises:
+            Stopped: SIGINT or SIGTERM ended it, on every process after the same step.
+        """
+        self.trainer.accelerator.wait_for_everyone()  # the main process has made the run by now
+        run, stop = Run.open(self.out), Stop()
+        with run.lock() if self.main else contextlib.nullcontext():
+            if self.main and rewind is not None:
+                run.rewind(rewind)
+            with self._status(run), stop:
+                recorder = Recorder(self, run, stop)
+                self.trainer.add_callback(recorder)
+                if self.rollouts.step < self.config.steps:
+                    self.trainer.train()
+                recorder.close()
+                if recorder.stopped:
+                    done = f"after step {self.rollouts.step}, which is checkpointed" if self.rollouts.step else (
+                        "before the first step")
+                    raise Stopped(f"Stopped {done}.", 128 + recorder.stopped)
+                self.save_model(run)
+        return run
+
+    @contextlib.contextmanager
+    def _status(self, run: Run) -> Iterator[None]:
+        """What the run's status says meanwhile and afterwards; the main process alone writes it."""
+        if not self.main:
+            yield
+            return
+        run.set_status("running")
+        try:
+            yield
+        except BaseException as error:
+            stopped = next((cause for cause in (error, error.__context__) if isinstance(cause, KeyboardInterrupt)),
+                           None)
+            run.set_status("stopped" if stopped else "failed", str(stopped or error))
+            if stopped:
+                raise stopped from None
+            if isinstance(error, RuntimeError) and any(name in str(error) for name in BACKENDS):
+                raise ScaleoutError("Another process of this training ended or cannot be reached; its own output says "
+                                    "why. `resume` goes on from the last checkpoint.") from error
+            raise
+        run.set_status("finished")
+
+    def evaluate(self) -> tuple[dict[str, Any], pd.DataFrame]:
+        """The summary and the table of an evaluation at the current step, on all processes."""
+        settings, step = self.config.evaluation, self.rollouts.step
+        thorough = step in (0, self.config.steps)
+        count, samples = ((settings.final_problems, settings.final_samples) if thorough
+                          else (settings.problems, settings.samples))
+        model = self.trainer.accelerator.unwrap_model(self.trainer.model)
+        was_training = model.training
+        model.eval()
+        self.rollouts.engine.sync()
+        with models.precision(self.config.model, self.trainer.accelerator.device):
+            found = evaluation.evaluate(self.held_out[:count], self.rollouts.engine, self.tokenizer, self.config,
+                                        samples=samples, predictions=settings.predictions if thorough else 0, step=step)
+        model.train(was_training)
+        return found
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        """The trained parameters, whole, in the memory of the CPU; every process has to call."""
+        whole = get_model_state_dict(self.trainer.model_wrapped, options=WHOLE)
+        return {name: whole[name] for name in self.names} if self.main else {}
+
+    def save_checkpoint(self, run: Run) -> None:
+        """A checkpoint as `masa_lib.trainer` writes it; every process has to call."""
+        weights = self._weights()
+        moments = get_optimizer_state_dict(self.trainer.model_wrapped, self._optimizer(), options=WHOLE)
+        if not self.main:
+            return
+        group = {key: value for key, value in moments["param_groups"][0].items() if key != "params"}
+        plain = {"state": {number: moments["state"][name] for number, name in enumerate(self.names)},
+                 "param_groups": [group | {"params": list(range(len(self.names)))}]}
+        state = {"step": self.rollouts.step, "cursor": self.rollouts.cursor, "gates": self.rollouts.memory,
+                 "experts": []}
+
+        def write(folder: Path) -> None:
+            models.save(self._model(), self.tokenizer, folder, weights=weights)
+            with (folder / "optimizer.pt").open("wb") as file:
+                torch.save(plain, file)
+            (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
+
+        run.save_checkpoint(self.rollouts.step, write)
+
+    def restore_optimizer(self) -> None:
+        """Take up the moments of the checkpoint; learning rate and the like stay those of the config."""
+        if not self.checkpoint:
+            return
+        optimizer, state = self._optimizer(), {}
+        if self.main:
+            moments = torch.load(self.checkpoint / "optimizer.pt", map_location="cpu")["state"]
+            group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
+            state = {"state": {name: moments[number] for number, name in enumerate(self.names)},
+                     "param_groups": [group | {"params": self.names}]}
+        several = self.trainer.accelerator.num_processes > 1
+        set_optimizer_state_dict(self.trainer.model_wrapped, optimizer, state, options=StateDictOptions(
+            full_state_dict=True, broadcast_from_rank0=several))
+
+    def save_model(self, run: Run) -> None:
+        """The trained model, as a folder that `from_pretrained` loads; every process has to call."""
+        precision, weights = self.config.record.final_model, self._weights()
+        if self.main and precision != "none":
+            run.save_model(lambda folder: models.save(self._model(), self.tokenizer, folder, precision, weights))
+
+    def _model(self) -> Any:
+        return self.trainer.accelerator.unwrap_model(self.trainer.model)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
+
+
+class Recorder(TrainerCallback):
+    """After each step: what the gate learns, metrics, rollouts, evaluation, checkpoint, and whether to stop.
+
+    Args:
+        session: this life of the run.
+        run: its folder.
+        stop: whether this process was asked to stop.
+
+    Attributes:
+        stopped: the signal that ended the training on any process, 0 for none.
+    """
+
+    def __init__(self, session: Session, run: Run, stop: Stop) -> None:
+        self.session, self.run, self._stop, self.stopped = session, run, stop, 0
+        self._saved = session.rollouts.step
+        self._evaluated = set(run.evaluations()["step"])
+        config = session.config
+        self._bar = tqdm(total=config.steps, initial=session.rollouts.step, desc=str(run.path), unit="step",
+                         disable=not session.main)
+        self._board = open_board(run) if session.main else None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """Restore the optimiser; evaluate what has not been."""
+        self.session.restore_optimizer()
+        self._evaluate_if_due()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
+        """A step is over: its loss is known."""
+        if logs is None or "grad_norm" not in logs:  # the summary at the end of a training
+            return
+        session, config = self.session, self.session.config
+        table, metrics = self._metrics(logs)
+        step, last = session.rollouts.step, session.rollouts.step == config.steps
+        if session.main:
+            self._record(table, metrics, last)
+        best = self._evaluate_if_due() and config.record.keep_best and self._is_best(step)
+        signals = gather_object([self._stop.signal])
+        self.stopped = max(signals)
+        if last or best or self.stopped or step % config.record.checkpoint_every == 0:
+            session.save_checkpoint(self.run)
+        control.should_training_stop = control.should_training_stop or bool(self.stopped)
+
+    def _metrics(self, logs: dict[str, Any]) -> tuple[pd.DataFrame, dict[str, Any]]:
+        session, config = self.session, self.session.config
+        trainer, steps = session.trainer, session.rollouts
+        table, refills = trainer.reward.table, trainer.refills
+        terms = -loss_weights(table, config, refills) * table["advantage"] * table["length"]  # the ratio is 1
+        solution = terms[table["stream"] == "solution"].sum()
+        gated = steps.learn(table)
+        steps.clock.lap("update")
+        table = table.drop(columns=["tokens", "logps"])
+        table.insert(0, "step", steps.step)
+        tokens = sum(gather_object([trainer.signal[1]]))
+        return table, {
+            "step": steps.step, "method": config.method, **rollouts.batch_metrics(table), **gated,
+            "loss": logs["loss"], "loss_solution": solution, "loss_meta": logs["loss"] - solution,
+            "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
+            "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,
+            "tokens_update": tokens, "loss_cloning": math.nan, "tokens_cloning": 0,
+            "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
+            "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(), "memory_mb": memory_mb()}
+
+    def _record(self, table: pd.DataFrame, metrics: dict[str, Any], last: bool) -> None:
+        step, every = metrics["step"], self.session.config.record.rollouts_every
+        if every and (last or step == 1 or step % every == 0):
+            self.run.write_rollouts(step, table)
+        self.run.append_metrics(metrics)
+        if self._board:
+            self._board.add("train", metrics)
+        self._bar.update()
+        self._bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("accuracy", "reward_meta")})
+
+    def _evaluate_if_due(self) -> bool:
+        session, every = self.session, self.session.config.evaluation.every
+        step = session.rollouts.step
+        due = step in (0, session.config.steps) or bool(every and step % every == 0)
+        if not due or step in self._evaluated:
+            return False
+        summary, table = session.evaluate()
+        if session.main:
+            self.run.write_evaluation(step, summary, table)
+            if self._board:
+                self._board.add("evaluation", summary)
+        self._evaluated.add(step)
+        return True
+
+    def _is_best(self, step: int) -> bool:
+        return broadcast_object_list([self.session.main and self.run.best_step() == step])[0]
+
+    def close(self) -> None:
+        """End the bar and the board."""
+        self._bar.close()
+        if self._board:
+            self._board.close()
