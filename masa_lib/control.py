@@ -16,10 +16,12 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from masa_lib import config as configs
 from masa_lib import files, tiers
@@ -228,12 +230,17 @@ def _launch(out: Path, *command: str) -> subprocess.Popen:
 
 
 def holder(folder: str | Path) -> int | None:
-    """The number of the process that is at a run; None where nobody is."""
-    with contextlib.suppress(FileNotFoundError), (Path(folder) / LOCK).open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return int(file.read() or 0)
+    """The number of the process that is at a run; None where nobody is.
+
+    Only a lock that names a living process is probed, so that a probe is never in the way of one that begins.
+    """
+    with contextlib.suppress(FileNotFoundError, ValueError), (Path(folder) / LOCK).open("rb") as file:
+        process = int(file.read())
+        if psutil.pid_exists(process):
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return process
     return None
 
 
@@ -261,7 +268,20 @@ def state(folder: str | Path, process: subprocess.Popen | None = None) -> str:
     return "running"
 
 
+def wait(folder: str | Path, until: Callable[[str, int], bool], process: subprocess.Popen | None = None) -> str:
+    """Wait until state and finished steps are as wanted, or nobody trains any more; returns the state."""
+    while (found := state(folder, process)) in ALIVE and not until(found, steps(folder)):
+        time.sleep(LOOK)
+    return found
+
+
 def steps(folder: str | Path) -> int:
     """Finished steps of a run."""
     rows = files.read_lines(Path(folder) / METRICS)
     return rows[-1]["step"] if rows else 0
+
+
+def last_words(folder: str | Path) -> str:
+    """The last line that a training printed: why it ended, where it could not begin."""
+    lines = (Path(folder) / LOG).read_text(encoding="utf8", errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")

@@ -1,0 +1,1 @@
+"""Panels for notebooks: controls over the rooms of the library, without maths of their own."""
