@@ -127,7 +127,7 @@ def picture(page: Any, name: str) -> None:
     PICTURES.mkdir(parents=True, exist_ok=True)
     for theme, label in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
         command(page, "apputils:change-theme", theme=theme)
-        page.wait_for_selector(f"body[data-jp-theme-name='{theme}']")
+        page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
         page.wait_for_timeout(1000)  # the theme's style sheet is loaded behind it
         page.screenshot(path=PICTURES / f"{name}_{label}.png")
 
@@ -137,8 +137,13 @@ def state(page: Any, wanted: str) -> None:
     playwright.expect(page.locator("b", has_text=re.compile(f"^{wanted}$"))).to_be_visible()
 
 
+def button(page: Any, name: str) -> Any:
+    """A button by its text (its accessible name begins with the icon)."""
+    return page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$"))
+
+
 def press(page: Any, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).click()
+    button(page, name).click()
 
 
 def turn(page: Any, label: str, times: int) -> float:
@@ -154,8 +159,8 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
     command(page, "notebook:run-all-cells")
     state(page, "new")
-    out = Path(page.get_by_label("folder").input_value())
-    assert not page.get_by_role("button", name="pause", exact=True).is_enabled()
+    out = Path(page.get_by_role("textbox", name="folder").input_value())
+    assert button(page, "start").is_enabled() and not button(page, "pause").is_enabled()
     page.get_by_label("budget, steps").fill("20")
     page.keyboard.press("Tab")
     press(page, "start")
