@@ -132,9 +132,10 @@ def picture(page: Any, name: str) -> None:
         page.screenshot(path=PICTURES / f"{name}_{label}.png")
 
 
-def state(page: Any, wanted: str) -> None:
+def state(page: Any, wanted: str, seconds: int = SECONDS) -> None:
     """Wait until the panel says that the run is in this state."""
-    playwright.expect(page.locator("b", has_text=re.compile(f"^{wanted}$"))).to_be_visible()
+    said = page.locator("b", has_text=re.compile(f"^{wanted}$"))
+    playwright.expect(said).to_be_visible(timeout=seconds * 1000)
 
 
 def button(page: Any, name: str) -> Any:
@@ -161,7 +162,7 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     state(page, "new")
     out = Path(page.get_by_role("textbox", name="folder").input_value())
     assert button(page, "start").is_enabled() and not button(page, "pause").is_enabled()
-    page.get_by_label("budget, steps").fill("20")
+    page.get_by_label("budget, steps").fill("10")
     page.keyboard.press("Tab")
     press(page, "start")
     state(page, "running")
@@ -188,7 +189,7 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     page.reload()
     state(page, "stopped")
     press(page, "resume")
-    state(page, "finished")
+    state(page, "finished", 3 * SECONDS)
     run = Run.open(out)
     assert run.status["state"] == "finished" and len(run.metrics()) == run.config.steps
     playwright.expect(page.get_by_text(f"step {run.config.steps} of {run.config.steps}")).to_be_visible()

@@ -44,6 +44,8 @@ LIVE = [key for key in configs.settings() if key.startswith(control.LIVE)]
 SECTIONS = {"reward": "Reward", "update": "Update", "gate": "Gate", "cap": "Cap and hint"}
 #: between two looks at the folder
 SECONDS = 1.0
+#: of the curves, pixels: a live figure does not find out by itself how wide the page is
+WIDTH = 1080
 PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
 
 
@@ -85,15 +87,15 @@ class TrainingPanel:
         self.reset_button = _button("reset knobs", "undo", "as the run began")
         self.next_button = _button("next problem", "arrow-right", "another problem of the newest recorded step")
         self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
-        self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("96px")
+        self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("88px")
         self.changes, self.sample = _text("90px"), _text("260px")
-        self.figure = go.FigureWidget(view.figure(self.records))
+        self.figure = go.FigureWidget(view.figure(self.records).update_layout(width=WIDTH))
         tabs = widgets.Tab([_columns([knob for key, knob in self.knobs.items() if key.startswith(f"{section}.")])
                             for section in SECTIONS], titles=list(SECTIONS.values()))
         self.box = widgets.VBox([
             _columns([*self.setup.values(), self.out]), self.memory,
             widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
-            self.status, self.message, tabs, self.reset_button, self.changes, self.figure, self.next_button,
+            self.status, self.message, self.figure, tabs, self.reset_button, self.changes, self.next_button,
             self.sample])
 
     def _listen(self) -> None:
@@ -240,7 +242,7 @@ class TrainingPanel:
 
     def _draw(self) -> None:
         """Renew the figure: the numbers in place where the curves are the same as before."""
-        drawn = view.figure(self.records)
+        drawn = view.figure(self.records).update_layout(width=WIDTH)
         if [trace.name for trace in drawn.data] == [trace.name for trace in self.figure.data]:
             with self.figure.batch_update():
                 for old, new in zip(self.figure.data, drawn.data, strict=True):
@@ -312,7 +314,7 @@ class TrainingPanel:
 
 
 def _shared(tooltip: str) -> dict[str, Any]:
-    return {"tooltip": tooltip, "style": {"description_width": "150px"}, "layout": widgets.Layout(width="370px")}
+    return {"tooltip": tooltip, "style": {"description_width": "140px"}, "layout": widgets.Layout(width="335px")}
 
 
 def _setup(key: str, label: str, field: Field) -> widgets.ValueWidget:
@@ -354,4 +356,4 @@ def _text(height: str) -> widgets.HTML:
 
 
 def _columns(children: list[widgets.Widget]) -> widgets.Widget:
-    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns="repeat(auto-fill, 380px)"))
+    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns="repeat(auto-fill, 345px)"))

@@ -25,7 +25,7 @@ from masa_lib.runs import Run
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown
 RECENT, SHOWN = 5, 4
-HEIGHT = 660
+HEIGHT = 600
 #: the panels over steps: title, unit of y, and its lines as (name, column of the metrics, colour)
 CURVES = (
     ("Accuracy", "accuracy", (("training batch", "accuracy", GREEN),)),
@@ -33,7 +33,7 @@ CURVES = (
                                    ("length", "reward_length", SKY), ("notion", "reward_notion", PURPLE))),
     ("Groups without signal, gated problems", "share", (
         ("solutions", "zero_variance_solution", GREEN), ("predictions", "zero_variance_meta", ORANGE),
-        ("gated", "dropped", BLUE), ("cut short", "stopped", VERMILLION))),
+        ("gated", "dropped", BLUE), ("cut", "stopped", VERMILLION))),
     ("Tokens of a step", "tokens", (("to solve", "tokens_solution", GREEN), ("to predict", "tokens_meta", ORANGE),
                                     ("re-checks", "tokens_recheck", SKY))),
     ("Seconds of a step", "seconds", (("generate", "seconds_generate", GREEN), ("grade", "seconds_grade", ORANGE),
@@ -42,7 +42,7 @@ SHARES = ("accuracy", "reward", "share")
 #: the scatter's place among the panels, and the panels side by side
 SCATTER, COLUMNS = 2, 3
 #: bottom and top of the two rows of panels, shares of the height
-ROWS = ((0.59, 1.0), (0.0, 0.41))
+ROWS = ((0.6, 1.0), (0.0, 0.4))
 PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:12px;line-height:1.35"
 
 
