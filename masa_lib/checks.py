@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from masa_lib import tiers
 
@@ -331,3 +331,28 @@ EXERCISES: dict[str, Exercise] = {
     "average of 4B": Exercise((16.46,), (((13.04,), "This is the printed number."),
                                          ((6.995,), "These are points; relative to the old mean is asked."),), 0.02),
 }
+def pays_pass_rate_alone(settings: Mapping[str, Any]) -> str:
+    """Check an exercise of 04: settings by which a running training pays predictions for the pass rate alone."""
+    from masa_lib import config as configs
+    from masa_lib import control
+
+    fixed = [key for key in settings if not key.startswith(control.LIVE)]
+    if fixed:
+        return f"Not yet: a running training would refuse {fixed[0]}."
+    try:
+        reward = configs.replace(tiers.config(), settings).reward
+    except configs.ConfigError as error:
+        return f"Not yet: {error}"
+    if reward.length_weight or reward.notion_weight:
+        return "Not yet: something else than the pass rate is still paid."
+    return "Right: the pass rate alone is paid, and a running training would take these settings."
+
+
+def prediction_share(share: float) -> str:
+    """Check an exercise of 04: the share of its sampled tokens that a recorded run spent on predictions."""
+    from masa_lib.runs import Run
+
+    metrics = Run.open(tiers.DATA / "runs" / "baseline" / "masa-s0").metrics()
+    tokens = metrics[["tokens_meta", "tokens_solution"]].sum()
+    right = abs(share - tokens["tokens_meta"] / tokens.sum()) < 0.005
+    return f"Right: {share:.3f}." if right else f"Not yet: {share:.3f}. It is tokens_meta over all that is sampled."

@@ -31,7 +31,7 @@ from masa_lib.files import RunError, logger
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
 METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "evaluations.jsonl", "rollouts.jsonl"
 RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, "rollouts", "evaluations", "checkpoints")
-STATES = ("running", "finished", "stopped", "failed")
+STATES = ("running", "paused", "finished", "stopped", "failed")
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "math-verify")
 
 __all__ = ["Run", "RunError", "environment", "git_state"]
@@ -107,15 +107,15 @@ class Run:
         rows = files.read_lines(self.path / METRICS)
         self._write_json(STATUS, {"state": state, "step": rows[-1]["step"] if rows else 0, "message": message})
 
-    def append_change(self, step: int, changes: Mapping[str, Any]) -> None:
-        """Record settings changed live: dotted keys to values, in force from `step` on.
+    def append_change(self, step: int, changes: Mapping[str, Any], **more: Any) -> None:
+        """Record settings changed live: dotted keys to values, in force from `step` on; `more` is kept beside them.
 
         Raises:
             ConfigError: a key or value is not allowed; nothing is recorded.
         """
         configs.check_live(changes)
         configs.replace(self.config_at(step), changes)
-        self._append(CHANGES, {"step": step, "changes": dict(changes)})
+        self._append(CHANGES, {"step": step, "changes": dict(changes), **more})
 
     def changes(self) -> list[dict[str, Any]]:
         """The live changes by step: `[{"step": 31, "changes": {"update.learning_rate": 5e-5}}, ...]`."""

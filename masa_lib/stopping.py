@@ -62,6 +62,10 @@ class Stop:
         finally:
             self._repeatable = False
 
+    def ask(self) -> None:
+        """Stop as at a first SIGTERM; a signal that comes later drops the running step."""
+        self.signal = self.signal or signal.SIGTERM
+
     def _receive(self, number: int, frame: Any) -> None:
         self._again, self.signal = bool(self.signal), self.signal or number
         if self._again or self._repeatable:

@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import evaluation, expert, gating, grpo, models, rollouts, selection
+from masa_lib import control, evaluation, expert, gating, grpo, models, rollouts, selection
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import make_engine
 from masa_lib.problems import Problem, ProblemPool, held_out
@@ -102,7 +102,7 @@ class Trainer:
                 self._config = self.run.config_at(max(self.step, 1))
             self.evaluate()
         if self.run:
-            self._config = self.run.config_at(self.step + 1)
+            self._config = control.obey(self.run, self.step, self.stop)
         if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
         table, metrics = self.train_step()

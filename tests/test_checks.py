@@ -69,3 +69,17 @@ def test_hosted_notebooks_get_advice(monkeypatch: pytest.MonkeyPatch, sign: str,
     assert checks.hosted_advice() == []
     monkeypatch.setenv(sign, "yes")
     assert checks.environment_check()[-2].startswith(f"This is {place}: ")
+
+
+@pytest.mark.parametrize(("settings", "says"), [
+    ({"reward.length_weight": 0, "reward.notion_weight": 0.0}, "Right: "),
+    ({"reward.notion_weight": 0.0}, "Not yet: something else"), ({}, "Not yet: something else"),
+    ({"sampling.problems": 4}, "Not yet: a running training would refuse sampling.problems"),
+    ({"reward.bass": 4}, "Not yet: There is no setting"), ({"reward.pass_rate_weight": -1}, "Not yet: reward.pass_")])
+def test_the_exercises_of_04_are_checked_by_what_the_library_does(settings: dict, says: str) -> None:
+    assert checks.pays_pass_rate_alone(settings).startswith(says)
+
+
+def test_the_share_of_the_predictions_is_checked_against_the_recorded_run() -> None:
+    assert checks.prediction_share(0.5).startswith("Not yet: 0.500") and checks.prediction_share(
+        float("nan")).startswith("Not yet")

@@ -1,0 +1,359 @@
+"""The training panel: choose, start, watch and steer a training that runs in a process of its own.
+
+The panel only reads and writes files: the run's folder, and in it the control file (see `control`). So the kernel never
+waits for the training, closing the page stops nothing, and a panel on the same folder finds the run again. A thread
+looks at the folder every second; it sets widget traits and does nothing else. What is drawn comes from
+`training_view`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import os
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import Field
+from pathlib import Path
+from typing import Any, ClassVar
+
+import ipywidgets as widgets
+import plotly.graph_objects as go
+
+from masa_lib import config as configs
+from masa_lib import control, plan, problems, tiers
+from masa_lib.config import Config
+from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
+from masa_lib.widgets import training_view as view
+
+#: what a run is given so that there is something to see; `settings` go before it
+RECORD = {"record.rollouts_every": 2, "record.checkpoint_every": 10}
+SETUP = {"model.name": "model", "problems.source": "problems", "method": "method", "sampling.engine": "engine",
+         "steps": "budget, steps", "seed": "seed"}
+#: what each button does, and the states of a run in which it can be pressed
+BUTTONS = {
+    "start": ("play", "train in a process of its own", ("new",)),
+    "pause": ("pause", "wait after the running step", ("running",)),
+    "step": ("step-forward", "do one more step, then wait", ("paused",)),
+    "go on": ("forward", "end the pause", ("pausing", "paused")),
+    "stop": ("stop", "end after the running step, with a checkpoint", ("running", "pausing", "paused")),
+    "resume": ("refresh", "go on from the last checkpoint", ("stopped", "failed", "killed"))}
+LIVE = [key for key in configs.settings() if key.startswith(control.LIVE)]
+SECTIONS = {"reward": "Reward", "update": "Update", "gate": "Gate", "cap": "Cap and hint"}
+#: between two looks at the folder
+SECONDS = 1.0
+#: of the curves, pixels: a live figure does not find out by itself how wide the page is
+WIDTH = 1080
+PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
+
+
+class TrainingPanel:
+    """A panel over one run's folder; show it as the last line of a cell. Of several over one folder the newest watches.
+
+    Args:
+        out: the run's folder; a run that is there is found again, whether it trains or not.
+        settings: dotted keys to begin with, such as the reward lab gives; what they leave open has the defaults of the
+            model's tier.
+
+    Raises:
+        ConfigError: a setting is unknown or not allowed.
+    """
+
+    _newest: ClassVar[dict[str, TrainingPanel]] = {}
+
+    def __init__(self, out: str | Path = "runs/panel", settings: Mapping[str, Any] | None = None) -> None:
+        self.settings = RECORD | dict(settings or {})
+        self.state, self.process = "", None
+        self.records = view.nothing(tiers.config(self.settings))
+        self._seen, self._problem, self._filling, self._planned = None, 0, False, 0
+        self._guard = threading.RLock()
+        self._build(str(out))
+        self._fill(self.records.config)
+        self._listen()
+        self.refresh()
+        self._newest[str(out)] = self
+        threading.Thread(target=self._watch, daemon=True).start()
+
+    # What it looks like.
+
+    def _build(self, out: str) -> None:
+        fields = configs.settings()
+        self.out = widgets.Text(out, description="folder", continuous_update=False, **_shared("where the run is kept"))
+        self.setup = {key: _setup(key, label, fields[key]) for key, label in SETUP.items()}
+        self.knobs = {key: _knob(key, fields[key]) for key in LIVE}
+        self.buttons = {name: _button(name, icon, about) for name, (icon, about, _) in BUTTONS.items()}
+        self.reset_button = _button("reset knobs", "undo", "as the run began")
+        self.next_button = _button("next problem", "arrow-right", "another problem of the newest recorded step")
+        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
+        self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("88px")
+        self.changes, self.sample = _text("90px"), _text("260px")
+        self.figure = go.FigureWidget(view.figure(self.records).update_layout(width=WIDTH))
+        tabs = widgets.Tab([_columns([knob for key, knob in self.knobs.items() if key.startswith(f"{section}.")])
+                            for section in SECTIONS], titles=list(SECTIONS.values()))
+        self.box = widgets.VBox([
+            _columns([*self.setup.values(), self.out]), self.memory,
+            widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
+            self.status, self.message, self.figure, tabs, self.reset_button, self.changes, self.next_button,
+            self.sample])
+
+    def _listen(self) -> None:
+        acts = (self.start, self.pause, self.step, self.go_on, self.stop, self.resume)
+        for button, act in zip(self.buttons.values(), acts, strict=True):
+            button.on_click(lambda _, act=act: act())
+        self.reset_button.on_click(lambda _: self.reset())
+        self.next_button.on_click(lambda _: self.next_problem())
+        self.out.observe(lambda _: self._turn_to_folder(), "value")
+        for key, widget in self.setup.items():
+            widget.observe(lambda change, key=key: self._chosen(key), "value")
+        for key, widget in self.knobs.items():
+            widget.observe(lambda change, key=key: self._turned({key: change["new"]}), "value")
+
+    def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
+        """The panel; where PLOTLY_RENDERER says that a page is made, a picture of the run instead."""
+        if "PLOTLY_RENDERER" not in os.environ:
+            return self.box._repr_mimebundle_(**more)
+        if self.records.metrics.empty:
+            return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}
+        return view.figure(self.records)._repr_mimebundle_(**more)
+
+    # What the buttons and the knobs do.
+
+    def start(self) -> None:
+        """Train with what is chosen."""
+        self._launch(lambda: control.start(self.out.value, self.chosen()))
+
+    def resume(self) -> None:
+        """Go on with a run that was stopped or killed."""
+        self._launch(lambda: control.resume(self.out.value))
+
+    def pause(self) -> None:
+        """Let the training wait after the running step."""
+        self._order(control.pause, "It waits after the running step.")
+
+    def step(self) -> None:
+        """Let a paused training do one step."""
+        self._order(control.step, "One step, then it waits again.")
+
+    def go_on(self) -> None:
+        """End a pause."""
+        self._order(control.proceed, "")
+
+    def stop(self) -> None:
+        """End the training after the running step."""
+        self._order(control.stop, "It stops after the running step (or evaluation), with a checkpoint.")
+
+    def reset(self) -> None:
+        """Turn all knobs back to how the run began, or is to begin."""
+        first = self.records.config if self._run_exists() else tiers.config(
+            self.settings | {"model.name": self.setup["model.name"].value})
+        changed = {key: value for key, knob in self.knobs.items() if (value := configs.get(first, key)) != knob.value}
+        self._fill(first, changed)
+        if changed:
+            self._turned(changed)
+
+    def next_problem(self) -> None:
+        """Show another problem of the newest recorded step."""
+        self._problem += 1
+        self.sample.value = view.sample_html(self.records.rollouts, self._problem)
+
+    def chosen(self) -> dict[str, Any]:
+        """The settings of a new run that differ from the defaults of the model's tier, by dotted key."""
+        found = self.settings | {key: widget.value for key, widget in (self.setup | self.knobs).items()}
+        usual = tiers.config({"model.name": found["model.name"]})
+        return {key: value for key, value in found.items() if key == "model.name" or configs.get(usual, key) != value}
+
+    def _launch(self, begin: Callable[[], subprocess.Popen]) -> None:
+        with self._telling("Model and problems are loaded; that takes some seconds."):
+            self.process = begin()
+        self.refresh()
+
+    def _order(self, order: Callable[[str], None], said: str) -> None:
+        with self._telling(said):
+            order(self.out.value)
+        self.refresh()
+
+    def _chosen(self, key: str) -> None:
+        """Another model brings its tier's defaults; every choice brings another memory plan."""
+        if not self._filling:
+            if key == "model.name":
+                with self._telling(""):
+                    self._fill(tiers.config(self.settings | {key: self.setup[key].value}))
+            self._plan()
+
+    def _turned(self, settings: Mapping[str, Any]) -> None:
+        """Knobs were turned: before a run they are its settings, later a change from the next step on."""
+        if not self._filling and self._run_exists():
+            asked = ", ".join(f"{key} = {value}" for key, value in settings.items())
+            with self._telling(f"Asked for, from the next step on: {asked}."):
+                control.change(self.out.value, settings)
+
+    def _turn_to_folder(self) -> None:
+        with self._guard:
+            self.state, self.process, self._seen, self.figure.data = "", None, None, ()
+            self.records = view.nothing(tiers.config(self.settings))
+            self._draw()
+            self._newest[self.out.value] = self
+            self.refresh()
+
+    # What it shows.
+
+    def refresh(self) -> None:
+        """Read the folder and show what is new."""
+        with self._guard, self._telling(None):
+            self._look()
+
+    def _watch(self) -> None:
+        while self._newest.get(self.out.value) is self:
+            time.sleep(SECONDS)
+            self.refresh()
+
+    def _look(self) -> None:
+        out = Path(self.out.value)
+        state = control.state(out, self.process)
+        if state == "failed" and not self._run_exists():
+            self._tell(control.last_words(out))
+            state, self.process = "new", None
+        if state != self.state:
+            self._turn_to_state(state)
+        seen = [(path.stat().st_mtime_ns, path.stat().st_size) if (path := out / name).exists() else None
+                for name in (METRICS, EVALUATIONS, ROLLOUTS, CHANGES)]
+        if self._run_exists() and seen != self._seen:
+            self.records, self._seen = view.read(out), seen
+            self._draw()
+        self._say()
+
+    def _turn_to_state(self, state: str) -> None:
+        """Open and close the controls for a state of the run; a run that is new to the panel fills them in."""
+        first, self.state = not self.state, state
+        for name, (_, _, states) in BUTTONS.items():
+            self.buttons[name].disabled = state not in states
+        for widget in self.setup.values():
+            widget.disabled = state != "new"
+        for widget in self.knobs.values():
+            widget.disabled = state in ("starting", "finished")
+        self.out.disabled = state in control.ALIVE
+        if first:
+            if self._run_exists():
+                run = Run.open(self.out.value)
+                self._fill(run.config_at(control.steps(run.path) + 1))
+            self._plan().join()  # the first plan loads torch, which no other import should meet half-way
+
+    def _draw(self) -> None:
+        """Renew the figure: the numbers in place where the curves are the same as before."""
+        drawn = view.figure(self.records).update_layout(width=WIDTH)
+        if [trace.name for trace in drawn.data] == [trace.name for trace in self.figure.data]:
+            with self.figure.batch_update():
+                for old, new in zip(self.figure.data, drawn.data, strict=True):
+                    old.update(x=new.x, y=new.y, text=new.text, customdata=new.customdata, showlegend=new.showlegend)
+                self.figure.layout.annotations = drawn.layout.annotations
+                self.figure.layout.shapes = drawn.layout.shapes
+        else:
+            self.figure.data = ()
+            self.figure.add_traces(drawn.data)
+            self.figure.layout = drawn.layout
+        self.changes.value = view.changes_html(self.records.changes)
+        self.sample.value = view.sample_html(self.records.rollouts, self._problem)
+
+    def _say(self) -> None:
+        steps, metrics = self.records.config.steps, self.records.metrics
+        done = int(metrics["step"].max()) if len(metrics) else 0
+        self.progress.max, self.progress.value = steps, done
+        speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if done else ""
+        why = Run.open(self.out.value).status["message"] if self.state in ("stopped", "failed") else ""
+        self.status.value = f"<b>{self.state}</b>: step {done} of {steps}{speed}. {html.escape(why)}"
+
+    def _plan(self) -> threading.Thread:
+        """Work out the memory plan, beside the kernel: a model of the hub may first have to be asked for its sizes."""
+        self._planned = number = self._planned + 1
+        self.memory.value = "The memory plan is worked out ..."
+
+        def work() -> None:
+            try:
+                text = plan.text(tiers.config(self.chosen()))
+            except Exception as error:
+                text = f"No memory plan: {error}"
+            if number == self._planned:
+                self.memory.value = f"<pre style='{PRE}'>{html.escape(text)}</pre>"
+
+        thread = threading.Thread(target=work, daemon=True)
+        thread.start()
+        return thread
+
+    def _fill(self, config: Config, keys: Mapping[str, Any] | None = None) -> None:
+        """Set the controls (of these keys, by default all) to a config, without acting on it."""
+        self._filling = True
+        try:
+            for key, widget in (self.setup | self.knobs).items():
+                if keys is None or key in keys:
+                    value = configs.get(config, key)
+                    if hasattr(widget, "max") and value > widget.max:
+                        widget.max = value
+                    widget.value = value
+        finally:
+            self._filling = False
+
+    def _run_exists(self) -> bool:
+        return (Path(self.out.value) / "config.toml").is_file()
+
+    @contextlib.contextmanager
+    def _telling(self, said: str | None) -> Iterator[None]:
+        """Say this (None: nothing new), or what went wrong instead: nobody sees an exception of a callback."""
+        try:
+            yield
+        except Exception as error:
+            ours = type(error).__module__.startswith("masa_lib.")
+            self._tell(str(error) if ours else f"{type(error).__name__}: {error}")
+        else:
+            if said is not None:
+                self._tell(said)
+
+    def _tell(self, text: str) -> None:
+        self.message.value = html.escape(text)
+
+
+def _shared(tooltip: str) -> dict[str, Any]:
+    return {"tooltip": tooltip, "style": {"description_width": "140px"}, "layout": widgets.Layout(width="335px")}
+
+
+def _setup(key: str, label: str, field: Field) -> widgets.ValueWidget:
+    """A control for what is fixed before the first step: a menu, a menu with free text, or a whole number."""
+    more = _shared(field.metadata["doc"]) | {"description": label}
+    if field.metadata["choices"]:
+        return widgets.Dropdown(options=field.metadata["choices"], **more)
+    if isinstance(field.default, int):
+        return widgets.BoundedIntText(min=field.metadata["low"], max=2**32 - 1, **more)
+    names = [row["name"] for row in (tiers.table() if key == "model.name" else problems.sources())]
+    return widgets.Combobox(options=[name for name in names if "<" not in name], continuous_update=False, **more)
+
+
+def _knob(key: str, field: Field) -> widgets.ValueWidget:
+    """A control for a setting that may change live, by its type and limits; it acts when a move ends."""
+    limits, low = field.metadata, field.metadata["low"] or 0
+    more = _shared(limits["doc"]) | {"description": key.partition(".")[2].replace("_", " ")}
+    if limits["choices"]:
+        return widgets.Dropdown(options=limits["choices"], **more)
+    if isinstance(field.default, bool):
+        return widgets.Checkbox(indent=True, **more)
+    if isinstance(field.default, int):
+        return widgets.BoundedIntText(min=low, max=10**6, continuous_update=False, **more)
+    if limits["high"] is not None and 0 < field.default < 0.005:  # a learning rate: a slider is too coarse
+        return widgets.BoundedFloatText(min=low, max=limits["high"], step=field.default / 10, **more)
+    high = limits["high"] or max(4.0, 2 * field.default)
+    step = 0.001 if limits["above"] is not None else 0.01
+    return widgets.FloatSlider(min=low if limits["above"] is None else step, max=high, step=step,
+                               readout_format=".3f" if step < 0.01 else ".2f", continuous_update=False, **more)
+
+
+def _button(name: str, icon: str, about: str) -> widgets.Button:
+    return widgets.Button(description=name, icon=icon, tooltip=about, layout=widgets.Layout(width="120px"))
+
+
+def _text(height: str) -> widgets.HTML:
+    """A place for text that does not grow."""
+    return widgets.HTML(layout=widgets.Layout(height=height, overflow="auto", width="98%"))
+
+
+def _columns(children: list[widgets.Widget]) -> widgets.Widget:
+    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns="repeat(auto-fill, 345px)"))

@@ -1,0 +1,196 @@
+"""The panels in a real browser: JupyterLab on the loopback address, driven by Playwright with Chromium.
+
+Skipped where Playwright or a browser is missing; `.ci/run` installs both. Pictures go to `runs/screenshots`, or to the
+folder that MASA_SCREENSHOTS names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from masa_lib import control
+from masa_lib.awareness import correlation
+from masa_lib.runs import Run
+from masa_lib.widgets import training_view
+
+ROOT = Path(__file__).resolve().parent.parent
+PICTURES = Path(os.environ.get("MASA_SCREENSHOTS", ROOT / "runs" / "screenshots"))
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; .ci/run installs it")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed; .ci/run installs it")
+SECONDS = 120
+#: JupyterLab draws all cells, not only those in view, and asks for nothing
+USER_SETTINGS = {"notebook-extension/tracker": {"windowingMode": "none"}}
+PAGE = {"disabledExtensions": {"@jupyterlab/apputils-extension:announcements": True}}
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A running JupyterLab: where it answers, and the folder that it shows."""
+
+    url: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """JupyterLab over a copy of the notebooks, with settings of its own."""
+    folder, own = tmp_path_factory.mktemp("lab"), tmp_path_factory.mktemp("jupyter")
+    shutil.copytree(ROOT / "notebooks", folder / "notebooks")
+    for name, content in USER_SETTINGS.items():
+        file = own / "settings" / "@jupyterlab" / f"{name}.jupyterlab-settings"
+        file.parent.mkdir(parents=True)
+        file.write_text(json.dumps(content))
+    (own / "config" / "labconfig").mkdir(parents=True)
+    (own / "config" / "labconfig" / "page_config.json").write_text(json.dumps(PAGE))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "MASA_SMOKE": "1", "OMP_NUM_THREADS": "1", "JUPYTER_CONFIG_DIR": str(own / "config"),
+        "JUPYTERLAB_SETTINGS_DIR": str(own / "settings"), "JUPYTERLAB_WORKSPACES_DIR": str(own / "workspaces"),
+        "JUPYTER_RUNTIME_DIR": str(own / "runtime")}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}",
+               "--ServerApp.port_retries=0", "--IdentityProvider.token=", "--LabApp.expose_app_in_browser=True",
+               f"--ServerApp.root_dir={folder}"]
+    with (own / "log").open("w") as log:
+        server = subprocess.Popen(command, env=environment, cwd=folder, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        wait_for(lambda: answers(f"http://127.0.0.1:{port}/api"), "JupyterLab", server, own / "log")
+        yield Lab(f"http://127.0.0.1:{port}", folder)
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(url: str) -> bool:
+    with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5) as reply:
+        return reply.status == 200
+    return False
+
+
+def wait_for(condition: Any, what: str, process: subprocess.Popen, log: Path) -> None:
+    limit = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < limit and process.poll() is None, f"{what}: {log.read_text()[-2000:]}"
+        time.sleep(0.2)
+
+
+@pytest.fixture
+def page() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1500, "height": 1200})
+        page.set_default_timeout(SECONDS * 1000)
+        playwright.expect.set_options(timeout=SECONDS * 1000)
+        yield page
+        browser.close()
+
+
+def cut(lab: Lab, name: str, last: str) -> str:
+    """A copy of a notebook that ends with the cell whose source has `last`; its path under the lab's folder."""
+    book = json.loads((ROOT / "notebooks" / name).read_text(encoding="utf8"))
+    end = next(number for number, cell in enumerate(book["cells"]) if last in "".join(cell["source"]))
+    book["cells"] = book["cells"][:end + 1]
+    (lab.folder / "notebooks" / f"cut_{name}").write_text(json.dumps(book), encoding="utf8")
+    return f"notebooks/cut_{name}"
+
+
+def command(page: Any, name: str, **arguments: Any) -> None:
+    """Give a command to JupyterLab, without waiting for what it does."""
+    page.evaluate("([name, more]) => { window.jupyterapp.commands.execute(name, more) }", [name, arguments])
+
+
+def open_notebook(page: Any, lab: Lab, path: str) -> None:
+    page.goto(f"{lab.url}/lab/tree/{path}")
+    page.wait_for_selector(".jp-Notebook .jp-Cell")
+    page.get_by_text("| Idle").wait_for()  # the status bar's word on the kernel; before it, running asks for a kernel
+
+
+def picture(page: Any, name: str) -> None:
+    """The page in both themes."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for theme, label in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
+        command(page, "apputils:change-theme", theme=theme)
+        page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
+        page.wait_for_timeout(1000)  # the theme's style sheet is loaded behind it
+        page.screenshot(path=PICTURES / f"{name}_{label}.png")
+
+
+def state(page: Any, wanted: str, seconds: int = SECONDS) -> None:
+    """Wait until the panel says that the run is in this state."""
+    said = page.locator("b", has_text=re.compile(f"^{wanted}$"))
+    playwright.expect(said).to_be_visible(timeout=seconds * 1000)
+
+
+def button(page: Any, name: str) -> Any:
+    """A button by its text (its accessible name begins with the icon)."""
+    return page.locator("button.jupyter-button", has_text=re.compile(rf"^\s*{name}\s*$"))
+
+
+def press(page: Any, name: str) -> None:
+    button(page, name).click()
+
+
+def turn(page: Any, label: str, times: int) -> float:
+    """Move a slider by the keyboard; returns what its readout then says."""
+    slider = page.locator(".widget-slider", has_text=label)
+    slider.locator(".noUi-handle").focus()
+    for _ in range(times):
+        page.keyboard.press("ArrowRight")
+    return float(slider.locator(".widget-readout").inner_text())
+
+
+def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab: Lab, page: Any) -> None:
+    open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
+    command(page, "notebook:run-all-cells")
+    state(page, "new")
+    out = Path(page.get_by_role("textbox", name="folder").input_value())
+    assert button(page, "start").is_enabled() and not button(page, "pause").is_enabled()
+    page.get_by_label("budget, steps").fill("10")
+    page.keyboard.press("Tab")
+    press(page, "start")
+    state(page, "running")
+    weight = turn(page, "notion weight", 3)
+    assert weight == pytest.approx(0.28)  # 0.25 and three steps of 0.01
+    listed = page.locator("li", has_text=f"reward.notion_weight = {weight}")
+    playwright.expect(listed).to_be_visible()
+    change = Run.open(out).changes()[-1]
+    assert change["changes"] == {"reward.notion_weight": pytest.approx(weight)}
+    playwright.expect(listed).to_contain_text(f"from step {change['step']}: ")
+    press(page, "pause")
+    state(page, "paused")
+    done = control.steps(out)
+    press(page, "step")
+    playwright.expect(page.get_by_text(f"step {done + 1} of")).to_be_visible()
+    state(page, "paused")
+    r = correlation(*(training_view.problem_points(Run.open(out).rollouts())[name] for name in ("predicted", "actual")))
+    playwright.expect(page.locator(".annotation-text", has_text=f"r = {r:.2f}")).to_be_visible()
+    picture(page, "training_panel")
+    press(page, "stop")
+    state(page, "stopped")
+    command(page, "docmanager:save")
+    page.wait_for_timeout(1000)
+    page.reload()
+    state(page, "stopped")
+    press(page, "resume")
+    state(page, "finished", 3 * SECONDS)
+    run = Run.open(out)
+    assert run.status["state"] == "finished" and len(run.metrics()) == run.config.steps
+    playwright.expect(page.get_by_text(f"step {run.config.steps} of {run.config.steps}")).to_be_visible()
+    assert run.changes()[-1] == change

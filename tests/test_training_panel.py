@@ -1,0 +1,214 @@
+"""The training panel without a browser: what it draws from records, and what its methods do to a real training."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import plotly.io
+import pytest
+from small import SETTINGS, small
+
+from masa_lib import control, tiers
+from masa_lib.awareness import correlation
+from masa_lib.config import ConfigError
+from masa_lib.runs import Run
+from masa_lib.widgets import training_view as view
+from masa_lib.widgets.training_panel import LIVE, TrainingPanel
+
+RECORDED = tiers.DATA / "runs" / "baseline" / "masa-s0"
+QUICK = SETTINGS | {"steps": 6, "sampling.problems": 4, "update.schedule": "constant"}
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def records() -> view.Records:
+    return view.read(RECORDED)
+
+
+def changed(records: view.Records, **more: Any) -> view.Records:
+    return view.Records(**{**vars(records), **more})
+
+
+# What is drawn.
+
+def test_a_point_is_a_problem_with_its_mean_prediction_and_its_pass_rate(records: view.Records) -> None:
+    points = view.problem_points(records.rollouts)
+    step, group = points.loc[7, ["step", "group"]]
+    rows = records.rollouts[(records.rollouts["step"] == step) & (records.rollouts["group"] == group)]
+    assert points.loc[7, "predicted"] == pytest.approx(rows["predicted_pass_rate"].dropna().astype(float).mean() / 8)
+    assert points.loc[7, "actual"] == rows.loc[rows["stream"] == "solution", "correct"].astype(float).mean()
+    assert points["step"].nunique() == view.RECENT and len(points) <= view.RECENT * records.config.sampling.problems
+
+
+def test_the_figure_shows_the_numbers_of_the_records(records: view.Records) -> None:
+    drawn = view.figure(records)
+    by_name = {trace.name: trace for trace in drawn.data}  # of a name's two lines, the moving average comes second
+    assert by_name["held out"].y == pytest.approx(records.evaluations["accuracy"])
+    assert by_name["difficulty"].customdata == pytest.approx(records.metrics["reward_difficulty"])
+    assert by_name["to predict"].customdata == pytest.approx(records.metrics["tokens_meta"])
+    assert by_name["update"].customdata == pytest.approx(records.metrics["seconds_update"])
+    points = view.problem_points(records.rollouts)
+    assert len(by_name["newest step"].x) + len(by_name["steps before"].x) == len(points)
+    r = correlation(points["predicted"], points["actual"])
+    assert f"Predicted and true pass rate: r = {r:.2f}" in [title.text for title in drawn.layout.annotations]
+    assert len({trace.legend for trace in drawn.data}) == 6 and drawn.layout.height == view.HEIGHT
+
+
+def test_a_change_is_marked_before_its_first_step_on_all_curves_over_steps(records: view.Records) -> None:
+    rows = [{"step": 31, "changes": {"reward.notion_weight": 0.0}}, {"step": 40, "changes": {}, "refused": HOSTILE}]
+    drawn = view.figure(changed(records, changes=rows))
+    assert [shape.x0 for shape in drawn.layout.shapes] == [30.5] * len(view.CURVES)
+    (mark,) = [trace for trace in drawn.data if trace.name == "setting changed"]
+    assert list(mark.x) == [30.5] and mark.text == ("from step 31: reward.notion_weight = 0.0",)
+    said = view.changes_html(rows)
+    assert "from step 31: reward.notion_weight = 0.0" in said and "refused: &lt;img" in said and "<img" not in said
+
+
+def test_runs_without_records_and_without_predictions_are_drawn(records: view.Records) -> None:
+    empty = view.figure(view.nothing(records.config))
+    assert len(empty.layout.annotations) == 6 and all(not len(trace.x) for trace in empty.data[0:1])
+    grpo = view.figure(view.read(RECORDED.with_name("grpo-s0")))
+    names = [trace.name for trace in grpo.data]
+    assert "difficulty" not in names and "solution" in names
+    assert "r undefined" in grpo.layout.annotations[view.SCATTER].text
+    assert view.sample_html(pd.DataFrame()) == "No rollouts are recorded yet."
+
+
+def test_a_sample_shows_the_newest_step_and_lets_no_text_of_a_model_become_html(records: view.Records) -> None:
+    newest = records.rollouts[records.rollouts["step"] == records.rollouts["step"].max()]
+    first = newest[newest["group"] == 0]
+    right = int(first["correct"].fillna(False).sum())
+    shown = view.sample_html(records.rollouts, 0)
+    assert first["problem"].iloc[0] in shown and f"Solutions: {right} of {records.config.sampling.solutions}" in shown
+    assert view.sample_html(records.rollouts, newest["group"].nunique()) == shown  # counted round
+    hostile = view.sample_html(newest.assign(text=HOSTILE, problem=HOSTILE, answer=HOSTILE))
+    assert "<img" not in hostile and hostile.count("&lt;img") >= 4
+    drawn = view.figure(changed(records, rollouts=newest.assign(problem=HOSTILE)))
+    assert "<img" not in drawn.to_json().replace("\\u003c", "<")
+
+
+# The panel.
+
+@contextlib.contextmanager
+def opened(out: Path, settings: dict[str, Any]) -> Iterator[TrainingPanel]:
+    """A panel; the training that it leaves behind is ended."""
+    panel = TrainingPanel(out, settings)
+    try:
+        yield panel
+    finally:
+        if panel.process and panel.process.poll() is None:
+            panel.process.kill()
+            panel.process.wait()
+
+
+def wait_for(panel: TrainingPanel, wanted: str, seconds: float = 60) -> None:
+    limit = time.monotonic() + seconds
+    while f"<b>{wanted}</b>" not in panel.status.value:
+        assert time.monotonic() < limit, f"{wanted}, not {panel.status.value} {panel.message.value}"
+        time.sleep(0.05)
+        panel.refresh()  # without waiting for the thread that looks once a second
+
+
+def enabled(panel: TrainingPanel) -> set[str]:
+    return {name for name, button in panel.buttons.items() if not button.disabled}
+
+
+def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
+    panel = TrainingPanel(tmp_path / "run", {"reward.difficulty_base": 0.05, "cap.multiplier": 5.0, "steps": 9,
+                                             "method": "masa-efficient"})
+    assert panel.knobs["reward.difficulty_base"].value == 0.05 and panel.knobs["cap.multiplier"].value == 5.0
+    assert panel.knobs["reward.difficulty_mode"].value == "brier"  # of the tier
+    assert set(panel.knobs) == set(LIVE) and "Memory plan of pocket" in panel.memory.value
+    panel.setup["seed"].value, panel.knobs["gate.guard"].value = 3, False
+    wanted = {"model.name": "pocket", "reward.difficulty_base": 0.05, "cap.multiplier": 5.0, "steps": 9, "seed": 3,
+              "method": "masa-efficient", "gate.guard": False}
+    assert {key: value for key, value in panel.chosen().items() if not key.startswith("record.")} == wanted
+    panel.reset()
+    assert panel.knobs["gate.guard"].value is True and panel.setup["seed"].value == 3
+    with pytest.raises(ConfigError, match="no setting"):
+        TrainingPanel(tmp_path / "run", {"reward.bass": 0.1})
+
+
+def test_another_model_brings_its_tiers_defaults_and_another_plan(tmp_path: Path) -> None:
+    panel = TrainingPanel(tmp_path / "run", {"steps": 9})
+    panel.setup["model.name"].value = "qwen3-1.7b"
+    assert panel.setup["sampling.engine"].value == "vllm" and panel.setup["problems.source"].value == "deepscaler"
+    assert panel.setup["steps"].value == 9 and panel.knobs["update.learning_rate"].value == 1e-6
+    limit = time.monotonic() + 60
+    while "qwen3-1.7b" not in panel.memory.value and time.monotonic() < limit:
+        time.sleep(0.05)
+    assert "Memory plan of qwen3-1.7b" in panel.memory.value
+    assert tiers.config(panel.chosen()).problems.source == "deepscaler"
+
+
+def test_a_training_is_started_steered_found_again_stopped_and_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with opened(out, QUICK) as panel:
+        assert enabled(panel) == {"start"}
+        panel.start()
+        wait_for(panel, "running")
+        assert enabled(panel) == {"pause", "stop"} and panel.setup["steps"].disabled
+        panel.pause()
+        wait_for(panel, "paused")
+        panel.knobs["reward.notion_weight"].value = 1.5
+        assert "Asked for, from the next step on: reward.notion_weight = 1.5" in panel.message.value
+        panel.step()
+        wait_for(panel, "paused")
+        done = control.steps(out)
+        assert f"from step {done}: reward.notion_weight = 1.5" in panel.changes.value
+        found = TrainingPanel(out)  # as after a restart of the kernel
+        assert found.state == "paused" and found.knobs["reward.notion_weight"].value == 1.5
+        assert found.setup["steps"].value == 6 and found.progress.value == done
+        found.reset()
+        assert "reward.notion_weight = 0.25" in found.message.value
+        found.stop()
+        wait_for(panel, "stopped")
+        assert enabled(panel) == {"resume"} and panel.process.wait(60) == 143
+        panel.resume()
+        wait_for(panel, "finished")
+        assert panel.process.wait(60) == 0 and enabled(panel) == set()
+    run = Run.open(out)
+    assert [row["changes"] for row in run.changes()] == [{"reward.notion_weight": 1.5}, {"reward.notion_weight": 0.25}]
+    assert len(run.metrics()) == panel.progress.value == 6
+    assert {trace.name: trace for trace in panel.figure.data}["training batch"].customdata == pytest.approx(
+        run.metrics()["accuracy"])
+
+
+def test_what_goes_wrong_is_said_in_the_panel_and_it_can_be_tried_again(tmp_path: Path) -> None:
+    with opened(tmp_path / "run", QUICK | {"problems.source": "no-such-file.jsonl"}) as panel:
+        panel.start()
+        panel.process.wait(60)
+        wait_for(panel, "new")
+        assert "no-such-file.jsonl" in panel.message.value and enabled(panel) == {"start"}
+        for part in ("pass_rate", "length", "notion"):
+            panel.knobs[f"reward.{part}_weight"].value = 0.0
+        panel.start()
+        assert panel.message.value.startswith("All three meta reward weights are 0") and panel.process is None
+        panel.stop()
+        assert "Nobody trains" in panel.message.value
+
+
+def test_a_knob_turned_while_nobody_trains_holds_when_the_run_goes_on(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small(), "masa train")
+    run.set_status("stopped", f"Stopped {HOSTILE}.")
+    panel = TrainingPanel(run.path)
+    assert panel.state == "stopped" and enabled(panel) == {"resume"} and "&lt;img" in panel.status.value
+    panel.knobs["gate.threshold"].value = 0.7
+    assert control.read(run.path).settings == {"gate.threshold": 0.7} and control.read(run.path).request == 1
+
+
+def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = TrainingPanel(RECORDED)
+    live = panel._repr_mimebundle_()
+    assert "application/vnd.jupyter.widget-view+json" in live
+    assert panel.state == "finished" and panel.progress.value == len(Run.open(RECORDED).metrics())
+    monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
+    assert set(panel._repr_mimebundle_()) == {"application/vnd.plotly.v1+json"}
+    panel.out.value = str(tmp_path / "none")
+    assert set(panel._repr_mimebundle_()) == {"text/plain"} and panel.state == "new"
