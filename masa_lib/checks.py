@@ -11,7 +11,7 @@ import os
 import platform
 from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from masa_lib import tiers
 
