@@ -136,7 +136,7 @@ def test_the_status_carries_the_last_step_and_refuses_other_states(run: Run) -> 
     run.append_metrics({"step": 12})
     run.set_status("failed", "The disk is full.")
     assert Run.open(run.path).status == {"state": "failed", "step": 12, "message": "The disk is full."}
-    with pytest.raises(ValueError, match="'done'; it takes one of running, finished"):
+    with pytest.raises(ValueError, match="'done'; it takes one of running, paused, finished"):
         run.set_status("done")
     (run.path / "status.json").unlink()
     with pytest.raises(RunError, match=r"cannot be read from status.json"):
