@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from masa_lib import control
+from masa_lib import control, tiers
 from masa_lib.awareness import correlation
 from masa_lib.runs import Run
-from masa_lib.widgets import training_view
+from masa_lib.widgets import reward_lab, reward_scenes, training_view
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = Path(os.environ.get("MASA_SCREENSHOTS", ROOT / "runs" / "screenshots"))
@@ -194,3 +194,45 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     assert run.status["state"] == "finished" and len(run.metrics()) == run.config.steps
     playwright.expect(page.get_by_text(f"step {run.config.steps} of {run.config.steps}")).to_be_visible()
     assert run.changes()[-1] == change
+
+
+def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any], group: int) -> tuple[str, list[str]]:
+    """Wait until the reward lab shows what these settings pay; returns the mean reward and those of the group."""
+    scene = reward_scenes.scene(recorded, settings, reward_scenes.presets(recorded.config)["paper"])
+    rows = scene.predictions[scene.predictions["group"] == group]
+    mean = f"Mean reward {scene.predictions['reward'].mean():.3f}."
+    rewards = [f"{reward:.3f}" for reward in rows["reward"]]
+    playwright.expect(page.get_by_text(mean)).to_be_visible()
+    for title in (f"Groups without a signal: {scene.no_signal:.0%}", f"Advantages in the group {group}",
+                  f"(a constant answer: {scene.hacked:.0%} of the most)"):
+        playwright.expect(page.locator(".annotation-text", has_text=title)).to_be_attached()
+    table = page.locator(".widget-html table", has=page.locator("th", has_text="prediction"))
+    playwright.expect(table.locator("td:nth-child(3)")).to_have_text(rewards)
+    playwright.expect(table.locator("td:nth-child(7)")).to_have_text([f"{value:+.2f}" for value in rows["advantage"]])
+    return mean, rewards
+
+
+def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: Any) -> None:
+    open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
+    command(page, "notebook:run-all-cells")
+    recorded = reward_scenes.read(sorted((tiers.DATA / "runs" / "baseline").glob("masa-s*")))
+    presets, keys = reward_scenes.presets(recorded.config), reward_lab.LABELS
+    button(page, "Reset").wait_for()
+    group = int(turn(page, "group, by pass rate", 2))
+    seen = [numbers(page, recorded, presets["ours"], group)]
+    settings = dict(presets["ours"])
+    for key, times in (("reward.notion_weight", 5), ("reward.length_slack", 3)):
+        settings[key] = turn(page, keys[key], times)
+        assert settings[key] > presets["ours"][key]
+    menu = page.get_by_label(keys["update.normalise_meta"])
+    menu.focus()
+    page.keyboard.press("ArrowDown")
+    settings["update.normalise_meta"] = menu.locator("option:checked").inner_text()
+    assert settings["update.normalise_meta"] != presets["ours"]["update.normalise_meta"]
+    seen.append(numbers(page, recorded, settings, group))
+    picture(page, "reward_lab")
+    for name, settings in (("hackable", presets["hackable"]), ("Reset", presets["ours"])):
+        button(page, name).focus()
+        page.keyboard.press("Enter")
+        seen.append(numbers(page, recorded, settings, group))
+    assert len({mean for mean, _ in seen}) == 3 and seen[0] == seen[-1]
