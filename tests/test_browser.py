@@ -117,7 +117,7 @@ def command(page: Any, name: str, **arguments: Any) -> None:
 
 
 def open_notebook(page: Any, lab: Lab, path: str) -> None:
-    page.goto(f"{lab.url}/lab/tree/{path}")
+    page.goto(f"{lab.url}/lab/workspaces/{Path(path).stem}/tree/{path}")  # another workspace brings its open notebooks
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.get_by_text("| Idle").wait_for()  # the status bar's word on the kernel; before it, running asks for a kernel
 
@@ -230,6 +230,7 @@ def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: 
     settings["update.normalise_meta"] = menu.locator("option:checked").inner_text()
     assert settings["update.normalise_meta"] != presets["ours"]["update.normalise_meta"]
     seen.append(numbers(page, recorded, settings, group))
+    page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
     picture(page, "reward_lab")
     for name, settings in (("hackable", presets["hackable"]), ("Reset", presets["ours"])):
         button(page, name).focus()
