@@ -95,7 +95,7 @@ def wait_for(condition: Any, what: str, process: subprocess.Popen, log: Path) ->
 def page() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1200})
+        page = browser.new_page(viewport={"width": 1500, "height": 1400})
         page.set_default_timeout(SECONDS * 1000)
         playwright.expect.set_options(timeout=SECONDS * 1000)
         yield page
@@ -122,13 +122,15 @@ def open_notebook(page: Any, lab: Lab, path: str) -> None:
     page.get_by_text("| Idle").wait_for()  # the status bar's word on the kernel; before it, running asks for a kernel
 
 
-def picture(page: Any, name: str) -> None:
-    """The page in both themes."""
+def picture(page: Any, name: str, centre: Any = None) -> None:
+    """The page in both themes, with this element in the middle."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for theme, label in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
         command(page, "apputils:change-theme", theme=theme)
         page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
         page.wait_for_timeout(1000)  # the theme's style sheet is loaded behind it
+        if centre:
+            centre.evaluate("element => element.scrollIntoView({ block: 'center' })")
         page.screenshot(path=PICTURES / f"{name}_{label}.png")
 
 
@@ -230,8 +232,7 @@ def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: 
     settings["update.normalise_meta"] = menu.locator("option:checked").inner_text()
     assert settings["update.normalise_meta"] != presets["ours"]["update.normalise_meta"]
     seen.append(numbers(page, recorded, settings, group))
-    page.locator(".js-plotly-plot").last.scroll_into_view_if_needed()
-    picture(page, "reward_lab")
+    picture(page, "reward_lab", page.locator(".js-plotly-plot").last)
     for name, settings in (("hackable", presets["hackable"]), ("Reset", presets["ours"])):
         button(page, name).focus()
         page.keyboard.press("Enter")
