@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from masa_lib import control
+from masa_lib import control, tiers
 from masa_lib.awareness import correlation
 from masa_lib.runs import Run
-from masa_lib.widgets import training_view
+from masa_lib.widgets import reward_lab, reward_scenes, training_view
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = Path(os.environ.get("MASA_SCREENSHOTS", ROOT / "runs" / "screenshots"))
@@ -95,7 +95,7 @@ def wait_for(condition: Any, what: str, process: subprocess.Popen, log: Path) ->
 def page() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1500, "height": 1200})
+        page = browser.new_page(viewport={"width": 1500, "height": 1400})
         page.set_default_timeout(SECONDS * 1000)
         playwright.expect.set_options(timeout=SECONDS * 1000)
         yield page
@@ -117,18 +117,20 @@ def command(page: Any, name: str, **arguments: Any) -> None:
 
 
 def open_notebook(page: Any, lab: Lab, path: str) -> None:
-    page.goto(f"{lab.url}/lab/tree/{path}")
+    page.goto(f"{lab.url}/lab/workspaces/{Path(path).stem}/tree/{path}")  # another workspace brings its open notebooks
     page.wait_for_selector(".jp-Notebook .jp-Cell")
     page.get_by_text("| Idle").wait_for()  # the status bar's word on the kernel; before it, running asks for a kernel
 
 
-def picture(page: Any, name: str) -> None:
-    """The page in both themes."""
+def picture(page: Any, name: str, centre: Any = None) -> None:
+    """The page in both themes, with this element in the middle."""
     PICTURES.mkdir(parents=True, exist_ok=True)
     for theme, label in (("JupyterLab Dark", "dark"), ("JupyterLab Light", "light")):
         command(page, "apputils:change-theme", theme=theme)
         page.wait_for_selector(f"body[data-jp-theme-name='{theme}']", state="attached")
         page.wait_for_timeout(1000)  # the theme's style sheet is loaded behind it
+        if centre:
+            centre.evaluate("element => element.scrollIntoView({ block: 'center' })")
         page.screenshot(path=PICTURES / f"{name}_{label}.png")
 
 
@@ -194,3 +196,45 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     assert run.status["state"] == "finished" and len(run.metrics()) == run.config.steps
     playwright.expect(page.get_by_text(f"step {run.config.steps} of {run.config.steps}")).to_be_visible()
     assert run.changes()[-1] == change
+
+
+def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any], group: int) -> tuple[str, list[str]]:
+    """Wait until the reward lab shows what these settings pay; returns the mean reward and those of the group."""
+    scene = reward_scenes.scene(recorded, settings, reward_scenes.presets(recorded.config)["paper"])
+    rows = scene.predictions[scene.predictions["group"] == group]
+    mean = f"Mean reward {scene.predictions['reward'].mean():.3f}."
+    rewards = [f"{reward:.3f}" for reward in rows["reward"]]
+    playwright.expect(page.get_by_text(mean)).to_be_visible()
+    for title in (f"Groups without a signal: {scene.no_signal:.0%}", f"Advantages in the group {group}",
+                  f"(a constant answer: {scene.hacked:.0%} of the most)"):
+        playwright.expect(page.locator(".annotation-text", has_text=title)).to_be_attached()
+    table = page.locator(".widget-html table", has=page.locator("th", has_text="prediction"))
+    playwright.expect(table.locator("td:nth-child(3)")).to_have_text(rewards)
+    playwright.expect(table.locator("td:nth-child(7)")).to_have_text([f"{value:+.2f}" for value in rows["advantage"]])
+    return mean, rewards
+
+
+def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: Any) -> None:
+    open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
+    command(page, "notebook:run-all-cells")
+    recorded = reward_scenes.read(sorted((tiers.DATA / "runs" / "baseline").glob("masa-s*")))
+    presets, keys = reward_scenes.presets(recorded.config), reward_lab.LABELS
+    button(page, "Reset").wait_for()
+    group = int(turn(page, "group, by pass rate", 2))
+    seen = [numbers(page, recorded, presets["ours"], group)]
+    settings = dict(presets["ours"])
+    for key, times in (("reward.notion_weight", 5), ("reward.length_slack", 3)):
+        settings[key] = turn(page, keys[key], times)
+        assert settings[key] > presets["ours"][key]
+    menu = page.get_by_label(keys["update.normalise_meta"])
+    menu.focus()
+    page.keyboard.press("ArrowDown")
+    settings["update.normalise_meta"] = menu.locator("option:checked").inner_text()
+    assert settings["update.normalise_meta"] != presets["ours"]["update.normalise_meta"]
+    seen.append(numbers(page, recorded, settings, group))
+    picture(page, "reward_lab", page.locator(".js-plotly-plot").last)
+    for name, settings in (("hackable", presets["hackable"]), ("Reset", presets["ours"])):
+        button(page, name).focus()
+        page.keyboard.press("Enter")
+        seen.append(numbers(page, recorded, settings, group))
+    assert len({mean for mean, _ in seen}) == 3 and seen[0] == seen[-1]

@@ -23,6 +23,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, SKY, TEMPLATE, VERMILLION
 from masa_lib.replay import PHASES, Groups
+from masa_lib.widgets.keyboard import Keys
 
 #: columns of the account that add up to all recorded solution tokens and the predictions, by how they are drawn
 TOKENS = {"solutions": ("solutions", GREEN), "rechecks": ("re-checks", SKY), "predictions": ("predictions", ORANGE)}
@@ -264,7 +265,7 @@ class GateReplay:
         grid = {"grid_template_columns": "repeat(auto-fit, minmax(24em, 1fr))", "grid_gap": "4px 16px"}
         return widgets.VBox([widgets.HBox([widgets.Label("Presets:"), *buttons], layout={"flex_flow": "row wrap"}),
                              widgets.GridBox([self.phase, *self.controls.values()], layout=grid),
-                             self.page, self.figure, self.command])
+                             self.page, self.figure, self.command, Keys()])
 
     def _ipython_display_(self) -> None:
         display(self.static() if checks.STATIC else self.box)

@@ -22,6 +22,7 @@ from masa_lib import checks, files, tiers
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.widgets import reward_figures, reward_scenes
+from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.reward_scenes import KEYS, Recorded, Scene
 
 #: where "Use in training" writes, unless the panel is told what else to do
@@ -210,7 +211,8 @@ class RewardLab:
         return widgets.VBox([
             widgets.HBox([widgets.Label("Presets:"), *buttons, self.copy], layout=row),
             widgets.GridBox(blocks, layout=grid),
-            widgets.HBox([self.group, self.against], layout=row), self.note, self.figure, self.page, self.config_text])
+            widgets.HBox([self.group, self.against], layout=row), self.note, self.figure, self.page, self.config_text,
+            Keys()])
 
     def _ipython_display_(self) -> None:
         display(self.static() if checks.STATIC else self.box)

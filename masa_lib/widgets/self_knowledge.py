@@ -29,6 +29,7 @@ from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
 from masa_lib.rollouts import Ask
+from masa_lib.widgets.keyboard import Keys
 
 #: solutions sampled between two looks at the stop button, and between two drawings
 CHUNK = 8
@@ -366,7 +367,8 @@ class SelfKnowledge:
         self.box = widgets.VBox([
             widgets.HBox([self.model, self.level, self.drawer], layout=row), self.problem,
             widgets.HBox([self.answer, self.solutions, self.predictions], layout=row),
-            widgets.HBox([self.go, self.halt, self.back, self.bar], layout=row), self.note, self.figure, self.page])
+            widgets.HBox([self.go, self.halt, self.back, self.bar], layout=row), self.note, self.figure, self.page,
+            Keys()])
 
     def _ipython_display_(self) -> None:
         if checks.STATIC:

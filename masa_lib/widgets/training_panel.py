@@ -27,6 +27,7 @@ from masa_lib import control, plan, problems, tiers
 from masa_lib.config import Config
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
 from masa_lib.widgets import training_view as view
+from masa_lib.widgets.keyboard import Keys
 
 #: what a run is given so that there is something to see; `settings` go before it
 RECORD = {"record.rollouts_every": 2, "record.checkpoint_every": 10}
@@ -96,7 +97,7 @@ class TrainingPanel:
             _columns([*self.setup.values(), self.out]), self.memory,
             widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
             self.status, self.message, self.figure, tabs, self.reset_button, self.changes, self.next_button,
-            self.sample])
+            self.sample, Keys()])
 
     def _listen(self) -> None:
         acts = (self.start, self.pause, self.step, self.go_on, self.stop, self.resume)
