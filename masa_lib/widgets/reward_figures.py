@@ -193,7 +193,7 @@ def group_page(recorded: Recorded, scene: Scene, config: Config, group: int) -> 
                         for notion, pays in paid.items())
     return (f"<div><b>{html.escape(about['problem'])}</b><br>Group {group}: seed {about['seed']}, step "
             f"{about['step']}, pass rate {about['pass_rate']:.3f}. Notions: {notions or 'none'}.</div>"
-            + '<div style="display:flex;flex-wrap:wrap;gap:0 24px">'
+            + '<div style="display:flex;flex-wrap:wrap;gap:0 24px;align-items:flex-start">'
             + _html_table(["", "tokens", "solution"], solutions)
             + _html_table(["", "prediction", "reward", *(name for name, _ in PARTS.values()), "advantage"], predicted)
             + "</div>")
