@@ -12,7 +12,7 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, figures, files, models, probe, prompts
+from masa_lib import analysis, figures, files, models, probe, prompts, tiers
 from masa_lib.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})
@@ -111,3 +111,15 @@ def test_calibration_compares_belief_and_truth_bin_by_bin() -> None:
     assert found["error"] == pytest.approx(0.1)
     flat = analysis.calibration([0.5] * 4, [0.0, 1.0, 1.0, float("nan")])
     assert len(flat["bins"]) == 1 and flat["bins"][0]["problems"] == 3 and flat["error"] == pytest.approx(1 / 6)
+
+
+@pytest.mark.parametrize("folder", sorted((tiers.DATA / "probe").iterdir()), ids=lambda folder: folder.name)
+def test_a_recorded_probe_is_of_a_commit_and_says_what_its_table_says(folder: Path) -> None:
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf8"))
+    table = pd.read_parquet(folder / "problems.parquet")
+    assert len(table) == summary["problems"]["count"] >= 200 and table["level"].nunique() > 1
+    assert summary["command"].startswith("masa probe --model") and not summary["git"]["dirty"]
+    again = json.loads(files.line(probe.summarise(table)))
+    bins = [recorded.pop("calibration")["bins"] for recorded in (again, summary)]
+    assert bins[1] == [pytest.approx(row) for row in bins[0]]
+    assert {name: summary[name] for name in again} == pytest.approx(again)
