@@ -59,9 +59,179 @@ def wrong_packages() -> list[str]:
             if not entry.specifier.contains(metadata.version(entry.name), prereleases=True)]
 
 
+def hosted_advice() -> list[str]:
+    """What to know on Colab or Kaggle, a sentence each; nothing elsewhere."""
+    if "COLAB_RELEASE_TAG" in os.environ:
+        return ["This is Colab: run `from google.colab import output; output.enable_custom_widget_manager()` once, or "
+                "panels stay empty.",
+                "Its page answers a slider only when no cell is running, and its files go when the session ends: copy "
+                "runs/ elsewhere."]
+    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
+        return ["This is Kaggle: switch on the Internet in the notebook's settings to install, and a GPU for more than "
+                "the pocket model.",
+                "Its page answers a slider only when no cell is running, and it keeps the working folder alone."]
+    return []
+
+
+#: of every exercise, before its reader has tried it
+UNANSWERED = "No answer yet. Put yours in place of None and run the cell again."
+
+
+@dataclasses.dataclass(frozen=True)
+class Exercise:
+    """The right answer (numbers, or what computes one), the sentences that known mistakes earn, and one for others."""
+
+    right: tuple[float, ...] | Callable[[], float]
+    mistakes: tuple[tuple[tuple[float, ...], str], ...] = ()
+    tolerance: float = 2e-3
+    hint: str = "Look at the formula again, one token at a time."
+
+    def numbers(self) -> tuple[float, ...]:
+        """The right answer's numbers; computed anew where they are not written down."""
+        return (self.right(),) if callable(self.right) else self.right
+
+
+def check(exercise: str, answer: Any) -> str:
+    """Whether an answer is right, in a sentence; of a known mistake, what it is.
+
+    Args:
+        exercise: a key of EXERCISES.
+        answer: a number, a list or a tensor; None where the reader has not answered yet.
+    """
+    wanted = EXERCISES[exercise]
+    if answer is None or answer is Ellipsis:
+        return f"{exercise}: {UNANSWERED.replace('No', 'no', 1)}"
+    right = wanted.numbers()
+    try:
+        given = tuple(_numbers(answer))
+    except (TypeError, ValueError, RuntimeError):
+        return f"{exercise}: numbers are wanted, not {type(answer).__name__}."
+    if len(given) != len(right):
+        return f"{exercise}: {len(right)} numbers are wanted, not {len(given)}."
+    if _near(given, right, wanted.tolerance):
+        return f"{exercise}: right."
+    known = [said for numbers, said in wanted.mistakes if _near(given, numbers, wanted.tolerance)]
+    return f"{exercise}: not yet. " + [*known, wanted.hint][0]
+
+
+def _numbers(answer: Any) -> Iterable[float]:
+    """The numbers of nested lists or of a tensor, row by row."""
+    answer = answer.tolist() if hasattr(answer, "tolist") else answer
+    if not isinstance(answer, list | tuple):
+        return [float(answer)]
+    return [number for entry in answer for number in _numbers(entry)]
+
+
+def _near(given: tuple[float, ...], wanted: tuple[float, ...], tolerance: float) -> bool:
+    return all(abs(one - other) <= tolerance for one, other in zip(given, wanted, strict=True))
+
+
+def _half_right() -> float:
+    from masa_lib import config, rewards
+
+    return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
+
+
+def _one_prediction() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(table["predictions"].str[0] / 8,
+                                                                        table["pass_rate"])).mean())
+
+
+def _level_means() -> float:
+    from masa_lib import analysis
+
+    return float(_after_masa().apply(lambda table: analysis.correlation(
+        table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
+
+
+def _after_masa() -> Any:
+    """The last evaluations of the recorded MASA runs, by seed."""
+    problems = _recorded().problems
+    return problems[(problems["arm"] == "masa") & (problems["when"] == "after")].groupby("seed")
+
+
+def _two_seeds() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
+    return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
+
+
+def _free_predictions() -> float:
+    from masa_lib import analysis
+
+    runs = _recorded().runs.set_index("seed")
+    grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
+    return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
+
+
+@functools.cache
+def _recorded() -> analysis.Comparison:
+    """The recorded study, read once: an exercise is tried several times."""
+    from masa_lib import analysis
+
+    return analysis.compare_runs(tiers.DATA / "runs" / "baseline")
+
+
+#: by name; a developer's test computes those of notebook 03 again with TRL's loss, those of 07 from the printed tables;
+#: those of 00, 01 and 06 are computed by the library
+EXERCISES: dict[str, Exercise] = {
+    "advantages": Exercise((1.5, -0.5, -0.5, -0.5), (
+        ((0.75, -0.25, -0.25, -0.25), "These are centred; now divide by the standard deviation."),
+        ((1.732, -0.577, -0.577, -0.577), "That standard deviation divides by G; the sample's divides by G - 1."),
+        ((2.0, 0.0, 0.0, 0.0), "The mean has to come off first."))),
+    "ratios": Exercise((1.5, 0.7, 1.1, 0.6, 12.0), (
+        ((0.405, -0.357, 0.095, -0.511, 2.485), "This is the logarithm of the ratio."),
+        ((0.667, 1.429, 0.909, 1.667, 0.083), "Upside down: the new probability stands on top."))),
+    "token losses": Exercise((-1.92, -1.05, 0.55, 0.4, 6.0), (
+        ((-2.25, -1.05, 0.55, 0.3, 6.0), "Nothing is clipped here."),
+        ((-1.92, -1.2, 0.55, 0.4, 0.64), "Everything is clipped here; of the two losses, the larger one counts."),
+        ((1.92, 1.05, -0.55, -0.4, -6.0), "This is what is to be made large; a loss is made small."),
+        ((-2.25, -1.2, 0.55, 0.3, 0.64), "Of the two losses, the larger one counts."))),
+    "pulls": Exercise((0.0, -1.05, 0.55, 0.0, 6.0), (
+        ((-2.25, -1.05, 0.55, 0.3, 6.0), "Where the clipped loss counts, the log-prob is no longer in it."),
+        ((-1.92, -1.05, 0.55, 0.4, 6.0), "This is the loss; for clipped tokens it does not move with the log-prob."))),
+    "token mean": Exercise((0.796,), (((1.36625,), "This is the mean over sequences."),
+                                      ((3.98,), "This is the sum; divide by the number of tokens."),
+                                      ((0.995,), "Divide by the tokens, not by the sequences."))),
+    "sequence mean": Exercise((1.36625,), (((0.796,), "This is the mean over tokens."),
+                                           ((5.465,), "This is the sum over sequences."))),
+    "first update": Exercise((-0.3, -0.3, 0.1, 0.1, 0.1), (
+        ((0.0,) * 5, "The ratio is 1, but it still moves with the log-prob: its slope is 1, too."),
+        ((-1.5, -1.5, 0.5, 0.5, 0.5), "One more thing: the loss is a mean over five tokens."),
+        ((0.3, 0.3, -0.1, -0.1, -0.1), "The loss falls where a good token gets more likely: mind the sign."))),
+    "flat group": Exercise((0.398,), (((0.796,), "The tokens of the flat group still count among the tokens."),)),
+    "dual clip": Exercise((5.0,), (((6.0,), "This is the loss without a bound."),
+                                   ((10.0,), "The bound is c times the size of the advantage."))),
+    "gain in points": Exercise((4.28,), (((19.3,), "This is the relative gain, in percent of the old score."),
+                                         ((19.2967,), "This is the relative gain, in percent of the old score.")),
+                               0.01),
+    "mean of gains": Exercise((1.65,), (((1.437,), "This is the gain of the means; take each gain first."),
+                                        ((0.93,), "These are points."),), 0.01),
+    "average of 4B": Exercise((16.46,), (((13.04,), "This is the printed number."),
+                                         ((6.995,), "These are points; relative to the old mean is asked."),), 0.02),
+    "never solved": Exercise(
+        (0.0,), (), 1e-3, "All rewards are equal: what is a reward minus the mean of such a group?"),
+    "half right": Exercise(
+        _half_right, (), 1e-3, "The prediction is 8 / 8 = 1, the truth 4 / 8: put |1 - 0.5| into b^|error|."),
+    "one prediction": Exercise(_one_prediction, (), 1e-2, "Correlate each MASA seed's first predictions with its true "
+                                                          "pass rates; then take the mean over the seeds."),
+    "level means": Exercise(
+        _level_means, (), 1e-2, "Put the level's mean in place of the prediction, seed by seed, and average."),
+    "two seeds": Exercise(_two_seeds, (), 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three "
+                                                "numbers of `analysis.mean_interval` the last one."),
+    "free predictions": Exercise(_free_predictions, (), 5e-3, "Divide, seed by seed, GRPO's tokens to the target by "
+                                 "MASA's tokens of *solutions* to the target; `paired_ratio` averages them."),
+    "levels by luck": Exercise(
+        (12 * 0.05,), (), 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
+}
+check_computed = check  # what notebooks 00, 01 and 06 call it
+
+
 # The exercises of notebook 02, the reward lab.
 
-UNANSWERED = "No answer yet. Put yours in place of None and run the cell again."
 #: of the exercise on constant answers: eighths, with mode 0, median 1 and mean 2.7
 SEVEN = (0, 0, 0, 1, 2, 8, 8)
 #: of the exercise on settings that can be hacked: share of the most that a constant answer earns; groups with a signal
@@ -130,95 +300,8 @@ def notion_exercise(recorded: Recorded, notion: str | None) -> str:
     found = f"{notion!r} pays in {below:.0%} of the groups below one half and in {above:.0%} of those above"
     good = below < 0.1 and above > 0.9
     return f"Right: {found}." if good else f"Not yet: {found}; less than 10 % and more than 90 % are asked."
-def check_computed(exercise: str, answer: float | None) -> str:
-    """Whether an answer is what the library computes, in a sentence; else where to look.
-
-    Args:
-        exercise: a name of COMPUTED.
-        answer: a number; None where the reader has not answered yet.
-    """
-    if answer is None:
-        return f"{exercise}: no answer yet. Put yours in place of None and run the cell again."
-    compute, tolerance, hint = COMPUTED[exercise]
-    return f"{exercise}: right." if abs(answer - compute()) <= tolerance else f"{exercise}: not yet. {hint}"
 
 
-def _half_right() -> float:
-    from masa_lib import config, rewards
-
-    return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
-
-
-def _one_prediction() -> float:
-    from masa_lib import analysis
-
-    return float(_after_masa().apply(lambda table: analysis.correlation(table["predictions"].str[0] / 8,
-                                                                        table["pass_rate"])).mean())
-
-
-def _level_means() -> float:
-    from masa_lib import analysis
-
-    return float(_after_masa().apply(lambda table: analysis.correlation(
-        table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
-
-
-def _after_masa() -> Any:
-    """The last evaluations of the recorded MASA runs, by seed."""
-    problems = _recorded().problems
-    return problems[(problems["arm"] == "masa") & (problems["when"] == "after")].groupby("seed")
-
-
-def _two_seeds() -> float:
-    from masa_lib import analysis
-
-    runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
-    return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
-
-
-def _free_predictions() -> float:
-    from masa_lib import analysis
-
-    runs = _recorded().runs.set_index("seed")
-    grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
-    return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
-
-
-@functools.cache
-def _recorded() -> analysis.Comparison:
-    """The recorded study, read once: an exercise is tried several times."""
-    from masa_lib import analysis
-
-    return analysis.compare_runs(tiers.DATA / "runs" / "baseline")
-
-
-#: exercises of notebooks 00, 01 and 06: the answer, how far off still counts, and a hint
-COMPUTED: dict[str, tuple[Callable[[], float], float, str]] = {
-    "never solved": (lambda: 0.0, 1e-3, "All rewards are equal: what is a reward minus the mean of such a group?"),
-    "half right": (_half_right, 1e-3, "The prediction is 8 / 8 = 1, the truth 4 / 8: put |1 - 0.5| into b^|error|."),
-    "one prediction": (_one_prediction, 1e-2, "Correlate each MASA seed's first predictions with its true pass rates; "
-                                              "then take the mean over the seeds."),
-    "level means": (_level_means, 1e-2, "Put the level's mean in place of the prediction, seed by seed, and average."),
-    "two seeds": (_two_seeds, 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three numbers of "
-                                    "`analysis.mean_interval` the last one."),
-    "free predictions": (_free_predictions, 5e-3, "Divide, seed by seed, GRPO's tokens to the target by MASA's tokens "
-                                                  "of *solutions* to the target; `paired_ratio` averages them."),
-    "levels by luck": (lambda: 12 * 0.05, 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
-}
-
-
-def hosted_advice() -> list[str]:
-    """What to know on Colab or Kaggle, a sentence each; nothing elsewhere."""
-    if "COLAB_RELEASE_TAG" in os.environ:
-        return ["This is Colab: run `from google.colab import output; output.enable_custom_widget_manager()` once, or "
-                "panels stay empty.",
-                "Its page answers a slider only when no cell is running, and its files go when the session ends: copy "
-                "runs/ elsewhere."]
-    if "KAGGLE_KERNEL_RUN_TYPE" in os.environ:
-        return ["This is Kaggle: switch on the Internet in the notebook's settings to install, and a GPU for more than "
-                "the pocket model.",
-                "Its page answers a slider only when no cell is running, and it keeps the working folder alone."]
-    return []
 def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: str = "last third") -> str:
     """Whether a setting of gate and cap beats the recommended one: more tokens saved, net, at no more signal lost.
 
@@ -251,86 +334,8 @@ def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: st
                (False, True): "Not beaten where you tuned; that it wins elsewhere is luck.",
                (False, False): "Not beaten: save more without losing more signal than the recommended setting."}
     return "\n".join([*said, verdict[tuple(beaten.values())]])
-@dataclasses.dataclass(frozen=True)
-class Exercise:
-    """The numbers that are the right answer, and the sentences that known mistakes earn."""
-
-    right: tuple[float, ...]
-    mistakes: tuple[tuple[tuple[float, ...], str], ...] = ()
-    tolerance: float = 2e-3
 
 
-def check(exercise: str, answer: Any) -> str:
-    """Whether an answer is right, in a sentence; of a known mistake, what it is.
-
-    Args:
-        exercise: a key of EXERCISES.
-        answer: a number, a list or a tensor; None where the reader has not answered yet.
-    """
-    wanted = EXERCISES[exercise]
-    if answer is None or answer is Ellipsis:
-        return f"{exercise}: no answer yet. Put yours in place of None and run the cell again."
-    try:
-        given = tuple(_numbers(answer))
-    except (TypeError, ValueError, RuntimeError):
-        return f"{exercise}: numbers are wanted, not {type(answer).__name__}."
-    if len(given) != len(wanted.right):
-        return f"{exercise}: {len(wanted.right)} numbers are wanted, not {len(given)}."
-    if _near(given, wanted.right, wanted.tolerance):
-        return f"{exercise}: right."
-    known = [said for numbers, said in wanted.mistakes if _near(given, numbers, wanted.tolerance)]
-    return f"{exercise}: not yet. " + (known or ["Look at the formula again, one token at a time."])[0]
-
-
-def _numbers(answer: Any) -> Iterable[float]:
-    """The numbers of nested lists or of a tensor, row by row."""
-    answer = answer.tolist() if hasattr(answer, "tolist") else answer
-    if not isinstance(answer, list | tuple):
-        return [float(answer)]
-    return [number for entry in answer for number in _numbers(entry)]
-
-
-def _near(given: tuple[float, ...], wanted: tuple[float, ...], tolerance: float) -> bool:
-    return all(abs(one - other) <= tolerance for one, other in zip(given, wanted, strict=True))
-
-
-#: by name; a developer's test computes those of notebook 03 again with TRL's loss, those of 07 from the printed tables
-EXERCISES: dict[str, Exercise] = {
-    "advantages": Exercise((1.5, -0.5, -0.5, -0.5), (
-        ((0.75, -0.25, -0.25, -0.25), "These are centred; now divide by the standard deviation."),
-        ((1.732, -0.577, -0.577, -0.577), "That standard deviation divides by G; the sample's divides by G - 1."),
-        ((2.0, 0.0, 0.0, 0.0), "The mean has to come off first."))),
-    "ratios": Exercise((1.5, 0.7, 1.1, 0.6, 12.0), (
-        ((0.405, -0.357, 0.095, -0.511, 2.485), "This is the logarithm of the ratio."),
-        ((0.667, 1.429, 0.909, 1.667, 0.083), "Upside down: the new probability stands on top."))),
-    "token losses": Exercise((-1.92, -1.05, 0.55, 0.4, 6.0), (
-        ((-2.25, -1.05, 0.55, 0.3, 6.0), "Nothing is clipped here."),
-        ((-1.92, -1.2, 0.55, 0.4, 0.64), "Everything is clipped here; of the two losses, the larger one counts."),
-        ((1.92, 1.05, -0.55, -0.4, -6.0), "This is what is to be made large; a loss is made small."),
-        ((-2.25, -1.2, 0.55, 0.3, 0.64), "Of the two losses, the larger one counts."))),
-    "pulls": Exercise((0.0, -1.05, 0.55, 0.0, 6.0), (
-        ((-2.25, -1.05, 0.55, 0.3, 6.0), "Where the clipped loss counts, the log-prob is no longer in it."),
-        ((-1.92, -1.05, 0.55, 0.4, 6.0), "This is the loss; for clipped tokens it does not move with the log-prob."))),
-    "token mean": Exercise((0.796,), (((1.36625,), "This is the mean over sequences."),
-                                      ((3.98,), "This is the sum; divide by the number of tokens."),
-                                      ((0.995,), "Divide by the tokens, not by the sequences."))),
-    "sequence mean": Exercise((1.36625,), (((0.796,), "This is the mean over tokens."),
-                                           ((5.465,), "This is the sum over sequences."))),
-    "first update": Exercise((-0.3, -0.3, 0.1, 0.1, 0.1), (
-        ((0.0,) * 5, "The ratio is 1, but it still moves with the log-prob: its slope is 1, too."),
-        ((-1.5, -1.5, 0.5, 0.5, 0.5), "One more thing: the loss is a mean over five tokens."),
-        ((0.3, 0.3, -0.1, -0.1, -0.1), "The loss falls where a good token gets more likely: mind the sign."))),
-    "flat group": Exercise((0.398,), (((0.796,), "The tokens of the flat group still count among the tokens."),)),
-    "dual clip": Exercise((5.0,), (((6.0,), "This is the loss without a bound."),
-                                   ((10.0,), "The bound is c times the size of the advantage."))),
-    "gain in points": Exercise((4.28,), (((19.3,), "This is the relative gain, in percent of the old score."),
-                                         ((19.2967,), "This is the relative gain, in percent of the old score.")),
-                               0.01),
-    "mean of gains": Exercise((1.65,), (((1.437,), "This is the gain of the means; take each gain first."),
-                                        ((0.93,), "These are points."),), 0.01),
-    "average of 4B": Exercise((16.46,), (((13.04,), "This is the printed number."),
-                                         ((6.995,), "These are points; relative to the old mean is asked."),), 0.02),
-}
 def pays_pass_rate_alone(settings: Mapping[str, Any]) -> str:
     """Check an exercise of 04: settings by which a running training pays predictions for the pass rate alone."""
     from masa_lib import config as configs

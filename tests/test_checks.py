@@ -56,12 +56,13 @@ def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
     assert checks.wrong_packages() == ["masa-lib is not installed"]
 
 
-@pytest.mark.parametrize(("exercise", "entry"), checks.COMPUTED.items())
-def test_an_exercise_is_right_wrong_or_open(exercise: str, entry: tuple[Callable[[], float], float, str]) -> None:
-    compute, tolerance, hint = entry
-    assert checks.check_computed(exercise, None).startswith(f"{exercise}: no answer yet")
-    assert checks.check_computed(exercise, compute()) == f"{exercise}: right."
-    assert checks.check_computed(exercise, compute() + 3 * tolerance) == f"{exercise}: not yet. {hint}"
+@pytest.mark.parametrize("exercise", checks.EXERCISES)
+def test_an_exercise_is_right_wrong_or_open(exercise: str) -> None:
+    wanted = checks.EXERCISES[exercise]
+    assert checks.check(exercise, None).startswith(f"{exercise}: no answer yet. Put yours")
+    assert checks.check(exercise, list(wanted.numbers())) == f"{exercise}: right."
+    beside = [number + 3 * wanted.tolerance for number in wanted.numbers()]
+    assert checks.check(exercise, beside) == f"{exercise}: not yet. {wanted.hint}"
 
 
 @pytest.mark.parametrize(("sign", "place"), [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")])

@@ -17,6 +17,7 @@ from masa_lib import config as configs
 from masa_lib.engine import make_engine
 from masa_lib.replay import Groups
 from masa_lib.widgets import gate_replay
+from masa_lib.widgets import panel as panel_module
 from masa_lib.widgets.gate_replay import GateReplay
 
 STEPS = (1, 5, 10, 15, 20, 25)
@@ -223,7 +224,7 @@ def test_the_setting_is_given_as_options_that_a_training_takes(panel: GateReplay
 
 def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
-    monkeypatch.setattr(gate_replay, "display", shown.append)
+    monkeypatch.setattr(panel_module, "display", shown.append)
     for static in (True, False):
         monkeypatch.setattr(checks, "STATIC", static)
         panel._ipython_display_()

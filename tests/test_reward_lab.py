@@ -15,7 +15,7 @@ from masa_lib import checks, rollouts, tiers
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.runs import Run
-from masa_lib.widgets import reward_figures, reward_lab, reward_scenes
+from masa_lib.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.widgets.reward_lab import RewardLab
 from masa_lib.widgets.reward_scenes import Recorded
 
@@ -175,7 +175,7 @@ def test_settings_are_handed_to_the_training_panel(recorded: Recorded, tmp_path:
                                                    monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[dict[str, Any]] = []
     lab = RewardLab(recorded, {"reward.notion_weight": 0.5}, use=lambda settings: taken.append(settings) or "Taken.")
-    lab._hand_over(None)
+    lab._hand_over()
     assert taken == [lab.settings]
     assert taken[0]["reward.notion_weight"] == 0.5
     assert "Taken." in lab.message
@@ -237,7 +237,7 @@ def test_selecting_a_group_shows_its_advantages(lab: RewardLab) -> None:
 
 def test_without_widgets_the_panel_is_a_picture(lab: RewardLab, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Any] = []
-    monkeypatch.setattr(reward_lab, "display", shown.append)
+    monkeypatch.setattr(panel, "display", shown.append)
     lab._ipython_display_()
     monkeypatch.setattr(checks, "STATIC", True)
     lab._ipython_display_()

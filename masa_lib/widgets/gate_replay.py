@@ -6,24 +6,24 @@ It says nothing of what a model becomes whose training was gated.
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import html
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import display
 from plotly.subplots import make_subplots
 
-from masa_lib import checks, gate_trials, replay
 from masa_lib import config as configs
+from masa_lib import gate_trials, replay
 from masa_lib.config import Config
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, SKY, TEMPLATE, VERMILLION
 from masa_lib.replay import PHASES, Groups
 from masa_lib.widgets.keyboard import Keys
+from masa_lib.widgets.panel import Panel, button
 
 #: columns of the account that add up to all recorded solution tokens and the predictions, by how they are drawn
 TOKENS = {"solutions": ("solutions", GREEN), "rechecks": ("re-checks", SKY), "predictions": ("predictions", ORANGE)}
@@ -139,7 +139,7 @@ def options(config: Config) -> str:
     return f"masa train --method masa-efficient --set {said}"
 
 
-class GateReplay:
+class GateReplay(Panel):
     """Controls, figure and numbers; every control can be set from code, too (`apply`).
 
     Args:
@@ -156,7 +156,7 @@ class GateReplay:
         self.groups, self.presets = groups, presets(groups)
         self.initial = self.presets["recommended"] | dict(settings or {})
         self.config = configs.replace(groups.config, self.initial)
-        self.row, self._still = pd.Series(dtype=float), True
+        self.row = pd.Series(dtype=float)
         self.phase = widgets.Dropdown(options=PHASES, value=PHASES[2], description="part of the training", style=_STYLE)
         self.controls = self._controls()
         self.page, self.command = widgets.HTML(layout={"height": "52px"}), widgets.Textarea(
@@ -165,7 +165,6 @@ class GateReplay:
         self.box = self._arrange()
         for control in (*self.controls.values(), self.phase):
             control.observe(self._moved, "value")
-        self._still = False
         self.apply(self.initial)
 
     def apply(self, settings: Mapping[str, Any]) -> None:
@@ -182,10 +181,6 @@ class GateReplay:
             self.controls["gate.predictions"].value = members
             self._scale(rule)
             self.controls["threshold"].value = gate_trials.threshold(wanted)
-
-    def preset(self, name: str) -> None:
-        """Set one of `presets`."""
-        self.apply(self.presets[name])
 
     def reset(self) -> None:
         """Back to what the panel began with."""
@@ -212,31 +207,18 @@ class GateReplay:
             self.figure.layout.xaxis3.update(range=new.layout.xaxis3.range, title_text=new.layout.xaxis3.title.text)
 
     def _moved(self, change: Any) -> None:
-        if self._still:
-            return
-        if change["owner"] is self.controls["gate.rule"]:
+        if not self._still and change["owner"] is self.controls["gate.rule"]:
             with self._one_redraw():
                 self._scale(change["new"])
                 self.controls["threshold"].value = gate_trials.threshold(configs.replace(
                     self.config, {"gate.rule": change["new"]}))
         else:
-            self.redraw()
+            super()._moved(change)
 
     def _scale(self, rule: str) -> None:
         """The threshold's slider in the unit of a rule."""
         slider = self.controls["threshold"]
         slider.min, slider.max, slider.step = 0.0, _MOST[rule], _STEP[rule]
-
-    @contextlib.contextmanager
-    def _one_redraw(self) -> Iterator[None]:
-        """Controls change inside without a redraw each; one redraw at the end."""
-        outer, self._still = self._still, True
-        try:
-            yield
-        finally:
-            self._still = outer
-        if not outer:
-            self.redraw()
 
     def _controls(self) -> dict[str, Any]:
         most = self.groups.rates_PM.shape[1]
@@ -257,15 +239,9 @@ class GateReplay:
                                                   **about("cap: times (0: none)", "cap.multiplier"))}
 
     def _arrange(self) -> widgets.Widget:
-        buttons = []
-        for label, act in (*((name, lambda _, name=name: self.preset(name)) for name in self.presets),
-                           ("reset", lambda _: self.reset())):
-            buttons.append(widgets.Button(description=label, layout={"width": "auto"}))
-            buttons[-1].on_click(act)
+        buttons = [*(button(name, functools.partial(self.preset, name)) for name in self.presets),
+                   button("reset", self.reset)]
         grid = {"grid_template_columns": "repeat(auto-fit, minmax(24em, 1fr))", "grid_gap": "4px 16px"}
         return widgets.VBox([widgets.HBox([widgets.Label("Presets:"), *buttons], layout={"flex_flow": "row wrap"}),
                              widgets.GridBox([self.phase, *self.controls.values()], layout=grid),
                              self.page, self.figure, self.command, Keys()])
-
-    def _ipython_display_(self) -> None:
-        display(self.static() if checks.STATIC else self.box)

@@ -6,8 +6,8 @@ nothing; what it hands to a training is a table of settings by dotted key.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 import tomli_w
 import traitlets
-from IPython.display import display
 
-from masa_lib import checks, files, tiers
 from masa_lib import config as configs
+from masa_lib import files, tiers
 from masa_lib.config import Config
 from masa_lib.widgets import reward_figures, reward_scenes
 from masa_lib.widgets.keyboard import Keys
+from masa_lib.widgets.panel import Panel, button
 from masa_lib.widgets.reward_scenes import KEYS, Recorded, Scene
 
 #: where "Use in training" writes, unless the panel is told what else to do
@@ -64,7 +64,7 @@ class CopyButton(anywidget.AnyWidget):
     text = traitlets.Unicode().tag(sync=True)
 
 
-class RewardLab:
+class RewardLab(Panel):
     """Controls, figure and group table; every control can be set from code, too (`apply`, `select`).
 
     Args:
@@ -85,7 +85,6 @@ class RewardLab:
         self.initial = self.presets["paper"] | dict(settings or self.presets["ours"])
         configs.replace(Config(), self.initial)  # refuses what no config takes
         self.scene: Scene | None = None
-        self._still = True
         self.controls = {key: _control(key) for key in KEYS}
         self.against = widgets.Dropdown(options=list(self.presets), value="paper", description="ranks against",
                                         style=_STYLE)
@@ -100,7 +99,6 @@ class RewardLab:
         for control in (*self.controls.values(), self.against):
             control.observe(self._moved, "value")
         self.group.observe(lambda change: self._show_group(), "value")
-        self._still = False
         self.apply(self.initial)
 
     @property
@@ -126,10 +124,6 @@ class RewardLab:
                     if key.endswith("_weight"):
                         self.controls[key].max = max(MOST_WEIGHT, value)
                     self.controls[key].value = value
-
-    def preset(self, name: str) -> None:
-        """Set one of the presets: paper, released, ours, hackable."""
-        self.apply(self.presets[name])
 
     def reset(self) -> None:
         """Back to what the panel began with."""
@@ -172,22 +166,7 @@ class RewardLab:
         config = configs.replace(Config(), self.settings)
         self.page.value = reward_figures.group_page(self.recorded, self.scene, config, self.group.value)
 
-    def _moved(self, change: Any) -> None:
-        if not self._still:
-            self.redraw()
-
-    @contextlib.contextmanager
-    def _one_redraw(self) -> Iterator[None]:
-        """Controls change inside without a redraw each; one redraw at the end."""
-        outer, self._still = self._still, True
-        try:
-            yield
-        finally:
-            self._still = outer
-        if not outer:
-            self.redraw()
-
-    def _hand_over(self, button: Any) -> None:
+    def _hand_over(self) -> None:
         try:
             self._say(self.use(self.settings))
         except (OSError, files.RunError) as error:
@@ -197,13 +176,10 @@ class RewardLab:
         self.note.value = f"<span>{reward_figures.html.escape(text)}</span>"
 
     def _arrange(self) -> widgets.Widget:
-        buttons = []
-        for label, about, act in (*((name, f"Preset: {name}", lambda _, name=name: self.preset(name))
-                                    for name in self.presets),
-                                  ("Reset", "Back to the beginning", lambda _: self.reset()),
-                                  ("Use in training", "Hand the settings to the training panel", self._hand_over)):
-            buttons.append(widgets.Button(description=label, tooltip=about, layout={"width": "auto"}))
-            buttons[-1].on_click(act)
+        buttons = [*(button(name, functools.partial(self.preset, name), tooltip=f"Preset: {name}")
+                     for name in self.presets),
+                   button("Reset", self.reset, tooltip="Back to the beginning"),
+                   button("Use in training", self._hand_over, tooltip="Hand the settings to the training panel")]
         row = {"flex_flow": "row wrap"}
         blocks = [widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *(self.controls[key] for key in keys)])
                   for title, keys in BLOCKS.items()]
@@ -213,9 +189,6 @@ class RewardLab:
             widgets.GridBox(blocks, layout=grid),
             widgets.HBox([self.group, self.against], layout=row), self.note, self.figure, self.page, self.config_text,
             Keys()])
-
-    def _ipython_display_(self) -> None:
-        display(self.static() if checks.STATIC else self.box)
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:

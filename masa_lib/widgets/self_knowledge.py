@@ -30,6 +30,7 @@ from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
 from masa_lib.rollouts import Ask
 from masa_lib.widgets.keyboard import Keys
+from masa_lib.widgets.panel import button
 
 #: solutions sampled between two looks at the stop button, and between two drawings
 CHUNK = 8
@@ -352,12 +353,11 @@ class SelfKnowledge:
         self.answer = widgets.Text(description="answer (optional)", style=_STYLE)
         self.solutions = widgets.IntSlider(8, 1, 64, description="G, solutions", style=_STYLE)
         self.predictions = widgets.IntSlider(8, 1, 32, description="M, predictions", style=_STYLE)
-        self.bar, buttons = widgets.IntProgress(description="rollouts", style=_STYLE), []
-        for label, icon, act in (("draw a problem", "random", self.draw), ("predict and solve", "play", self.start),
-                                 ("stop", "stop", self.stop), ("reset", "undo", self.reset)):
-            buttons.append(widgets.Button(description=label, icon=icon, layout={"width": "auto"}))
-            buttons[-1].on_click(lambda _, act=act: act())
-        self.drawer, self.go, self.halt, self.back = buttons
+        self.bar = widgets.IntProgress(description="rollouts", style=_STYLE)
+        self.drawer = button("draw a problem", self.draw, icon="random")
+        self.go = button("predict and solve", self.start, icon="play")
+        self.halt = button("stop", self.stop, icon="stop")
+        self.back = button("reset", self.reset, icon="undo")
         self.halt.disabled = True
         self.note, self.page = widgets.HTML(layout={"min_height": "28px"}), widgets.HTML(
             layout={"height": "300px", "overflow": "auto"})
