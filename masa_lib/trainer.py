@@ -136,19 +136,16 @@ class Trainer:
 
     def _gate(self, clock: Clock) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
-        gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock))
-        if gate and self._config.method in self._memory:
-            gate.restore(self._memory[self._config.method])
-        return gate
+        return gating.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
 
     def _solve(self, clock: Clock, problems: Sequence[Problem], samples: int) -> list[int]:
         """How many of so many solutions are right, for each problem; neither tokens nor seconds of the training."""
-        config, start = self._config, time.perf_counter()
-        table = rollouts.collect(problems, self.engine, self.tokenizer, config, solutions=samples, predictions=0,
-                                 seed=[config.seed, ORACLE_TAG, self.step], temperature=config.sampling.temperature)
-        self._oracle_tokens += int(table["length"].sum())
+        start = time.perf_counter()
+        right, tokens = rollouts.count_right(problems, samples, self.engine, self.tokenizer, self._config,
+                                             [self._config.seed, ORACLE_TAG, self.step])
+        self._oracle_tokens += tokens
         clock.leave_out(time.perf_counter() - start)
-        return table.groupby("group")["correct"].sum().astype(int).tolist()
+        return right
 
     def evaluate(self) -> dict[str, Any] | None:
         """Evaluate at the current step and record it; the first and the last evaluation are the thorough ones.
