@@ -43,16 +43,6 @@ class Candidate:
     notions: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How the group of a problem went: `right` of `solutions`; `weight`: 1 / the chance that it was rolled out."""
-
-    problem: Problem
-    right: int
-    solutions: int
-    weight: float = 1.0
-
-
 class Gate(Protocol):
     """Decides which candidates are rolled out.
 
