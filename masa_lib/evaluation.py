@@ -59,6 +59,21 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
     return summary, by_problem
 
 
+def due(config: Config, step: int) -> bool:
+    """Whether a training evaluates after a step: the first (0), the last, and every `evaluation.every`."""
+    every = config.evaluation.every
+    return step in (0, config.steps) or bool(every and step % every == 0)
+
+
+def evaluate_step(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, config: Config,
+                  step: int) -> tuple[dict[str, Any], pd.DataFrame]:
+    """`evaluate` as the config wants it at a step of a training: the first and the last are the thorough ones."""
+    wanted = config.evaluation
+    count, samples, predictions = ((wanted.final_problems, wanted.final_samples, wanted.predictions)
+                                   if step in (0, config.steps) else (wanted.problems, wanted.samples, 0))
+    return evaluate(held_out[:count], sampler, tokenizer, config, samples=samples, predictions=predictions, step=step)
+
+
 def _sample_hinted(asks: Sequence[Ask], sample: Sample, held_out: Sequence[Problem]) -> pd.DataFrame:
     """First the predictions, then the solutions with the predicted notions behind the problem."""
     solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in rollouts.STREAMS)

@@ -209,26 +209,25 @@ def rehearse(config: Config, engine: Engine, tokenizer: Any, steps: int) -> pd.D
         A row a step: step, candidates, gate_on, groups (admitted), signal (how many of them have one), and the tokens
         of solutions, rechecks, predictions and, counted by nobody in a training, of the oracle.
     """
-    pool, memory, cursor, rows, limits = ProblemPool(config.problems, config.seed), None, 0, [], config.sampling
+    step, cursor, oracle, rows = 0, 0, 0, []
+
+    def solve(asked: Sequence[Problem], samples: int) -> list[int]:
+        nonlocal oracle
+        right, tokens = rollouts.count_right(asked, samples, engine, tokenizer, config, [config.seed, ORACLE_TAG, step])
+        oracle += tokens
+        return right
+
+    pool = ProblemPool(config.problems, config.seed)
+    gate = gating.make_gate(config, pool, solve)
     for step in range(1, steps + 1):
-        free: list[int] = []
-
-        def solve(asked: Sequence[Problem], samples: int, step: int = step, free: list[int] = free) -> list[int]:
-            table = rollouts.collect(asked, engine, tokenizer, config, solutions=samples, predictions=0,
-                                     seed=[config.seed, ORACLE_TAG, step], temperature=limits.temperature)
-            free.append(int(table["length"].sum()))
-            return table.groupby("group")["correct"].sum().astype(int).tolist()
-
-        gate = gating.make_gate(config, pool, solve)
-        if gate and memory is not None:
-            gate.restore(memory)
+        oracle = 0
         sample = partial(rollouts.sample, engine=engine, tokenizer=tokenizer, config=config, seed=[config.seed, step],
-                         temperature=limits.temperature)
+                         temperature=config.sampling.temperature)
         found = selection.collect(gate, pool, cursor, sample, config, step)
         rollouts.score(found.table, config)
         learned = selection.learn(gate, found)
-        memory, cursor = gate.state() if gate else None, cursor + len(found.candidates)
-        rows.append({"step": step, **_tally(found), "oracle": sum(free), "gate_on": learned["gate_on"]})
+        cursor += len(found.candidates)
+        rows.append({"step": step, **_tally(found), "oracle": oracle, "gate_on": learned["gate_on"]})
     return pd.DataFrame(rows)
 
 

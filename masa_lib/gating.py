@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,16 +41,6 @@ class Candidate:
     predictions: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     notions: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How the group of a problem went: `right` of `solutions`; `weight`: 1 / the chance that it was rolled out."""
-
-    problem: Problem
-    right: int
-    solutions: int
-    weight: float = 1.0
 
 
 class Gate(Protocol):
@@ -98,20 +88,26 @@ class Gate(Protocol):
         ...
 
 
-def make_gate(config: Config, pool: ProblemPool,
-              solve: Callable[[Sequence[Problem], int], list[int]]) -> Gate | None:
-    """The gate of a method, as new; None for the methods that roll out every problem they draw.
+def make_gate(config: Config, pool: ProblemPool, solve: Callable[[Sequence[Problem], int], list[int]],
+              memory: Mapping[str, Any] | None = None) -> Gate | None:
+    """The gate of a method; None for the methods that roll out every problem they draw.
 
     Args:
         config: of the step; a changed one takes effect through a new gate that is given the old one's state.
         pool: the training problems.
         solve: how many of so many solutions are right, for each problem; the oracle's, and no cost.
+        memory: by method, the state that its gate goes on from; one without is as new.
     """
-    if config.method == "masa-efficient":
-        return MasaGate(config)
     from masa_lib import rivals
 
-    return rivals.GATES[config.method](config, pool, solve) if config.method in rivals.GATES else None
+    gate: Gate | None = None
+    if config.method == "masa-efficient":
+        gate = MasaGate(config)
+    elif config.method in rivals.GATES:
+        gate = rivals.GATES[config.method](config, pool, solve)
+    if gate and memory and config.method in memory:
+        gate.restore(memory[config.method])
+    return gate
 
 
 def signal_chance(pass_rate: Any, solutions: int) -> Any:

@@ -13,12 +13,13 @@ import copy
 import math
 import random
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from masa_lib.config import Config
-from masa_lib.gating import Candidate, Outcome, signal_chance
+from masa_lib.gating import Candidate, signal_chance
 from masa_lib.problems import Problem, ProblemPool
 
 Solve = Callable[[Sequence[Problem], int], list[int]]
@@ -29,6 +30,15 @@ EXPLORE_STEP, EXPLORE_LIMITS = 0.01, (0.05, 0.95)
 LEVEL_RATE = 0.1
 #: MoPPS's counts of right and wrong solutions of a problem that was never rolled out: a uniform distribution
 PRIOR = (1.0, 1.0)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the group of a problem went: `right` of `solutions`."""
+
+    problem: Problem
+    right: int
+    solutions: int
 
 
 class Rival:

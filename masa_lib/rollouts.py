@@ -59,6 +59,14 @@ def collect(problems: Sequence[Problem], engine: Engine, tokenizer: Any, config:
     return sample(asks, engine, tokenizer, config, seed=seed, temperature=temperature, progress=progress)
 
 
+def count_right(problems: Sequence[Problem], samples: int, engine: Engine, tokenizer: Any, config: Config,
+                seed: Sequence[int]) -> tuple[list[int], int]:
+    """How many of so many solutions are right, for each problem, and the tokens sampled to find out; for an oracle."""
+    table = collect(problems, engine, tokenizer, config, solutions=samples, predictions=0, seed=seed,
+                    temperature=config.sampling.temperature)
+    return table.groupby("group")["correct"].sum().astype(int).tolist(), int(table["length"].sum())
+
+
 def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, *, seed: Sequence[int],
            temperature: float, progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
     """Sample groups in one call of the engine, grade solutions, parse predictions.

@@ -97,7 +97,7 @@ class Trainer:
 
     def __next__(self) -> StepResult:
         """Train one step; evaluate and record where it is due."""
-        if self._evaluation_due() and self._evaluated != self.step:  # step 0, or a stop dropped it
+        if evaluation.due(self._config, self.step) and self._evaluated != self.step:  # step 0, or a stop dropped it
             if self.run:
                 self._config = self.run.config_at(max(self.step, 1))
             self.evaluate()
@@ -136,19 +136,16 @@ class Trainer:
 
     def _gate(self, clock: Clock) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
-        gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock))
-        if gate and self._config.method in self._memory:
-            gate.restore(self._memory[self._config.method])
-        return gate
+        return gating.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
 
     def _solve(self, clock: Clock, problems: Sequence[Problem], samples: int) -> list[int]:
         """How many of so many solutions are right, for each problem; neither tokens nor seconds of the training."""
-        config, start = self._config, time.perf_counter()
-        table = rollouts.collect(problems, self.engine, self.tokenizer, config, solutions=samples, predictions=0,
-                                 seed=[config.seed, ORACLE_TAG, self.step], temperature=config.sampling.temperature)
-        self._oracle_tokens += int(table["length"].sum())
+        start = time.perf_counter()
+        right, tokens = rollouts.count_right(problems, samples, self.engine, self.tokenizer, self._config,
+                                             [self._config.seed, ORACLE_TAG, self.step])
+        self._oracle_tokens += tokens
         clock.leave_out(time.perf_counter() - start)
-        return table.groupby("group")["correct"].sum().astype(int).tolist()
+        return right
 
     def evaluate(self) -> dict[str, Any] | None:
         """Evaluate at the current step and record it; the first and the last evaluation are the thorough ones.
@@ -156,14 +153,9 @@ class Trainer:
         Returns:
             The summary; None where a stop dropped the evaluation, which the run's next life then repeats.
         """
-        settings = self._config.evaluation
-        thorough = self.step in (0, self._config.steps)
-        count, samples = ((settings.final_problems, settings.final_samples) if thorough
-                          else (settings.problems, settings.samples))
         with models.precision(self._config.model, self.model.device):
-            found = self.stop.attempt(lambda: evaluation.evaluate(
-                self.held_out[:count], self.engine, self.tokenizer, self._config, samples=samples,
-                predictions=settings.predictions if thorough else 0, step=self.step))
+            found = self.stop.attempt(lambda: evaluation.evaluate_step(
+                self.held_out, self.engine, self.tokenizer, self._config, self.step))
         if found is None:
             return None
         summary, table = found
@@ -173,10 +165,6 @@ class Trainer:
             self.board.add("evaluation", summary)
         self._evaluated = self.step
         return summary
-
-    def _evaluation_due(self) -> bool:
-        every = self._config.evaluation.every
-        return self.step in (0, self._config.steps) or bool(every and self.step % every == 0)
 
     def _update(self, table: pd.DataFrame, signal_only: bool) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
@@ -238,7 +226,7 @@ class Trainer:
             self.run.append_metrics(metrics)
         if self.board:
             self.board.add("train", metrics)
-        evaluated = self.evaluate() if self._evaluation_due() else None
+        evaluated = self.evaluate() if evaluation.due(config, self.step) else None
         best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
         if last or best or self.step % config.record.checkpoint_every == 0:
             self.save_checkpoint()

@@ -204,17 +204,13 @@ class Session:
 
     def evaluate(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """The summary and the table of an evaluation at the current step, on all processes."""
-        settings, step = self.config.evaluation, self.rollouts.step
-        thorough = step in (0, self.config.steps)
-        count, samples = ((settings.final_problems, settings.final_samples) if thorough
-                          else (settings.problems, settings.samples))
         model = self.trainer.accelerator.unwrap_model(self.trainer.model)
         was_training = model.training
         model.eval()
         self.rollouts.engine.sync()
         with models.precision(self.config.model, self.trainer.accelerator.device):
-            found = evaluation.evaluate(self.held_out[:count], self.rollouts.engine, self.tokenizer, self.config,
-                                        samples=samples, predictions=settings.predictions if thorough else 0, step=step)
+            found = evaluation.evaluate_step(self.held_out, self.rollouts.engine, self.tokenizer, self.config,
+                                             self.rollouts.step)
         model.train(was_training)
         return found
 
@@ -343,10 +339,8 @@ class Recorder(TrainerCallback):
         self._bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("accuracy", "reward_meta")})
 
     def _evaluate_if_due(self) -> bool:
-        session, every = self.session, self.session.config.evaluation.every
-        step = session.rollouts.step
-        due = step in (0, session.config.steps) or bool(every and step % every == 0)
-        if not due or step in self._evaluated:
+        session, step = self.session, self.session.rollouts.step
+        if not evaluation.due(session.config, step) or step in self._evaluated:
             return False
         summary, table = session.evaluate()
         if session.main:
