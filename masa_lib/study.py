@@ -26,7 +26,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import files, tiers
+from masa_lib import control, files, tiers
 from masa_lib.config import Config, ConfigError
 from masa_lib.files import RunError
 from masa_lib.runs import CONFIG, EVALUATIONS, METRICS, Run
@@ -179,8 +179,8 @@ def _seeds(where: str, seeds: int | str) -> range:
 def progress(planned: Planned) -> dict[str, Any]:
     """How far a run is: state, steps done of those planned, seconds of its steps and evaluations.
 
-    The states are those of `runs.STATES`, `new` where it has not begun, `killed` where nobody is at a running one. A
-    folder with a run of other settings is a RunError.
+    The states are those of `runs.STATES`, `new` where it has not begun, `killed` where nobody is at a running or paused one.
+    A folder with a run of other settings is a RunError.
     """
     config = planned.config
     row = {"arm": planned.arm, "run": planned.path.name, "state": "new", "steps": 0, "planned": config.steps,
@@ -194,27 +194,10 @@ def progress(planned: Planned) -> dict[str, Any]:
             raise RunError(f"The run {run.path} is not the one that the study describes: its {key} is {recorded!r}, "
                            f"the study's {said!r}. Put the study file right, or delete that folder to train it anew.")
     state = run.status["state"]
+    killed = state in ("running", "paused") and control.holder(run.path) is None
     seconds = sum(line[key] for name, key in ((METRICS, "seconds_total"), (EVALUATIONS, "seconds"))
                   for line in files.read_lines(run.path / name))
-    return row | {"state": "killed" if state == "running" and not _held(planned) else state, "steps": _steps(planned),
-                  "seconds": seconds}
-
-
-def _steps(planned: Planned) -> int:
-    metrics = planned.path / METRICS
-    return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-
-def _held(planned: Planned) -> bool:
-    """Whether a process, such as one that a killed study left behind, is at the run."""
-    if not (planned.path / CONFIG).exists():
-        return False
-    run = Run.open(planned.path)
-    try:
-        with run.lock():
-            return False
-    except RunError:
-        return True
+    return row | {"state": "killed" if killed else state, "steps": control.steps(run.path), "seconds": seconds}
 
 
 def seconds_left(rows: Sequence[Mapping[str, Any]], jobs: int, hours: float) -> float:
@@ -298,6 +281,7 @@ class _Runner:
         self.uncommitted: list[Path] = []
 
     def run(self) -> None:
+        """Train until all runs are finished or have failed; see `train`."""
         self.logs.mkdir(parents=True, exist_ok=True)
         steps = sum(row["planned"] for row in self.rows.values())
         with Stop() as stop, tqdm(total=steps, desc=str(self.study.out), mininterval=2, bar_format=(
@@ -327,7 +311,7 @@ class _Runner:
             if self.rows[name]["state"] == "finished":
                 self._finish(name)
             else:
-                self.running[name] = None if _held(self.runs[name]) else self._launch(name)
+                self.running[name] = None if control.holder(self.runs[name].path) else self._launch(name)
 
     def _launch(self, name: str) -> subprocess.Popen:
         command = self.runs[name].command
@@ -343,7 +327,7 @@ class _Runner:
             if process and process.poll() is None:
                 continue
             del self.running[name]
-            if _held(self.runs[name]):
+            if control.holder(self.runs[name].path):
                 self.running[name] = None
             elif process is None:
                 self.waiting.appendleft(name)
@@ -383,7 +367,7 @@ class _Runner:
 
     def _show(self, bar: tqdm) -> None:
         for name in self.running:
-            self.rows[name]["steps"] = _steps(self.runs[name])
+            self.rows[name]["steps"] = control.steps(self.runs[name].path)
         rows = list(self.rows.values())
         left = tqdm.format_interval(seconds_left(rows, self.study.jobs, self.study.hours))
         bar.set_postfix_str(f"about {left} left, {self._finished()} of {len(rows)} runs finished, at "
