@@ -227,7 +227,6 @@ EXERCISES: dict[str, Exercise] = {
     "levels by luck": Exercise(
         (12 * 0.05,), (), 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
 }
-check_computed = check  # what notebooks 00, 01 and 06 call it
 
 
 # The exercises of notebook 02, the reward lab.
