@@ -88,6 +88,13 @@ def start(arguments: Sequence[str], folder: Path) -> list[subprocess.Popen[bytes
     return processes
 
 
+def await_first_checkpoint(out: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
+    limit = time.monotonic() + 200
+    while not (out / "checkpoints" / "step-000001").exists():
+        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
+        time.sleep(0.05)
+
+
 def finish(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
     codes = [process.wait(timeout=300) for process in processes]
     assert codes == [0, 0], "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(2))
@@ -116,10 +123,7 @@ def test_a_training_that_lost_a_process_goes_on_where_it_was(tmp_path: Path, own
     out = tmp_path / "run"
     file = config_file(tmp_path, settings("masa-efficient"))
     processes = start(["train", "--config", file, "--out", str(out)], tmp_path)
-    limit = time.monotonic() + 200
-    while not (out / "checkpoints" / "step-000001").exists():
-        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
-        time.sleep(0.05)
+    await_first_checkpoint(out, processes)
     processes[1].send_signal(signal.SIGKILL)
     assert processes[0].wait(timeout=120) != 0
     assert processes[1].wait(timeout=10) == -signal.SIGKILL
@@ -154,10 +158,7 @@ def test_accelerate_launches_it(tmp_path: Path, own: dict[str, Run]) -> None:
 def test_a_signal_stops_every_process_after_the_same_step(tmp_path: Path) -> None:
     out, file = tmp_path / "run", config_file(tmp_path, settings("grpo", steps=200))
     processes = start(["train", "--config", file, "--out", str(out)], tmp_path)
-    limit = time.monotonic() + 200
-    while not (out / "checkpoints" / "step-000001").exists():
-        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
-        time.sleep(0.05)
+    await_first_checkpoint(out, processes)
     processes[1].send_signal(signal.SIGTERM)
     assert [process.wait(timeout=120) for process in processes] == [143, 143]
     run = Run.open(out)
