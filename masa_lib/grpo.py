@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from masa_lib.config import UpdateConfig
@@ -123,7 +122,7 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
     targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
     head = model.get_output_embeddings()
-    parts = [checkpoint(_chunk_logps, head, hidden, targets, temperature, entropy_gradient, use_reentrant=False)
+    parts = [_ChunkLogps.apply(head, temperature, entropy_gradient, targets, hidden, *head.parameters())
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -178,14 +177,59 @@ def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
-def _chunk_logps(head: Any, hidden_ND: torch.Tensor, targets_N: torch.Tensor, temperature: float,
-                 entropy_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    logits_NV = head(hidden_ND).float() / temperature
-    normaliser_N = logits_NV.logsumexp(dim=-1)
-    logps_N = logits_NV.gather(1, targets_N[:, None])[:, 0] - normaliser_N
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy_N = normaliser_N - ((logits_NV - normaliser_N[:, None]).exp() * logits_NV).sum(dim=-1)
-    return logps_N, entropy_N
+class _ChunkLogps(torch.autograd.Function):
+    """Log-probs and entropy of a chunk's tokens; the backward pass computes the logits again.
+
+    Written out because a vocabulary's width makes every pass over the logits dear: one buffer of them serves the
+    gradient, two do where the entropy has one, too.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, head: Any, temperature: float, entropy_gradient: bool, targets_N: torch.Tensor,
+                hidden_ND: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        kind = hidden_ND.device.type
+        # No cache: a weight that is cast here, without a gradient, must not be found by the backward pass.
+        ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
+                        "enabled": torch.is_autocast_enabled(kind), "cache_enabled": False}
+        with torch.autocast(**ctx.autocast):
+            logits_NV = _divided(head(hidden_ND), temperature)
+        highest_N = logits_NV.amax(dim=-1)
+        logits_NV -= highest_N[:, None]
+        target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
+        odds_NV = logits_NV.exp()
+        total_N = odds_NV.sum(dim=-1)
+        entropy_N = total_N.log() - torch.linalg.vecdot(odds_NV, logits_NV) / total_N
+        ctx.head, ctx.temperature, ctx.entropy_gradient, ctx.weights = head, temperature, entropy_gradient, weights
+        ctx.save_for_backward(hidden_ND, targets_N, highest_N + total_N.log(), entropy_N)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy_N)
+        return target_N - total_N.log(), entropy_N
+
+    @staticmethod
+    def backward(ctx: Any, grad_logps_N: torch.Tensor, grad_entropy_N: torch.Tensor) -> tuple[Any, ...]:
+        hidden_ND, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
+        with torch.enable_grad(), torch.autocast(**ctx.autocast):
+            hidden_ND = hidden_ND.detach().requires_grad_()
+            raw_NV = ctx.head(hidden_ND)
+        logps_NV = _divided(raw_NV.detach(), ctx.temperature).sub_(normaliser_N[:, None])
+        if ctx.entropy_gradient:
+            grad_NV = logps_NV.exp()
+            grad_NV *= logps_NV.add_(entropy_N[:, None]).mul_(-grad_entropy_N[:, None]).sub_(grad_logps_N[:, None])
+        else:
+            grad_NV = logps_NV.exp_().mul_(-grad_logps_N[:, None])
+        grad_NV.scatter_add_(1, targets_N[:, None], grad_logps_N[:, None])
+        if ctx.temperature != 1.0:
+            grad_NV /= ctx.temperature
+        wanted = [hidden_ND, *(weight for weight in ctx.weights if weight.requires_grad)]
+        found = iter(torch.autograd.grad(raw_NV, wanted, grad_NV.to(raw_NV.dtype)))
+        return (None, None, None, None, next(found),
+                *(next(found) if weight.requires_grad else None for weight in ctx.weights))
+
+
+def _divided(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
+    """A copy in float32, over the temperature."""
+    copy_NV = logits_NV.to(torch.float32, copy=True)
+    return copy_NV if temperature == 1.0 else copy_NV.div_(temperature)
 
 
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:

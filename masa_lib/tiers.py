@@ -101,7 +101,7 @@ _SMOLLM2 = {key: value for key, value in _POCKET.items() if key.startswith(("rew
     "steps": 50, "problems.source": _SMALL_PROBLEMS, "problems.pool": 480, "sampling.problems": 12,
     "sampling.solutions": 8, "sampling.predictions": 8,
     "sampling.solution_tokens": 96, "sampling.meta_tokens": 64, "sampling.batch": 256,
-    "update.learning_rate": 4e-5, "update.warmup_steps": 5, "update.token_budget": 2048, "update.logprob_chunk": 1024,
+    "update.learning_rate": 4e-5, "update.warmup_steps": 5, "update.token_budget": 4096, "update.logprob_chunk": 256,
     "evaluation.every": 10, "evaluation.problems": 60, "evaluation.samples": 2,
     "evaluation.final_problems": 80, "evaluation.final_samples": 8,
     "record.checkpoint_every": 10, "record.rollouts_every": 5}
