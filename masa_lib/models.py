@@ -222,8 +222,8 @@ def prepare(config: Config) -> None:
 def tune_heap() -> None:
     """Have glibc keep freed blocks for the next tensors, the largest excepted.
 
-    Memory that goes back and forth is filled with zeros by the kernel each time, a third of an update on the CPU. Blocks
-    above 32 MB, glibc's highest threshold, do go back: aligned tensors of a vocabulary's width would pile up.
+    Memory that goes back and forth is filled with zeros by the kernel each time, a third of an update on the CPU.
+    Blocks above 32 MB, glibc's highest threshold, do go back: aligned tensors of a vocabulary's width would pile up.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

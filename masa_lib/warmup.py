@@ -24,12 +24,11 @@ from tqdm.auto import tqdm
 from masa_lib import config as configs
 from masa_lib import engine, expert, files, grading, grpo, models, pocket, problems, prompts, rollouts, runs
 from masa_lib.config import Config
+from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps
 SEED_TAG = 15485863
-#: of the pass rates 0 to 8 in blind predictions: the whole range, skewed to the top
-PASS_RATE_WEIGHTS = (2, 1, 1, 2, 2, 3, 4, 5, 5)
 _NUMBER = re.compile(r"(?<!\d)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)")
 
 
@@ -156,9 +155,12 @@ def frequent_words(texts: Sequence[str], pool: Sequence[Problem], count: int) ->
 
 
 def blind_prediction(rng: random.Random, notions: Sequence[str], low: int, high: int) -> str:
-    """A prediction in form only: every value is drawn without a look at a problem, the length from `low` to `high`."""
+    """A prediction in form only: every value is drawn evenly and without a look at a problem.
+
+    The pass rate is one of all that there are, the length lies between `low` and `high` tokens.
+    """
     return json.dumps({"math_notion": rng.sample(notions, min(rng.randint(1, 3), len(notions))),
-                       "pass_rate": rng.choices(range(9), weights=PASS_RATE_WEIGHTS)[0],
+                       "pass_rate": rng.randint(0, PASS_RATE_STEPS),
                        "solution_length": rng.randint(low, high)})
 
 

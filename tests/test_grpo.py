@@ -150,7 +150,7 @@ MEMORY = """
 import sys, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from masa_lib import grpo, models
-models.bound_heap()
+models.tune_heap()
 torch.manual_seed(0)
 model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50_000, hidden_size=32, num_hidden_layers=1, num_attention_heads=1,
                                      num_key_value_heads=1, head_dim=32, intermediate_size=32))
