@@ -223,11 +223,11 @@ def tune_heap() -> None:
     """Have glibc keep freed blocks for the next tensors, the largest excepted.
 
     Memory that goes back and forth is filled with zeros by the kernel each time, a third of an update on the CPU.
-    Blocks above 32 MB, glibc's highest threshold, do go back: aligned tensors of a vocabulary's width would pile up.
+    Blocks above 16 MB do go back: aligned tensors of a vocabulary's width would pile up.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:
-        mallopt(-3, 32 * 2**20)  # M_MMAP_THRESHOLD, bytes; setting it also stops glibc from raising it by itself
+        mallopt(-3, 16 * 2**20)  # M_MMAP_THRESHOLD, bytes; setting it also stops glibc from raising it by itself
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 

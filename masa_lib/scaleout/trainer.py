@@ -88,6 +88,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         self.config, self.reward, self.done, self.signal = config, reward, done, (0, 0)
         self.refills, self.bonus, self._entropies = False, config.update.meta_entropy, None
         super().__init__(reward_funcs=reward, **others)
+        self.entropy_V = rollouts.entropy_mask(self.processing_class, self.model.config.vocab_size, config.update)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch with our advantages, without the rows that have no gradient."""
@@ -133,7 +134,10 @@ class MasaGRPOTrainer(GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         if self.bonus:
             weights_B = inputs["entropy_weights"] * inputs["advantages"].ne(0)
-            sums_B = (self._entropies * inputs["completion_mask"]).sum(dim=1)
+            mask_BT = inputs["completion_mask"]
+            if self.entropy_V is not None:
+                mask_BT = mask_BT * self.entropy_V.to(mask_BT.device)[inputs["completion_ids"]]
+            sums_B = (self._entropies * mask_BT).sum(dim=1)
             loss = loss - self.bonus * self.accelerator.num_processes * (weights_B * sums_B).sum()
         self._entropies = None
         return loss
@@ -211,16 +215,11 @@ class Rollouts:
         model.train()
         self.clock.lap("generate")
         table = self.found.table
-        trainer.bonus = self._bonus(table[table["stream"] == "meta"])
+        # Where TRL samples, it reports no log-probs, and the bonus always acts.
+        trainer.bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config.update, trainer.entropy_V)
         order = table.assign(late=table["stream"] == "meta").sort_values(["group", "late", "member"]).index
         first = state.process_index * len(prompts)
         return self._places(table.loc[order[first:first + len(prompts)]], len(prompts))
-
-    def _bonus(self, meta: pd.DataFrame) -> float:
-        """The bonus on entropy, where that is low; always where TRL samples and reports no log-probs."""
-        update = self.config.update
-        enough = -meta["logps"].map(sum).sum() >= update.entropy_floor * meta["length"].sum()
-        return 0.0 if enough else update.meta_entropy
 
     def _places(self, table: pd.DataFrame, count: int) -> dict[str, Any]:
         """The rows of a table as places, and blank ones behind them."""
