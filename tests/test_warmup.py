@@ -47,7 +47,7 @@ def test_a_blind_prediction_parses_and_covers_the_whole_range() -> None:
     found = [parse_prediction(warmup.blind_prediction(rng, notions, 1, 96)).prediction for _ in range(3000)]
     rates, lengths = [p.pass_rate for p in found], [p.solution_length for p in found]
     assert set(rates) == set(range(9)) and set(lengths) == set(range(1, 97))
-    assert sum(rates) / len(rates) > 4.5  # skewed to high pass rates
+    assert abs(sum(rates) / len(rates) - 4) < 0.2  # no value is preferred
     assert {notion for p in found for notion in p.notions} == set(notions)
     assert all(1 <= len(set(p.notions)) == len(p.notions) <= 3 for p in found)
     assert parse_prediction(warmup.blind_prediction(rng, [], 1, 96)).prediction.notions == ()
