@@ -134,8 +134,6 @@ class UpdateConfig:
                                  "against predictions that collapse to a constant", low=0.0)
     entropy_floor: float = option(0.5, "the bonus acts in steps whose meta tokens have less entropy, nats a token",
                                   low=0.0)
-    entropy_tokens: str = option("all", "meta tokens that bonus and floor look at: all, or those of numbers, where "
-                                 "varied notions hide that the numbers have collapsed", choices=("all", "numbers"))
     normalise_std: bool = option(True, "divide advantages by the group's standard deviation (sample, plus 1e-6)")
     normalise_meta: str = option("reward", "advantages of the meta stream: of the weighted reward over its std; of its "
                                  "parts, each over its own std, then weighted; of the weighted reward without a std",

@@ -120,7 +120,7 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     real_BT = torch.arange(hidden_BTD.shape[1]) < counts[:, None]
     real_N = put(real_BT.flatten().nonzero()[:, 0], model.device)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
-    targets_N = put(targets(samples), model.device)
+    targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
     head = model.get_output_embeddings()
     parts = [_ChunkLogps.apply(head, temperature, entropy_gradient, targets, hidden, *head.parameters())
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
@@ -170,11 +170,6 @@ def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.T
     for row, ids in enumerate(rows):
         ids_BT[row, :len(ids)] = torch.tensor(ids)
     return put(ids_BT, device), lengths
-
-
-def targets(samples: Sequence[Sample]) -> torch.Tensor:
-    """The completion tokens of a micro-batch one after the other, shape N, on the CPU."""
-    return torch.tensor([token for sample in samples for token in sample.completion])
 
 
 def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
@@ -252,8 +247,7 @@ def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list
 
 
 def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateConfig, temperature: float,
-                         old_logps: dict[int, torch.Tensor] | None = None,
-                         entropy_V: torch.Tensor | None = None) -> dict[str, float]:
+                         old_logps: dict[int, torch.Tensor] | None = None) -> dict[str, float]:
     """Add the gradient of the loss over all samples to the parameters.
 
     Args:
@@ -262,7 +256,6 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         config: the loss and the token budget.
         temperature: of the sampling.
         old_logps: for each sample (by its `id`), log-probs before the step's first update; None: this is it.
-        entropy_V: the token ids, as a mask, on which the bonus of the meta stream acts; None: all.
 
     Returns:
         Sums over tokens: `computed` (those through the model: shared prompts once), `tokens` (of completions),
@@ -279,8 +272,7 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         advantage_N, weight_N, meta_N = facts_N3.unbind(dim=1)
         loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
         if config.meta_entropy:
-            acts_N = meta_N if entropy_V is None else meta_N * put(entropy_V[targets(batch)], model.device)
-            loss_N = loss_N - config.meta_entropy * acts_N * entropy_N
+            loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
         (weight_N * loss_N).sum().backward()
         sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
         with torch.no_grad():

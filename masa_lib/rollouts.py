@@ -7,7 +7,6 @@ log-probs that the update needs (`TOKEN_COLUMNS`). Which problems are asked, and
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,29 +162,9 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
     return sum(weight * of(part, True) for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
 
 
-def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig, entropy_V: torch.Tensor | None) -> float:
-    """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0.
-
-    Args:
-        meta: predictions with tokens and logps.
-        config: bonus and floor.
-        entropy_V: the token ids, as a mask, that the two look at; None: all.
-    """
-    logps = torch.tensor([logp for row in meta["logps"] for logp in row], dtype=torch.float64)
-    tokens = torch.tensor([token for row in meta["tokens"] for token in row], dtype=torch.long)
-    seen = logps if entropy_V is None else logps[entropy_V[tokens]]
-    return 0.0 if -seen.sum() >= config.entropy_floor * len(seen) else config.meta_entropy
-
-
-def entropy_mask(tokenizer: Any, size: int, config: UpdateConfig) -> torch.Tensor | None:
-    """Which of a vocabulary's `size` token ids `entropy_tokens` names, as a mask; None where it names all."""
-    return None if config.entropy_tokens == "all" else _number_tokens(tokenizer, size)
-
-
-@functools.lru_cache(maxsize=1)  # a second for a large vocabulary
-def _number_tokens(tokenizer: Any, size: int) -> torch.Tensor:
-    texts = tokenizer.batch_decode([[token] for token in range(size)])
-    return torch.tensor([text.strip().isdecimal() for text in texts])
+def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
+    """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
+    return 0.0 if -meta["logps"].map(sum).sum() >= config.entropy_floor * meta["length"].sum() else config.meta_entropy
 
 
 def batch_metrics(table: pd.DataFrame) -> dict[str, float]:

@@ -169,9 +169,8 @@ class Trainer:
     def _update(self, table: pd.DataFrame, signal_only: bool) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
         config = self._config.update
-        entropy_V = rollouts.entropy_mask(self.tokenizer, self.model.config.vocab_size, config)
-        config = dataclasses.replace(config, meta_entropy=rollouts.entropy_bonus(
-            table[table["stream"] == "meta"], config, entropy_V))
+        bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
+        config = dataclasses.replace(config, meta_entropy=bonus)
         doubled = config.released_updates and self._config.method in configs.PREDICTING
         count = config.updates_per_step * (2 if doubled else 1)
         parts = [_samples(part, config, signal_only) for _, part in table.groupby(table["group"] % count)]
@@ -186,8 +185,7 @@ class Trainer:
         self.model.train(self._config.model.gradient_checkpointing)  # layers checkpoint in training mode alone
         for samples in parts:
             self.optimizer.zero_grad(set_to_none=False)
-            sums.append(grpo.accumulate_gradients(self.model, samples, config, self._config.sampling.temperature, old,
-                                                  entropy_V))
+            sums.append(grpo.accumulate_gradients(self.model, samples, config, self._config.sampling.temperature, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
             for parameter in models.trainable(self.model):
                 if parameter.grad is None:

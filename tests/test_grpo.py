@@ -39,13 +39,13 @@ def make_samples(model, rewards_PG: torch.Tensor, config: UpdateConfig = CONFIG)
     return samples
 
 
-def gradient(model, samples, config=CONFIG, temperature=1.0, old=None, entropy_V=None) -> torch.Tensor:
+def gradient(model, samples, config=CONFIG, temperature=1.0, old=None) -> torch.Tensor:
     model.zero_grad()
-    grpo.accumulate_gradients(model, samples, config, temperature, old, entropy_V)
+    grpo.accumulate_gradients(model, samples, config, temperature, old)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def naive_gradient(model, samples, config=CONFIG, entropy_V=None) -> torch.Tensor:
+def naive_gradient(model, samples, config=CONFIG) -> torch.Tensor:
     """One sequence at a time, full logits, the formula as it stands in the paper."""
     model.zero_grad()
     for sample in samples:
@@ -56,8 +56,7 @@ def naive_gradient(model, samples, config=CONFIG, entropy_V=None) -> torch.Tenso
         bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
         objective = torch.minimum(ratio * sample.advantage, bounded * sample.advantage)
         if sample.stream == "meta":
-            acts = 1.0 if entropy_V is None else entropy_V[list(sample.completion)]
-            objective = objective - config.meta_entropy * acts * (logps.exp() * logps).sum(-1)
+            objective = objective - config.meta_entropy * (logps.exp() * logps).sum(-1)
         (-sample.weight * objective).sum().backward()
     return torch.cat([p.grad.flatten() for p in model.parameters()])
 
@@ -89,14 +88,12 @@ def test_gradient_is_the_naive_one_and_groups_without_variance_may_stay_out(mode
     assert torch.allclose(gradient(model, kept), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("some", [False, True])
-def test_the_entropy_bonus_of_the_meta_stream_has_the_naive_gradient(model, some):
+def test_the_entropy_bonus_of_the_meta_stream_has_the_naive_gradient(model):
     samples = make_samples(model, torch.rand(4, 4, generator=torch.Generator().manual_seed(0)))
     config = dataclasses.replace(CONFIG, meta_entropy=0.5)
-    entropy_V = torch.arange(model.config.vocab_size) % 3 == 0 if some else None
-    expected = naive_gradient(model, samples, config, entropy_V)
-    assert (expected - naive_gradient(model, samples)).abs().max() > 1e-4
-    assert torch.allclose(gradient(model, samples, config, entropy_V=entropy_V), expected, atol=1e-6)
+    expected = naive_gradient(model, samples, config)
+    assert (expected - naive_gradient(model, samples)).abs().max() > 1e-3
+    assert torch.allclose(gradient(model, samples, config), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget, chunk", [(1, 1), (40, 7), (10_000, 10_000)])

@@ -173,21 +173,3 @@ def test_one_call_of_the_engine_serves_both_streams_and_no_two_rollouts_share_a_
 def test_request_seeds_are_distinct_and_a_function_of_the_numbers() -> None:
     assert rollouts.seeds([3, 4], 100) == rollouts.seeds([3, 4], 100)
     assert len({*rollouts.seeds([3, 4], 100), *rollouts.seeds([4, 3], 100), *rollouts.seeds([3, 4, 0, 1], 100)}) == 300
-
-
-def test_bonus_and_floor_can_look_at_the_tokens_of_numbers_alone(parts, table: pd.DataFrame) -> None:
-    tokenizer, size, meta = parts[2], 192, table[table["stream"] == "meta"]
-    settings = replace(CONFIG, {"update.meta_entropy": 0.2, "update.entropy_tokens": "numbers"}).update
-    numbers_V = rollouts.entropy_mask(tokenizer, size, settings)
-    digits = tokenizer.convert_tokens_to_ids(list("0123456789"))
-    assert rollouts.entropy_mask(tokenizer, size, CONFIG.update) is None
-    assert numbers_V[digits].all() and not numbers_V[tokenizer.eos_token_id]
-    assert all(tokenizer.decode([token]).strip().isdecimal() for token in numbers_V.nonzero()[:, 0].tolist())
-    seen = [-logp for row in meta.itertuples() for token, logp in zip(row.tokens, row.logps, strict=True)
-            if tokenizer.decode([token]).strip().isdecimal()]
-    level = float(np.mean(seen))
-    assert level > -meta["logps"].map(sum).sum() / meta["length"].sum()  # of a prediction, the numbers vary most
-    for factor, expected in ((0.99, 0.0), (1.01, 0.2)):
-        floored = replace(CONFIG, {"update.meta_entropy": 0.2, "update.entropy_floor": level * factor}).update
-        assert rollouts.entropy_bonus(meta, floored, numbers_V) == expected
-    assert rollouts.entropy_bonus(meta.iloc[:0], settings, numbers_V) == 0.0

@@ -82,11 +82,10 @@ def trl_trainer(folder: Path, config: Config, tables: list[pd.DataFrame], **sett
 
 def our_gradient(table: pd.DataFrame, config: Config,
                  old: Callable[[Any], torch.Tensor] | None = None) -> tuple[float, dict[str, torch.Tensor]]:
-    policy, tokenizer = models.load(config.model)
+    policy, _ = models.load(config.model)
     samples = trainers._samples(table, config.update, signal_only=False)
-    entropy_V = rollouts.entropy_mask(tokenizer, policy.config.vocab_size, config.update)
     sums = grpo.accumulate_gradients(policy, samples, config.update, 1.0,
-                                     {id(sample): old(sample) for sample in samples} if old else None, entropy_V)
+                                     {id(sample): old(sample) for sample in samples} if old else None)
     return sums["loss_solution"] + sums["loss_meta"], gradient(policy)
 
 
@@ -185,8 +184,7 @@ def test_trl_divides_advantages_by_another_small_number(tmp_path: Path, sampled:
 VARIANTS = {
     "default": {}, "stream": {"update.meta_weight": 0.5}, "sequence": {"update.loss_mean": "sequence"},
     "parts": {"update.normalise_meta": "parts"}, "batch": {"update.denominator": "batch"},
-    "dual clip": {"update.dual_clip": 10.0}, "grpo": {"method": "grpo"}, "entropy": {"update.meta_entropy": 0.1},
-    "entropy of numbers": {"update.meta_entropy": 0.1, "update.entropy_tokens": "numbers"}}
+    "dual clip": {"update.dual_clip": 10.0}, "grpo": {"method": "grpo"}, "entropy": {"update.meta_entropy": 0.1}}
 
 
 @pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)

@@ -88,7 +88,6 @@ class MasaGRPOTrainer(GRPOTrainer):
         self.config, self.reward, self.done, self.signal = config, reward, done, (0, 0)
         self.refills, self.bonus, self._entropies = False, config.update.meta_entropy, None
         super().__init__(reward_funcs=reward, **others)
-        self.entropy_V = rollouts.entropy_mask(self.processing_class, self.model.config.vocab_size, config.update)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         """TRL's batch with our advantages, without the rows that have no gradient."""
@@ -134,10 +133,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         loss = super()._compute_loss(model, inputs)
         if self.bonus:
             weights_B = inputs["entropy_weights"] * inputs["advantages"].ne(0)
-            mask_BT = inputs["completion_mask"]
-            if self.entropy_V is not None:
-                mask_BT = mask_BT * self.entropy_V.to(mask_BT.device)[inputs["completion_ids"]]
-            sums_B = (self._entropies * mask_BT).sum(dim=1)
+            sums_B = (self._entropies * inputs["completion_mask"]).sum(dim=1)
             loss = loss - self.bonus * self.accelerator.num_processes * (weights_B * sums_B).sum()
         self._entropies = None
         return loss
@@ -216,7 +212,7 @@ class Rollouts:
         self.clock.lap("generate")
         table = self.found.table
         # Where TRL samples, it reports no log-probs, and the bonus always acts.
-        trainer.bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config.update, trainer.entropy_V)
+        trainer.bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config.update)
         order = table.assign(late=table["stream"] == "meta").sort_values(["group", "late", "member"]).index
         first = state.process_index * len(prompts)
         return self._places(table.loc[order[first:first + len(prompts)]], len(prompts))
