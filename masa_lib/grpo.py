@@ -227,9 +227,8 @@ class _ChunkLogps(torch.autograd.Function):
 
 
 def _divided(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """A copy in float32, over the temperature."""
-    copy_NV = logits_NV.to(torch.float32, copy=True)
-    return copy_NV if temperature == 1.0 else copy_NV.div_(temperature)
+    """The logits in float32, over the temperature; in place where they are that already."""
+    return logits_NV.float() if temperature == 1.0 else logits_NV.float().div_(temperature)
 
 
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:

@@ -25,8 +25,8 @@ RUNTIME = GB
 PROMPT_TOKENS = {"compact": 64, "paper": 256}
 #: tokens by which the cache of the in-process engine grows
 GROWTH = 64
-#: numbers of a chunk's logits that exist together in the backward pass
-LOGITS_UPDATE = 4
+#: numbers of four bytes that exist together for each of a chunk's logits, by precision
+LOGITS_UPDATE = {"float32": 2, "bfloat16": 3}
 #: what an allocator takes over what the tensors of an update hold, which come in many sizes
 GAPS = 1.1
 #: the sizes of the table in the README, GB
@@ -161,7 +161,7 @@ def _layer(sizes: Architecture, low: bool, kv_heads: int) -> int:
 def _logprobs(sizes: Architecture, config: Config) -> int:
     """Bytes of one chunk's logits with what the backward pass makes of them, and the gradient of the output weights."""
     head = 0 if config.model.lora_rank else sizes.vocab * sizes.hidden * 4
-    return config.update.logprob_chunk * sizes.vocab * 4 * LOGITS_UPDATE + head
+    return config.update.logprob_chunk * sizes.vocab * 4 * LOGITS_UPDATE[config.model.precision] + head
 
 
 def fits(config: Config, gpu: float) -> bool:
