@@ -230,8 +230,12 @@ def main() -> None:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print recorded ratios instead")
     parser.add_argument("--side", type=json.loads, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(path.read_text(encoding="utf8")) for path in options.table]))
+        return
     config = config_of(options)
     if options.side is not None:
         print(json.dumps(theirs(config, **options.side) if options.side else ours(config)))
@@ -244,6 +248,16 @@ def main() -> None:
                "machine": limit, "share_of_limit": from_the_limit(config, record["sides"]["ours"], limit),
                "environment": runs.environment(config, "python benchmarks/vs_trl.py " + " ".join(sys.argv[1:]))}
     print(json.dumps(record) if options.json else text(record))
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    """Ratios of recorded runs in markdown, ours over TRL's."""
+    lines = ["| model | words | samples/s | generate | update | memory |", "| --- | --- | --- | --- | --- | --- |"]
+    for record in records:
+        found = [record["ratios"][key] for key in ("samples_s", "speed_generate", "speed_update", "memory_saved")]
+        lines.append(f"| {record['model']} | {record['vocabulary'] or 'its own'} | "
+                     + " | ".join(f"{ratio:.1f}x" for ratio in found) + " |")
+    return "\n".join(lines)
 
 
 def text(record: dict[str, Any]) -> str:

@@ -37,6 +37,17 @@ def test_the_benchmark_beside_trl_runs_at_its_smallest_size() -> None:
     assert record["machine"]["flops"] > 1e9 and record["machine"]["bandwidth"] > 1e8
 
 
+def test_the_scaling_page_shows_the_recorded_ratios() -> None:
+    records = sorted((ROOT / "data" / "benchmarks" / "vs_trl").glob("*.json"))
+    done = subprocess.run([sys.executable, "benchmarks/vs_trl.py", "--table", *map(str, records)], cwd=ROOT,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
+    page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf8")
+    assert records and re.findall(r"<!-- trl -->\n(.*?)\n<!-- end -->", page, re.DOTALL) == [done.stdout.strip()]
+    for path in records:
+        environment = json.loads(path.read_text(encoding="utf8"))["environment"]
+        assert not environment["git"]["dirty"] and environment["hardware"]["cpu"]
+
+
 def test_the_cost_formulas_are_near_what_was_measured() -> None:
     found = cost.check(ROOT / "data" / "runs" / "baseline")
     assert found["predicted / measured"].between(0.8, 1.25).all() and (found["median error"] < 0.2).all()
