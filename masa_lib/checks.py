@@ -228,10 +228,7 @@ EXERCISES: dict[str, Exercise] = {
         (12 * 0.05,), (), 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
 }
 
-
-# The exercises of notebook 02, the reward lab.
-
-#: of the exercise on constant answers: eighths, with mode 0, median 1 and mean 2.7
+#: of notebook 02's exercise on constant answers: eighths, with mode 0, median 1 and mean 2.7
 SEVEN = (0, 0, 0, 1, 2, 8, 8)
 #: of the exercise on settings that can be hacked: share of the most that a constant answer earns; groups with a signal
 HACKED, SIGNAL = 0.95, 0.5

@@ -122,7 +122,8 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
     targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
     head = model.get_output_embeddings()
-    parts = [_ChunkLogps.apply(head, temperature, entropy_gradient, targets, hidden, *head.parameters())
+    weights = [weight for weight in head.parameters() if weight.requires_grad]
+    parts = [_ChunkLogps.apply(head, temperature, entropy_gradient, targets, hidden, *weights)
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -180,8 +181,7 @@ def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 class _ChunkLogps(torch.autograd.Function):
     """Log-probs and entropy of a chunk's tokens; the backward pass computes the logits again.
 
-    Written out because a vocabulary's width makes every pass over the logits dear: one buffer of them serves the
-    gradient, two do where the entropy has one, too.
+    Written out because every pass over the logits is dear: a buffer or two of them serve the gradient.
     """
 
     @staticmethod
@@ -192,7 +192,7 @@ class _ChunkLogps(torch.autograd.Function):
         ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
                         "enabled": torch.is_autocast_enabled(kind), "cache_enabled": False}
         with torch.autocast(**ctx.autocast):
-            logits_NV = _divided(head(hidden_ND), temperature)
+            logits_NV = head(hidden_ND).float().div_(temperature)
         highest_N = logits_NV.amax(dim=-1)
         logits_NV -= highest_N[:, None]
         target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
@@ -211,24 +211,15 @@ class _ChunkLogps(torch.autograd.Function):
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             hidden_ND = hidden_ND.detach().requires_grad_()
             raw_NV = ctx.head(hidden_ND)
-        logps_NV = _divided(raw_NV.detach(), ctx.temperature).sub_(normaliser_N[:, None])
+        logps_NV = raw_NV.detach().float().div_(ctx.temperature).sub_(normaliser_N[:, None])
         if ctx.entropy_gradient:
             grad_NV = logps_NV.exp()
             grad_NV *= logps_NV.add_(entropy_N[:, None]).mul_(-grad_entropy_N[:, None]).sub_(grad_logps_N[:, None])
         else:
             grad_NV = logps_NV.exp_().mul_(-grad_logps_N[:, None])
         grad_NV.scatter_add_(1, targets_N[:, None], grad_logps_N[:, None])
-        if ctx.temperature != 1.0:
-            grad_NV /= ctx.temperature
-        wanted = [hidden_ND, *(weight for weight in ctx.weights if weight.requires_grad)]
-        found = iter(torch.autograd.grad(raw_NV, wanted, grad_NV.to(raw_NV.dtype)))
-        return (None, None, None, None, next(found),
-                *(next(found) if weight.requires_grad else None for weight in ctx.weights))
-
-
-def _divided(logits_NV: torch.Tensor, temperature: float) -> torch.Tensor:
-    """The logits in float32, over the temperature; in place where they are that already."""
-    return logits_NV.float() if temperature == 1.0 else logits_NV.float().div_(temperature)
+        grad_NV /= ctx.temperature
+        return None, None, None, None, *torch.autograd.grad(raw_NV, [hidden_ND, *ctx.weights], grad_NV.to(raw_NV.dtype))
 
 
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
