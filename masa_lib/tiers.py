@@ -90,13 +90,10 @@ _POCKET = {"steps": 180, "reward.difficulty_mode": "brier", "reward.notion_weigh
            "evaluation.problems": 120, "evaluation.final_problems": 300,
            "record.checkpoint_every": 30, "record.rollouts_every": 25}
 
-#: Where SmolLM2 is right sometimes, and briefly: sums and products of digits, letters of a word or two. A third is out
-#: of its reach (long numbers), so that there is something to know of itself.
-_SMALL_PROBLEMS = ("reasoning-gym:products:max_terms=3:max_digits=1,"
-                   "products:min_terms=2:max_terms=2:min_digits=1:max_digits=2,"
-                   "letter_counting:min_words=1:max_words=2,chain_sum:max_terms=3:max_digits=1,"
-                   "chain_sum:min_terms=4:max_terms=5:min_digits=4:max_digits=5,"
-                   "products:min_terms=2:max_terms=3:min_digits=3:max_digits=4")
+#: Where SmolLM2 is right sometimes, and briefly: sums and products of digits, letters of a word or two, small divisors.
+_SMALL_PROBLEMS = ("reasoning-gym:chain_sum:max_terms=2:max_digits=1,chain_sum:max_terms=3:max_digits=1,"
+                   "chain_sum:max_terms=2:max_digits=2,products:max_terms=3:max_digits=1,"
+                   "letter_counting:min_words=1:max_words=2,gcd:max_value=24")
 
 #: Full fine-tuning in float32, which every CPU can; one with instructions for bfloat16 is several times faster in that.
 #: Reward and update are those of the pocket tier.
