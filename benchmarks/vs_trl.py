@@ -251,12 +251,15 @@ def main() -> None:
 
 
 def table(records: list[dict[str, Any]]) -> str:
-    """Ratios of recorded runs in markdown, ours over TRL's."""
-    lines = ["| model | words | samples/s | generate | update | memory |", "| --- | --- | --- | --- | --- | --- |"]
+    """Recorded runs in markdown: ratios, ours over TRL's, and the shares of the machine's limit that ours reaches."""
+    lines = ["| model | words | samples/s | generate | update | memory | limit, generate | limit, update |",
+             "| --- |" + " --- |" * 7]
     for record in records:
-        found = [record["ratios"][key] for key in ("samples_s", "speed_generate", "speed_update", "memory_saved")]
-        lines.append(f"| {record['model']} | {record['vocabulary'] or 'its own'} | "
-                     + " | ".join(f"{ratio:.1f}x" for ratio in found) + " |")
+        cells = [record["model"], str(record["vocabulary"] or "its own")]
+        cells += [f"{record['ratios'][key]:.1f}x"
+                  for key in ("samples_s", "speed_generate", "speed_update", "memory_saved")]
+        cells += [f"{record['share_of_limit'][phase]:.0%}" for phase in ("generate", "update")]
+        lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
