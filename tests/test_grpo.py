@@ -45,12 +45,12 @@ def gradient(model, samples, config=CONFIG, temperature=1.0, old=None) -> torch.
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
-def naive_gradient(model, samples, config=CONFIG) -> torch.Tensor:
+def naive_gradient(model, samples, config=CONFIG, temperature=1.0) -> torch.Tensor:
     """One sequence at a time, full logits, the formula as it stands in the paper."""
     model.zero_grad()
     for sample in samples:
         ids = torch.tensor([sample.prompt + sample.completion])
-        logps = model(input_ids=ids).logits[0, len(sample.prompt) - 1:-1].log_softmax(-1)
+        logps = (model(input_ids=ids).logits[0, len(sample.prompt) - 1:-1] / temperature).log_softmax(-1)
         chosen = logps.gather(1, torch.tensor(sample.completion)[:, None])[:, 0]
         ratio = torch.exp(chosen - chosen.detach())
         bounded = ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
@@ -88,12 +88,15 @@ def test_gradient_is_the_naive_one_and_groups_without_variance_may_stay_out(mode
     assert torch.allclose(gradient(model, kept), expected, atol=1e-6)
 
 
-def test_the_entropy_bonus_of_the_meta_stream_has_the_naive_gradient(model):
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("bonus", [0.0, 0.5])
+def test_bonus_and_temperature_have_the_naive_gradient(model, bonus, temperature):
     samples = make_samples(model, torch.rand(4, 4, generator=torch.Generator().manual_seed(0)))
-    config = dataclasses.replace(CONFIG, meta_entropy=0.5)
-    expected = naive_gradient(model, samples, config)
-    assert (expected - naive_gradient(model, samples)).abs().max() > 1e-3
-    assert torch.allclose(gradient(model, samples, config), expected, atol=1e-6)
+    config = dataclasses.replace(CONFIG, meta_entropy=bonus)
+    expected = naive_gradient(model, samples, config, temperature)
+    if bonus:
+        assert (expected - naive_gradient(model, samples, temperature=temperature)).abs().max() > 1e-3
+    assert torch.allclose(gradient(model, samples, config, temperature), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("budget, chunk", [(1, 1), (40, 7), (10_000, 10_000)])
