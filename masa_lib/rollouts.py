@@ -27,6 +27,8 @@ TOKEN_COLUMNS = ["prompt_ids", "tokens", "logps"]
 STREAMS = ("solution", "meta")
 #: columns of the parts of the meta reward, 0 to 1
 PARTS = ("reward_difficulty", "reward_length", "reward_notion")
+#: turns of taking off averages until neither is left; what is below the second number is rounding
+_ROUNDS, _ROUNDING = 20, 1e-9
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,12 @@ def score(table: pd.DataFrame, config: Config) -> None:
         table.loc[stream.index, "advantage"] = stream_advantages(stream, config)
 
 
-def stream_advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
+def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
     """The advantages of one stream's groups; a rollout that is alone in its group has none.
 
     Args:
-        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised.
+        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised,
+            and predicted_pass_rate for a contrast.
         config: the weights of the parts, and how advantages are normalised.
     """
     sizes = stream.groupby("group")["group"].transform("size")
@@ -155,11 +158,36 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> np.ndarray:
         return values
 
     mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
-    if mode != "parts":
+    if mode not in ("parts", "contrast"):
         return of("reward", mode == "reward")
     reward = rewards.effective(config.reward)
     weights = (reward.pass_rate_weight, reward.length_weight, reward.notion_weight)
-    return sum(weight * of(part, True) for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
+    parts = {part: of(part, True) for part in PARTS}
+    if mode == "contrast":
+        parts["reward_difficulty"].update(contrasted(stream[(sizes > 1) & stream["predicted_pass_rate"].notna()]))
+    return sum(weight * parts[part] for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
+
+
+def contrasted(values: pd.DataFrame) -> pd.Series:
+    """Difficulty advantages that push no predicted pass rate as such, only what tells problems apart.
+
+    All problems move the chance of a value together much faster than apart, so predictions collapse to a constant
+    before a model learns to tell problems apart. What a group and what a value earn on average are taken off, as in a
+    two-way analysis of variance. The predictions then rank problems; nothing trains their mean.
+
+    Args:
+        values: predictions that parsed; columns group, predicted_pass_rate and reward_difficulty.
+
+    Returns:
+        What remains, over the standard deviation that the step's rewards have within groups.
+    """
+    groups, rates = values["group"], values["predicted_pass_rate"]
+    reward = values["reward_difficulty"].astype(float)
+    centred = left = reward - reward.groupby(groups).transform("mean")
+    for _ in range(_ROUNDS):
+        left = left - left.groupby(rates).transform("mean")
+        left = left - left.groupby(groups).transform("mean")
+    return left.where(left.abs() > _ROUNDING, 0.0) / (centred.std() + 1e-6)
 
 
 def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:

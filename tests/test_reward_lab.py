@@ -105,7 +105,7 @@ def test_a_group_without_signal_is_one_whose_advantages_are_all_zero() -> None:
     assert reward_scenes.scene(mixed, {}, {}).no_signal == 0
 
 
-@pytest.mark.parametrize("mode", ["reward", "parts", "none"])
+@pytest.mark.parametrize("mode", ["reward", "parts", "none", "contrast"])
 def test_what_drives_the_advantages_adds_up_to_one(recorded: Recorded, mode: str) -> None:
     drives = reward_scenes.scene(recorded, {"update.normalise_meta": mode}, {}).drives
     assert drives.sum() == pytest.approx(1, abs=1e-4)

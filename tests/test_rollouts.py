@@ -129,6 +129,37 @@ def test_the_parts_of_the_meta_reward_can_be_normalised_each_by_itself(table: pd
     np.testing.assert_allclose(again.loc[solved, "advantage"], table.loc[solved, "advantage"])
 
 
+def test_a_contrast_takes_off_what_groups_and_values_earn_on_average(table: pd.DataFrame) -> None:
+    again = table.drop(columns=["reward", "advantage"])
+    rollouts.score(again, replace(CONFIG, {"update.normalise_meta": "contrast", "reward.difficulty_mode": "brier",
+                                           "reward.length_weight": 0, "reward.notion_weight": 0}))
+    meta = again[(again["stream"] == "meta") & again["predicted_pass_rate"].notna()]
+    reward, keys = meta["reward_difficulty"], ["group", "predicted_pass_rate"]
+    centred = reward - reward.groupby(meta["group"]).transform("mean")
+    design = np.concatenate([pd.get_dummies(meta[key]).to_numpy(dtype=float) for key in keys], axis=1)
+    left = reward - design @ np.linalg.lstsq(design, reward, rcond=None)[0]
+    np.testing.assert_allclose(meta["advantage"], left / (centred.std() + 1e-6), atol=1e-3)
+    for key in keys:
+        assert meta.groupby(key)["advantage"].sum().abs().max() < 1e-3
+    unparsed = again[(again["stream"] == "meta") & again["predicted_pass_rate"].isna()]
+    assert len(unparsed) and (unparsed["advantage"] < 0).any() and (unparsed["advantage"] <= 0).all()
+
+
+def test_a_contrast_tells_problems_apart_where_one_value_suits_all_best() -> None:
+    """Nearly all problems are hopeless, so 0 earns most in the mean; the rare easy one is paid for more."""
+    truth = np.repeat([0.0, 0.0, 0.0, 0.5], 6)
+    values = pd.DataFrame({"group": np.repeat(np.arange(4), 6), "predicted_pass_rate": np.tile([0, 1, 2, 3, 4, 5], 4)})
+    values["reward_difficulty"] = 1 - (values["predicted_pass_rate"] / 8 - truth) ** 2
+    found = rollouts.contrasted(values).to_numpy().reshape(4, 6)
+    assert (np.diff(found[3]) > 0).all() and (np.diff(found[:3]) < 0).all()
+    np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-9)
+
+
+def test_a_contrast_leaves_predictions_that_all_say_the_same_without_an_advantage() -> None:
+    values = pd.DataFrame({"group": [0, 0, 1, 1], "predicted_pass_rate": 3, "reward_difficulty": [0.7, 0.7, 0.9, 0.9]})
+    assert rollouts.contrasted(values).eq(0).all()
+
+
 def test_the_same_numbers_give_the_same_rollouts_and_others_others(parts, table: pd.DataFrame) -> None:
     assert collect(parts)["tokens"].tolist() == table["tokens"].tolist()
     assert collect(parts, seed=[1, 3])["tokens"].tolist() != table["tokens"].tolist()

@@ -35,7 +35,7 @@ SETTINGS: dict[str, Any] = {
 GATE: dict[str, Any] = {"gate.start": 1, "gate.guard": False, "cap.guard": False,
                         "cap.multiplier": 0.6, "cap.aggregate": "mean",
                         "cap.hint": "training", "gate.threshold": 0.5, "sampling.problems": 3, "gate.recheck": 0.5}
-METHODS = {"grpo": {}, "masa": {}, "masa-efficient": GATE}
+METHODS = {"grpo": {}, "masa": {"update.normalise_meta": "contrast"}, "masa-efficient": GATE}
 #: what TRL cannot tell, or counts in its own way
 THEIRS = ("logp_gap", "entropy", "tokens_update", "tokens_prefill")
 

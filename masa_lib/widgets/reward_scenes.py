@@ -220,7 +220,7 @@ def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     table = rewards.score_table(recorded.table, config.reward)
     table["stream"], table["group"] = "meta", recorded.rollouts.loc[table.index, "group"]
     table["pass_rate"] = recorded.table.pass_rate_N
-    table["predicted"] = recorded.table.counts["ours"].pass_rate_N
+    table["predicted"] = table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
     return table.assign(advantage=rollouts.stream_advantages(table, config))
 
 
@@ -267,14 +267,17 @@ def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[
 def _drives(table: pd.DataFrame, config: Config) -> pd.Series:
     """See `Scene.drives`: each part's own advantage, weighted; together they are the advantage."""
     mode = config.update.normalise_meta
-    alone = configs.replace(config, {"update.normalise_meta": "reward" if mode == "parts" else "none"})
+    separate = mode in ("parts", "contrast")
+    alone = configs.replace(config, {"update.normalise_meta": "reward" if separate else "none"})
     shares = weights(config)
     each = [table[["stream", "group"]].assign(reward=table[part], group=table["group"] + number * 10**9)
             for number, part in enumerate(shares.index)]  # all parts in one call, as groups of their own
     found = rollouts.stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
     found = found.reshape(len(shares), -1) * shares.to_numpy()[:, None]
     advantage = table["advantage"].to_numpy()
-    if mode == "reward":  # the parts of the unnormalised advantage, over the reward's standard deviation
+    if mode == "contrast":  # the other parts are as in parts
+        found[0] = advantage - found[1:].sum(axis=0)
+    elif mode == "reward":  # the parts of the unnormalised advantage, over the reward's standard deviation
         whole = found.sum(axis=0)
         found = found * np.divide(advantage, whole, out=np.zeros_like(whole), where=np.abs(whole) > 1e-12)
     power = float((advantage**2).sum())
