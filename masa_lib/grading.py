@@ -42,6 +42,10 @@ _LETTER = re.compile(r"\(?([A-Ea-e])(?:[).:].*)?", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
 # A power on a power of a number, a power or factorial of five digits, a factorial of a factorial: nobody boxes these.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:[0-9.]+[\s})]*(?:\^|\*\*)|[0-9]{5})|(?:[0-9]{5}|!)[\s})]*!")
+# Fractions within an answer; an operation behind a number, or on it; a power of ten, which is a number for all that.
+_FRACTIONS = re.compile(r"\\[dt]?frac(?:\{-?[0-9]+\}\{-?[0-9]+\}|[0-9]{2})|[0-9]+/-?[0-9]+")
+_OPERATION = re.compile(r"[0-9)}][-+*!\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|\\(?:times|cdot|ast|div|sqrt)(?![a-z])")
+_POWER_OF_TEN = re.compile(r"-?(?:[0-9.]+(?:\*|\\times|\\cdot))?10\^\{?-?[0-9]+\}?")
 _SYMPY_LITERAL = re.compile(r"(Integer|Float) \('?([0-9.]+)'? \)")
 _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
@@ -70,13 +74,14 @@ def grade(text: str, answer: str, *, percentage_slack: bool = False) -> bool:
     r"""Whether a solution's boxed answer equals the problem's answer by value.
 
     Plain numbers are equal as numbers (a decimal to 6 places, as in math-verify), A to E as letters, words as words;
-    the rest is what math-verify says. An answer that exceeds the limits is wrong.
+    the rest is what math-verify says. An answer that exceeds the limits is wrong, and so is one that leaves a number to
+    be computed: math-verify takes `96 * 74` for 7104, and a model that is paid for that learns to copy the problem.
 
     Args:
         text: the whole solution.
         answer: the problem's answer.
         percentage_slack: as the authors' code: plain numbers within 1e-4 of each other are equal, also after
-            multiplying or dividing by 100.
+            multiplying or dividing by 100, and what is left to compute is computed.
 
     Raises:
         GradingError: math-verify is needed and cannot be started.
@@ -111,11 +116,23 @@ def _equal(predicted: str, answer: str, percentage_slack: bool) -> bool:
         return predicted.casefold() == answer.casefold()
     predicted, answer = _compact(predicted), _compact(answer)
     left, right = _number(predicted), _number(answer)
+    if right is not None and not percentage_slack and _is_unfinished(predicted, right):
+        return False
     if left is not None and right is not None:
         return _close(left, right) if percentage_slack else _same_number(left, right, "." in predicted + answer)
     if predicted == answer or not predicted:
         return bool(predicted)
     return _is_tame(predicted) and _is_tame(answer) and _WORKER.compare(predicted, answer)
+
+
+def _is_unfinished(predicted: str, number: Fraction) -> bool:
+    """Whether the answer, behind its last equals sign, leaves this number to be computed."""
+    last = predicted.rpartition("=")[2]
+    if number.denominator == 1 and _FRACTION.fullmatch(last):
+        return True
+    rest, fractions = _FRACTIONS.subn("", last)
+    several = len(re.findall(r"[0-9.]*[0-9][0-9.]*", rest)) > 1 or fractions > 1
+    return (several or _OPERATION.search(rest) is not None) and not _POWER_OF_TEN.fullmatch(last)
 
 
 def _plain(text: str) -> str:

@@ -57,9 +57,29 @@ def test_plain_answers_are_compared_without_the_worker(predicted, answer, right,
 @pytest.mark.parametrize(("predicted", "answer", "right"), [
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True), ("x^2-1", "(x-1)(x+1)", True), ("x^2-1", "(x-1)^2", False),
     ("x = 5", "5", True), (r"5 \text{ cm}", "5", True), (r"\{2, 1\}", r"\{1, 2\}", True), ("(2, 1)", "(1, 2)", False),
-    ("2^{10}", "1024", True), (r"\frac12", "0.5", True), ("1 2", "12", False), ("[1, 2)", "[1, 2]", False)])
+    (r"1.2 \times 10^{5}", "120000", True), (r"3\frac{1}{2}", "3.5", True), (r"\frac12", "0.5", True),
+    ("1 2", "12", False), ("[1, 2)", "[1, 2]", False)])
 def test_the_rest_is_compared_by_value_by_math_verify(predicted, answer, right):
     assert grade(boxed(predicted), answer) is right
+
+
+@pytest.mark.parametrize(("predicted", "answer"), [
+    ("96 * 74", "7104"), (r"96 \times 74", "7104"), ("96 \N{MULTIPLICATION SIGN} 74", "7104"), ("0 - 8", "-8"),
+    ("5 + 7", "12"), ("96/4", "24"), (r"\frac{96}{4}", "24"), (r"96 \div 4", "24"), ("2^{10}", "1024"), ("5!", "120"),
+    (r"\sqrt{16}", "4"), (r"\binom{5}{2}", "10"), (r"\gcd(12, 8)", "4"), (r"\log_2 8", "3"), (r"12 \mod 5", "2"),
+    (r"1 - \frac12", "0.5"), (r"\frac12 + \frac13", "5/6"), ("x = 96 * 74", "7104"), ("7104 = 96 * 74", "7104"),
+    ("{96} * {74}", "7104"), ("1000 * 7.104", "7104")])
+def test_a_number_that_is_left_to_be_computed_is_no_answer(predicted, answer, no_worker):
+    assert not grade(boxed(predicted), answer)
+
+
+@pytest.mark.parametrize("predicted", ["96 * 74", r"\frac{14208}{2}"])
+def test_the_released_code_computes_what_is_left(predicted):
+    assert grade(boxed(predicted), "7104", percentage_slack=True)
+
+
+def test_an_equation_may_end_in_the_number():
+    assert grade(boxed(r"96 \times 74 = 7104"), "7104") and not grade(boxed(r"96 \times 74 = 7105"), "7104")
 
 
 def test_percentage_slack_accepts_what_the_released_code_accepts(no_worker):
@@ -71,7 +91,9 @@ def test_percentage_slack_accepts_what_the_released_code_accepts(no_worker):
 
 @given(st.fractions(-100, 100, max_denominator=60), st.fractions(-100, 100, max_denominator=60))
 def test_fractions_are_equal_exactly_when_their_values_are(left, right):
-    assert grade(boxed(f"\\frac{{{left.numerator}}}{{{left.denominator}}}"), str(right)) == (left == right)
+    fraction = left.denominator > 1  # 4 is the answer, not 4/1
+    predicted = f"\\frac{{{left.numerator}}}{{{left.denominator}}}" if fraction else str(left)
+    assert grade(boxed(predicted), str(right)) == (left == right)
 
 
 HOSTILE = {"tower": "9**9**9**9", "latex tower": "10^{10^{10}}", "digits": "7" * 100_000, "power": "2^{99999999}",
