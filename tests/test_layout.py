@@ -150,7 +150,7 @@ def test_masa_lib_can_be_read_in_an_evening() -> None:
     for name, most in BESIDE.items():
         assert sum(count for path, count in lines.items() if room[path] == name) <= most, name
     assert {path.name: count for path, count in lines.items() if count > 440} == {}
-    assert sum(map(code_lines, step)) <= 2325  # "about 1,500" with one engine and no gate; each engine has 110
+    assert sum(map(code_lines, step)) <= 2335  # "about 1,500" with one engine and no gate; each engine has 110
 
 
 def test_functions_are_short_and_annotated() -> None:
