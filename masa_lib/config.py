@@ -137,7 +137,7 @@ class UpdateConfig:
     normalise_std: bool = option(True, "divide advantages by the group's standard deviation (sample, plus 1e-6)")
     normalise_meta: str = option("reward", "advantages of the meta stream: of the weighted reward over its std; of its "
                                  "parts, each over its own std, then weighted; of the weighted reward without a std; "
-                                 "of the parts, but the pass rate's without what a value earns in all problems alike",
+                                 "of the parts, but the pass rate's only for what tells problems apart",
                                  choices=("reward", "parts", "none", "contrast"))
     token_budget: int = option(8192, "tokens (with padding) of one micro-batch", low=1)
     logprob_chunk: int = option(2048, "completion tokens whose logits exist at once", low=1)

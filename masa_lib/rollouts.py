@@ -29,6 +29,8 @@ STREAMS = ("solution", "meta")
 PARTS = ("reward_difficulty", "reward_length", "reward_notion")
 #: turns of taking off averages until neither is left; what is below the second number is rounding
 _ROUNDS, _ROUNDING = 20, 1e-9
+#: what a predicted pass rate gains by being said seldom, a nat of its surprise
+_RARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -169,25 +171,27 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
 
 
 def contrasted(values: pd.DataFrame) -> pd.Series:
-    """Difficulty advantages that push no predicted pass rate as such, only what tells problems apart.
+    """Difficulty advantages that teach to tell problems apart, and keep all values in use.
 
     All problems move the chance of a value together much faster than apart, so predictions collapse to a constant
     before a model learns to tell problems apart. What a group and what a value earn on average are taken off, as in a
-    two-way analysis of variance. The predictions then rank problems; nothing trains their mean.
+    two-way analysis of variance, and a value that is seldom said in the step gains a little, which holds against drift.
+    The predictions then rank problems, over the whole scale; nothing trains their mean.
 
     Args:
         values: predictions that parsed; columns group, predicted_pass_rate and reward_difficulty.
 
     Returns:
-        What remains, over the standard deviation that the step's rewards have within groups.
+        What remains, over the standard deviation that the step's rewards have within groups, and the gain of rarity.
     """
     groups, rates = values["group"], values["predicted_pass_rate"]
-    reward = values["reward_difficulty"].astype(float)
+    reward, surprise = values["reward_difficulty"].astype(float), -np.log(rates.map(rates.value_counts(normalize=True)))
     centred = left = reward - reward.groupby(groups).transform("mean")
     for _ in range(_ROUNDS):
         left = left - left.groupby(rates).transform("mean")
         left = left - left.groupby(groups).transform("mean")
-    return left.where(left.abs() > _ROUNDING, 0.0) / (centred.std() + 1e-6)
+    found = left / (centred.std() + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
+    return found.astype(float).where(found.abs() > _ROUNDING, 0.0)
 
 
 def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:

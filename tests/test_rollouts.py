@@ -129,7 +129,7 @@ def test_the_parts_of_the_meta_reward_can_be_normalised_each_by_itself(table: pd
     np.testing.assert_allclose(again.loc[solved, "advantage"], table.loc[solved, "advantage"])
 
 
-def test_a_contrast_takes_off_what_groups_and_values_earn_on_average(table: pd.DataFrame) -> None:
+def test_a_contrast_takes_off_what_groups_and_values_earn_and_pays_what_is_rare(table: pd.DataFrame) -> None:
     again = table.drop(columns=["reward", "advantage"])
     rollouts.score(again, replace(CONFIG, {"update.normalise_meta": "contrast", "reward.difficulty_mode": "brier",
                                            "reward.length_weight": 0, "reward.notion_weight": 0}))
@@ -138,9 +138,11 @@ def test_a_contrast_takes_off_what_groups_and_values_earn_on_average(table: pd.D
     centred = reward - reward.groupby(meta["group"]).transform("mean")
     design = np.concatenate([pd.get_dummies(meta[key]).to_numpy(dtype=float) for key in keys], axis=1)
     left = reward - design @ np.linalg.lstsq(design, reward, rcond=None)[0]
-    np.testing.assert_allclose(meta["advantage"], left / (centred.std() + 1e-6), atol=1e-3)
-    for key in keys:
-        assert meta.groupby(key)["advantage"].sum().abs().max() < 1e-3
+    counts = meta.groupby("predicted_pass_rate")["group"].transform("size")
+    surprise = -np.log(counts / len(meta))
+    rare = 0.2 * (surprise - surprise.groupby(meta["group"]).transform("mean"))
+    np.testing.assert_allclose(meta["advantage"], left / (centred.std() + 1e-6) + rare, atol=1e-3)
+    assert meta.groupby("group")["advantage"].sum().abs().max() < 1e-3
     unparsed = again[(again["stream"] == "meta") & again["predicted_pass_rate"].isna()]
     assert len(unparsed) and (unparsed["advantage"] < 0).any() and (unparsed["advantage"] <= 0).all()
 
