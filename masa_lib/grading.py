@@ -42,7 +42,8 @@ _LETTER = re.compile(r"\(?([A-Ea-e])(?:[).:].*)?", re.DOTALL)
 _WORDS = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
 # A power on a power of a number, a power or factorial of five digits, a factorial of a factorial: nobody boxes these.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:[0-9.]+[\s})]*(?:\^|\*\*)|[0-9]{5})|(?:[0-9]{5}|!)[\s})]*!")
-# Fractions within an answer; an operation behind a number, or on it; a power of ten, which is a number for all that.
+# The commas of 1,000; fractions in an answer; an operation behind a number, or on it; a power of ten, still a number.
+_GROUP_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 _FRACTIONS = re.compile(r"\\[dt]?frac(?:\{-?[0-9]+\}\{-?[0-9]+\}|[0-9]{2})|[0-9]+/-?[0-9]+")
 _OPERATION = re.compile(r"[0-9)}][-+*!\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|\\(?:times|cdot|ast|div|sqrt)(?![a-z])")
 _POWER_OF_TEN = re.compile(r"-?(?:[0-9.]+(?:\*|\\times|\\cdot))?10\^\{?-?[0-9]+\}?")
@@ -127,12 +128,11 @@ def _equal(predicted: str, answer: str, percentage_slack: bool) -> bool:
 
 def _is_unfinished(predicted: str, number: Fraction) -> bool:
     """Whether the answer, behind its last equals sign, leaves this number to be computed."""
-    last = predicted.rpartition("=")[2]
-    if number.denominator == 1 and _FRACTION.fullmatch(last):
-        return True
+    last = _GROUP_COMMA.sub("", predicted.rpartition("=")[2])
     rest, fractions = _FRACTIONS.subn("", last)
-    several = len(re.findall(r"[0-9.]*[0-9][0-9.]*", rest)) > 1 or fractions > 1
-    return (several or _OPERATION.search(rest) is not None) and not _POWER_OF_TEN.fullmatch(last)
+    several = fractions > 1 or len(re.findall(r"[0-9]+(?:\.[0-9]*)?", rest)) > 1
+    divided = number.denominator == 1 and _FRACTION.fullmatch(last) is not None
+    return divided or ((several or _OPERATION.search(rest) is not None) and not _POWER_OF_TEN.fullmatch(last))
 
 
 def _plain(text: str) -> str:

@@ -190,7 +190,7 @@ def contrasted(values: pd.DataFrame) -> pd.Series:
     for _ in range(_ROUNDS):
         left = left - left.groupby(rates).transform("mean")
         left = left - left.groupby(groups).transform("mean")
-    found = left / (centred.std() + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
+    found = left / (centred.std(ddof=0) + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
     return found.astype(float).where(found.abs() > _ROUNDING, 0.0)
 
 

@@ -58,7 +58,7 @@ def test_plain_answers_are_compared_without_the_worker(predicted, answer, right,
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True), ("x^2-1", "(x-1)(x+1)", True), ("x^2-1", "(x-1)^2", False),
     ("x = 5", "5", True), (r"5 \text{ cm}", "5", True), (r"\{2, 1\}", r"\{1, 2\}", True), ("(2, 1)", "(1, 2)", False),
     (r"1.2 \times 10^{5}", "120000", True), (r"3\frac{1}{2}", "3.5", True), (r"\frac12", "0.5", True),
-    ("1 2", "12", False), ("[1, 2)", "[1, 2]", False)])
+    (r"7,104 \text{ cm}", "7104", True), ("1 2", "12", False), ("[1, 2)", "[1, 2]", False)])
 def test_the_rest_is_compared_by_value_by_math_verify(predicted, answer, right):
     assert grade(boxed(predicted), answer) is right
 

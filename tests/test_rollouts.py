@@ -141,7 +141,7 @@ def test_a_contrast_takes_off_what_groups_and_values_earn_and_pays_what_is_rare(
     counts = meta.groupby("predicted_pass_rate")["group"].transform("size")
     surprise = -np.log(counts / len(meta))
     rare = 0.2 * (surprise - surprise.groupby(meta["group"]).transform("mean"))
-    np.testing.assert_allclose(meta["advantage"], left / (centred.std() + 1e-6) + rare, atol=1e-3)
+    np.testing.assert_allclose(meta["advantage"], left / (centred.std(ddof=0) + 1e-6) + rare, atol=1e-3)
     assert meta.groupby("group")["advantage"].sum().abs().max() < 1e-3
     unparsed = again[(again["stream"] == "meta") & again["predicted_pass_rate"].isna()]
     assert len(unparsed) and (unparsed["advantage"] < 0).any() and (unparsed["advantage"] <= 0).all()
@@ -160,6 +160,7 @@ def test_a_contrast_tells_problems_apart_where_one_value_suits_all_best() -> Non
 def test_a_contrast_leaves_predictions_that_all_say_the_same_without_an_advantage() -> None:
     values = pd.DataFrame({"group": [0, 0, 1, 1], "predicted_pass_rate": 3, "reward_difficulty": [0.7, 0.7, 0.9, 0.9]})
     assert rollouts.contrasted(values).eq(0).all()
+    assert rollouts.contrasted(values[:1]).eq(0).all()  # all others could not be read
 
 
 def test_the_same_numbers_give_the_same_rollouts_and_others_others(parts, table: pd.DataFrame) -> None:

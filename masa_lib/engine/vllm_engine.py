@@ -113,8 +113,8 @@ def _repack_head(model: Any) -> None:
 def _sample_by_inversion(worker: Any) -> None:
     """On the CPU vLLM draws an exponential number for each word of the vocabulary; here one number a request.
 
-    A quarter of SmolLM2's sampling went into those numbers. The lot is above 0 and at most 1, so that a word without
-    a chance is never drawn.
+    Those of a request come one after the other from its generator. The lot is above 0 and at most 1, so that a word
+    without a chance is never drawn. No request of ours limits the words to the k or the share p that are likeliest.
     """
     def forward(logits_BV: torch.Tensor, generators: dict[int, torch.Generator], k: None,
                 p: None) -> tuple[torch.Tensor, torch.Tensor]:

@@ -131,7 +131,8 @@ def _reward_lines(recorded: Recorded, scene: Scene, points: int) -> list[dict[st
     eighths = (table["pass_rate"] * PASS_RATE_STEPS).round()
     for name, rows in _sample(recorded, points).items():
         first, last, _ = PROMISES[name]
-        means = table["reward"][table["predicted"].between(first, last)].groupby(eighths).mean().reindex(EIGHTHS)
+        promised = table[table["predicted_pass_rate"].between(first, last)]
+        means = promised["reward"].groupby(eighths).mean().reindex(EIGHTHS)
         contents += [{"y": table["reward"][rows.index].to_numpy("float32")}, {"y": means.to_numpy()}]
     return contents
 
@@ -148,8 +149,8 @@ def _cell(pass_rate: Any, predicted: Any) -> np.ndarray:
 
 
 def _places(recorded: Recorded, scene: Scene) -> dict[str, Any]:
-    table, count = scene.predictions.dropna(subset="predicted"), _cells(recorded)
-    total = np.bincount(_cell(table["pass_rate"], table["predicted"]), table["gain"], minlength=len(count))
+    table, count = scene.predictions.dropna(subset="predicted_pass_rate"), _cells(recorded)
+    total = np.bincount(_cell(table["pass_rate"], table["predicted_pass_rate"]), table["gain"], minlength=len(count))
     mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
     return {"z": (mean.round(1) + 0.0).reshape(len(EIGHTHS), -1)}
 

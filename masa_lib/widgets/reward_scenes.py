@@ -68,8 +68,8 @@ class Scene:
     """What one setting makes of the recorded groups.
 
     Attributes:
-        predictions: a row a recorded prediction: group, pass_rate (true), predicted (eighths; NaN if unread), reward,
-            PARTS, advantage, gain (places won in its group against the other setting; below 0: lost).
+        predictions: a row a recorded prediction: group, pass_rate (true), predicted_pass_rate (eighths; NaN if unread),
+            reward, PARTS, advantage, gain (places won in its group against the other setting; below 0: lost).
         flat: share of groups whose predictions all have advantage 0, by the true pass rate in eighths, with their
             number: columns share, groups.
         payments: the mean reward of `best constant` (one answer for all problems), `recorded` and `best answer` (the
@@ -220,7 +220,7 @@ def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     table = rewards.score_table(recorded.table, config.reward)
     table["stream"], table["group"] = "meta", recorded.rollouts.loc[table.index, "group"]
     table["pass_rate"] = recorded.table.pass_rate_N
-    table["predicted"] = table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
+    table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
     return table.assign(advantage=rollouts.stream_advantages(table, config))
 
 
