@@ -89,6 +89,7 @@ class SamplingConfig:
     solution_tokens: int = option(128, "longest solution, tokens, end token included", low=1)
     meta_tokens: int = option(48, "longest meta answer, tokens, end token included", low=1)
     batch: int = option(512, "sequences decoded together, at most", low=1)
+    cut: str = option("read", "a text cut at its cap: read as far as it goes, or wrong", choices=("read", "wrong"))
 
 
 @dataclasses.dataclass(frozen=True)

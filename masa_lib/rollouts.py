@@ -113,8 +113,9 @@ def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], toke
         found.append(row | {"text": tokenizer.decode(ids), "length": len(completion.tokens),
                             "finish": completion.finish, "tokens": completion.tokens, "logps": completion.logps})
     table = pd.DataFrame(found)
-    _grade(table, config)
-    _parse(table, config)
+    counted = table["text"].mask(table["finish"].eq("length") & (config.sampling.cut == "wrong"), "")
+    _grade(table, counted, config)
+    _parse(table, counted, config)
     return table
 
 
@@ -251,18 +252,17 @@ def _rows(ask: Ask, tokenizer: Any, config: Config) -> list[dict[str, Any]]:
              "number": ask.group * len(ask.caps) + member} for member, cap in enumerate(ask.caps)]
 
 
-def _grade(table: pd.DataFrame, config: Config) -> None:
+def _grade(table: pd.DataFrame, texts: pd.Series, config: Config) -> None:
     rows = table["stream"] == "solution"
     correct = pd.Series(pd.NA, index=table.index, dtype="boolean")
-    correct[rows] = grading.grade_many(table.loc[rows, "text"].tolist(), table.loc[rows, "answer"].tolist(),
+    correct[rows] = grading.grade_many(texts[rows].tolist(), table.loc[rows, "answer"].tolist(),
                                        percentage_slack=config.reward.mode == "released")
     table["correct"] = correct
 
 
-def _parse(table: pd.DataFrame, config: Config) -> None:
-    released = config.reward.mode == "released"
-    results = [parse_prediction(text, released=released) if stream == "meta" else None
-               for text, stream in zip(table["text"], table["stream"], strict=True)]
+def _parse(table: pd.DataFrame, texts: pd.Series, config: Config) -> None:
+    results = [parse_prediction(text, released=config.reward.mode == "released") if stream == "meta" else None
+               for text, stream in zip(texts, table["stream"], strict=True)]
     found = [result.prediction if result else None for result in results]
     table["predicted_pass_rate"] = pd.array([p.pass_rate if p else None for p in found], dtype="Int64")
     table["predicted_length"] = pd.array([p.solution_length if p else None for p in found], dtype="Int64")

@@ -63,7 +63,7 @@ def test_rewards_and_advantages_are_those_that_a_training_would_give(recorded: R
     found = reward_scenes.scene(recorded, changes, {}).predictions
     groups = recorded.groups.index[::12]
     table = recorded.rollouts[recorded.rollouts["group"].isin(groups)].copy().assign(capped=False)
-    rollouts._parse(table, config)
+    rollouts._parse(table, table["text"], config)
     rollouts.score(table, config)
     expected = table[table["stream"] == "meta"]
     for name in ("reward", *rollouts.PARTS, "advantage"):

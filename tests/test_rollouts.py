@@ -11,7 +11,7 @@ from small import small
 
 from masa_lib import models, prompts, rewards, rollouts
 from masa_lib.config import Config, replace
-from masa_lib.engine import Engine, make_engine
+from masa_lib.engine import Completion, Engine, make_engine
 from masa_lib.problems import ProblemPool
 
 CONFIG = small({"sampling.solution_tokens": 30})
@@ -85,6 +85,20 @@ def test_solutions_are_graded_and_predictions_parsed(table: pd.DataFrame) -> Non
         assert {key: int(value) for key, value in named} == {
             "pass_rate": row["predicted_pass_rate"], "solution_length": row["predicted_length"]}
     assert all(meta.loc[meta["predicted_pass_rate"].isna(), "parse_error"])
+
+
+def test_what_is_cut_at_its_cap_is_read_as_far_as_it_goes_or_counts_as_wrong(parts, table: pd.DataFrame) -> None:
+    good = table[(table["finish"] == "stop") & (table["correct"].eq(True) | table["predicted_pass_rate"].notna())]
+    rows = good[["stream", "group", "answer"]].to_dict("records")
+    tokens, logps = good["tokens"].str[:-1], good["logps"].str[:-1]
+    cut = [Completion(*sequence, "length") for sequence in zip(tokens, logps, strict=True)]
+    for choice, counts in (("read", True), ("wrong", False)):
+        found = rollouts.read(rows, cut, parts[2], replace(CONFIG, {"sampling.cut": choice}))
+        assert found["text"].tolist() == good["text"].tolist() and set(found["stream"]) == {"solution", "meta"}
+        solved = found["stream"] == "solution"
+        assert found.loc[solved, "correct"].eq(counts).all()
+        assert found.loc[~solved, "predicted_pass_rate"].notna().eq(counts).all()
+        assert found.loc[~solved, "parse_error"].eq("").eq(counts).all()
 
 
 def test_rewards_are_those_of_the_rewards_room(table: pd.DataFrame) -> None:
