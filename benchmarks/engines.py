@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from masa_lib import models, prompts, tiers
+from masa_lib import models, prompts, runs, tiers
 from masa_lib.config import Config
 from masa_lib.engine import Request, make_engine
 from masa_lib.problems import ProblemPool
@@ -114,7 +115,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with models.precision(config.model, model.device):
         speed = measure(parts, options.repeats)
     rates = {name: part["tokens_per_second"] for name, part in speed.items()}
-    result = {**vars(options), "torch": torch.__version__, "threads": torch.get_num_threads(), "parts": speed}
+    told = runs.environment(config, "python benchmarks/engines.py " + " ".join(sys.argv[1:]))
+    result = {**vars(options), "threads": torch.get_num_threads(), "environment": told, "parts": speed}
     if with_vllm:
         result |= {f"vllm_to_{name}": rates["vllm"] / rate for name, rate in rates.items() if name != "vllm"}
         result |= sync_share(trainer, options.repeats)
