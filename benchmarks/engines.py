@@ -34,15 +34,24 @@ def make_requests(config: Config, tokenizer: Any, sequences: int, members: int, 
     return [Request(asked[number // members], tokens, number) for number in range(sequences)]
 
 
+def sampling_by(worker: Any, forward: Callable[..., Any] | None = None) -> Callable[..., Any]:
+    """Give vLLM another way to draw tokens (its own by default); returns the one it had."""
+    sampler = worker.model_runner.sampler.topk_topp_sampler
+    before, sampler.forward = sampler.forward, forward or type(sampler)(sampler.logprobs_mode).forward
+    return before
+
+
 def bare_vllm(llm: Any, requests: Sequence[Request], ends: Sequence[int]) -> int:
-    """Tokens from `llm.generate` without seeds and log-probs."""
+    """Tokens from `llm.generate` as vLLM draws them by itself, without seeds and log-probs."""
     from vllm import SamplingParams
 
     llm.reset_prefix_cache()
+    (ours,) = llm.collective_rpc(sampling_by)
     outputs = llm.generate(
         [{"prompt_token_ids": list(request.prompt)} for request in requests],
         [SamplingParams(temperature=1.0, max_tokens=request.max_tokens, detokenize=False, ignore_eos=True,
                         stop_token_ids=ends) for request in requests], use_tqdm=False)
+    llm.collective_rpc(sampling_by, args=(ours,))
     return sum(len(output.outputs[0].token_ids) for output in outputs)
 
 
