@@ -196,7 +196,7 @@ def beside_paper(paper: pd.DataFrame, problems: pd.DataFrame, measure: str = "pa
     return prediction_panels(points.assign(column=points["arm"], label=points["row"]), measure)
 
 
-def prediction_panels(points: pd.DataFrame, measure: str, limit: int = 1200) -> go.Figure:
+def prediction_panels(points: pd.DataFrame, measure: str, limit: int = 600) -> go.Figure:
     """Panels of predicted (x) against actual (y) with the diagonal (dotted), the regression line and r of all points.
 
     Args:
