@@ -198,3 +198,15 @@ def test_the_recorded_baseline_has_a_page(tmp_path: Path) -> None:
     ({"before": {"mean": 0.5, "low": 0.4, "high": 0.6}, "after": 0.1}, "0.500 [0.400, 0.600] -> 0.100")])
 def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text
+
+
+def test_the_readme_shows_the_recorded_studies_as_they_are() -> None:
+    shown: dict[str, list[str]] = {}
+    for name in ("baseline", "smollm2"):
+        for label, *cells in report.table_rows(analysis.compare_runs(BASELINE.parent / name).summary)[1:]:
+            shown.setdefault(label.strip(), []).extend(cells)
+    readme = (BASELINE.parents[2] / "README.md").read_text(encoding="utf8")
+    table = readme.partition("**What came out**")[2].split("\n\n")[1].splitlines()[2:]
+    assert len(table) == 8
+    for label, *cells in [line.strip("| ").split(" | ") for line in table]:
+        assert cells == shown[label]
