@@ -90,8 +90,8 @@ _POCKET = {"steps": 180, "reward.difficulty_mode": "brier", "reward.notion_weigh
            "evaluation.problems": 120, "evaluation.final_problems": 300,
            "record.checkpoint_every": 30, "record.rollouts_every": 25}
 
-#: Where SmolLM2 is right sometimes, and briefly: products and sums of digits, letters of a word or two. A fifth is out of
-#: its reach (long products), so that there is something to know of itself.
+#: Where SmolLM2 is right sometimes, and briefly: products and sums of digits, letters of a word or two. A fifth (long
+#: products) is out of its reach, so that there is something to know of itself.
 _SMALL_PROBLEMS = ("reasoning-gym:products:max_terms=3:max_digits=1,"
                    "products:min_terms=2:max_terms=2:min_digits=1:max_digits=2,letter_counting:min_words=1:max_words=2,"
                    "chain_sum:max_terms=3:max_digits=1,products:min_terms=2:max_terms=3:min_digits=3:max_digits=4")
