@@ -187,6 +187,7 @@ class _ChunkLogps(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, head: Any, temperature: float, entropy_gradient: bool, targets_N: torch.Tensor,
                 hidden_ND: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-prob of each target and entropy at its place (N,); `weights` are the head's that want a gradient."""
         kind = hidden_ND.device.type
         # No cache: a weight that is cast here, without a gradient, must not be found by the backward pass.
         ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
@@ -207,6 +208,7 @@ class _ChunkLogps(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_logps_N: torch.Tensor, grad_entropy_N: torch.Tensor) -> tuple[Any, ...]:
+        """Gradients of the hidden states and of the head's weights, from logits computed once more."""
         hidden_ND, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             hidden_ND = hidden_ND.detach().requires_grad_()

@@ -210,3 +210,14 @@ def test_the_readme_shows_the_recorded_studies_as_they_are() -> None:
     assert len(table) == 8
     for label, *cells in [line.strip("| ").split(" | ") for line in table]:
         assert cells == shown[label]
+
+
+def test_the_readme_says_how_fast_the_engines_are_in_the_record() -> None:
+    root = BASELINE.parents[2]
+    speed = json.loads((root / "data" / "benchmarks" / "engines" / "smollm2.json").read_text(encoding="utf8"))
+    readme = " ".join((root / "README.md").read_text(encoding="utf8").split())
+    for said in (f"{speed['vllm_to_transformers']:.1f} times as fast as with `transformers`",
+                 f"{speed['vllm_to_paged']:.0f} times as fast as with `paged`",
+                 f"{speed['vllm_to_generate']:.1f} times as fast as plain", f"at {speed['vllm_to_bare']:.2f} of bare",
+                 f"takes {speed['sync_share']:.0%} of a training step".replace("%", " %")):
+        assert said in readme
