@@ -85,6 +85,8 @@ class SamplingConfig:
     problems: int = option(16, "problems a step", low=1)
     solutions: int = option(8, "G: solution rollouts of a problem", low=2)
     predictions: int = option(8, "M: meta rollouts of a problem (masa)", low=2)
+    shared_beginning: bool = option(False, "the M predictions of a problem share the first one's text up to its pass "
+                                    "rate, and what follows is sampled M times: cheaper, but notions are not taught")
     temperature: float = option(1.0, "of both streams", above=0.0, high=10.0)
     solution_tokens: int = option(128, "longest solution, tokens, end token included", low=1)
     meta_tokens: int = option(48, "longest meta answer, tokens, end token included", low=1)
@@ -151,9 +153,10 @@ class GateConfig:
     start: int = option(0, "k: gate, cap and hint act after this step; 0: once the gate's precision, measured on the "
                         "steps before, is at least gate.precision", low=0)
     precision: float = option(0.9, "see gate.start", low=0.0, high=1.0)
-    rule: str = option("signal", "signal: dropped where the predicted chance of a mixed group is low; v1: where the "
-                       "predictions agree; v2: where they agree on 0 or 1", choices=("signal", "v1", "v2"))
-    threshold: float = option(0.4, "of the rule signal: least predicted chance of a group with right and wrong "
+    rule: str = option("signal", "signal: dropped where the predicted chance of a mixed group is low; measured: where "
+                       "few of the groups of which the same was predicted were mixed; v1: where the predictions agree; "
+                       "v2: where they agree on 0 or 1", choices=("signal", "measured", "v1", "v2"))
+    threshold: float = option(0.4, "of the rules signal and measured: least chance of a group with right and wrong "
                               "solutions", low=0.0, high=1.0)
     std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", low=0.0)
     predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", low=0)

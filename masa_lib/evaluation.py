@@ -13,6 +13,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from masa_lib import analysis, engine, models, problems, rollouts, selection
+from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engine import Engine
 from masa_lib.problems import Problem
@@ -33,13 +34,15 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         tokenizer: of the model.
         config: wording, caps, temperature.
         samples: solutions a problem.
-        predictions: meta rollouts a problem; 0 for none (where `cap.hint` wants hints, `sampling.predictions`).
+        predictions: meta rollouts a problem; 0 for none (where `cap.hint` wants hints, `sampling.predictions`). Each
+            has a beginning of its own.
         step: of the run; it only decides the seeds.
 
     Returns:
         The summary (a line of `evaluations.jsonl`) and the table with one row a problem.
     """
     start = time.perf_counter()
+    config = configs.replace(config, {"sampling.shared_beginning": False})
     hinted = config.cap.hint in ("evaluation", "both")
     predictions = predictions or (config.sampling.predictions if hinted else 0)
     asks = rollouts.whole_groups(held_out, config, solutions=samples, predictions=predictions)

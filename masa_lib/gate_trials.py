@@ -22,7 +22,7 @@ from masa_lib.config import Config
 from masa_lib.engine import Engine
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem, ProblemPool
-from masa_lib.replay import PHASES, Groups, ceiling
+from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.runs import Run
 
 #: keeps the seeds of the oracle's own solutions apart from those of the rehearsed steps
@@ -40,12 +40,20 @@ def pooled(runs: Sequence[Groups]) -> Groups:
 
 
 def threshold(config: Config) -> float:
-    """What the config's rule compares its scores with: gate.threshold for the rule signal, else gate.std."""
+    """What the config's rule compares its scores with: gate.threshold for the rule signal, else gate.std.
+
+    Raises:
+        ReplayError: for the rule measured.
+    """
+    if config.gate.rule == "measured":
+        raise ReplayError("The rule measured learns while a model trains and cannot be replayed; take the rule signal, "
+                          "v1 or v2.")
     return config.gate.threshold if config.gate.rule == "signal" else config.gate.std
 
 
 def scores(groups: Groups, config: Config, draws: int = replay.DRAWS) -> np.ndarray:
     """Of each group what the config's rule compares with its threshold, over random subsets of M; shape (draws, P)."""
+    threshold(config)
     return gating.rule_scores(replay.draw(groups, groups.rates_PM, _members(groups, config), draws), config.gate.rule,
                               groups.right_PG.shape[1])
 
@@ -83,7 +91,7 @@ def account(groups: Groups, config: Config, draws: int = replay.DRAWS) -> pd.Dat
     drops, full, signal = total(dropped_DP), total(tokens_P), total(groups.signal_P)
     hits, dropped_tokens = total(dropped_DP & flat_P), total((1 - rolled_DP) * tokens_P)
     solutions, rechecks = total(~dropped_DP * spent_DP), total(dropped_DP * recheck * spent_DP)
-    predictions = total(groups.meta_PM.mean(axis=1) * members)
+    predictions = total(groups.meta_tokens(members))
     spent = solutions + rechecks + predictions
     with np.errstate(invalid="ignore", divide="ignore"):
         lost = 1 - total(kept_DP) / signal

@@ -26,6 +26,10 @@ MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cu
 #: predictions whose mean differs less than this from problem to problem (standard deviation) say the same of all; in
 #: recorded runs it is 0.03 while they are collapsed, 0.09 when they are blind and 0.2 when they know
 COLLAPSED = 0.05
+#: what the rule `measured` knows at first: that every prediction may mean a signal
+UNKNOWN = (1.0,) * (PASS_RATE_STEPS + 1)
+#: share of a running share that one more group renews
+RATE = 0.1
 #: steps by which the next share of dropped candidates is guessed; it moves faster than the window
 RECENT = 4
 
@@ -148,10 +152,24 @@ def rule_scores(rates: Any, rule: str, solutions: int) -> np.ndarray:
     return np.where(known.any(axis=-1), scores, np.inf)
 
 
-def admits(predictions: Sequence[float], config: Config) -> bool:
-    """Whether MASA's gate admits a problem of which these pass rates are predicted; without any it does."""
-    threshold = config.gate.threshold if config.gate.rule == "signal" else config.gate.std
-    return bool(rule_scores(predictions, config.gate.rule, config.sampling.solutions) >= threshold)
+def admits(predictions: Sequence[float], config: Config, shares: Sequence[float] = UNKNOWN) -> bool:
+    """Whether MASA's gate admits a problem of which these pass rates are predicted; without any it does.
+
+    Args:
+        predictions: 0 to 1.
+        config: its rule.
+        shares: for the rule `measured`, by the mean prediction in eighths: what share of such groups had a signal.
+    """
+    rule = config.gate.rule
+    if rule == "measured":
+        return not predictions or shares[said(predictions)] >= config.gate.threshold
+    threshold = config.gate.threshold if rule == "signal" else config.gate.std
+    return bool(rule_scores(predictions, rule, config.sampling.solutions) >= threshold)
+
+
+def said(predictions: Sequence[float]) -> int:
+    """The mean of predicted pass rates (0 to 1), in eighths."""
+    return round(PASS_RATE_STEPS * float(np.mean(predictions)))
 
 
 def cap(lengths: Sequence[int], config: Config) -> int:
@@ -181,7 +199,8 @@ def aggregate_lengths(lengths: np.ndarray, aggregate: str) -> np.ndarray:
     return np.where(count > 0, found, np.inf)
 
 
-def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config, capping: bool) -> dict[str, Any]:
+def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config, capping: bool,
+            shares: Sequence[float] = UNKNOWN) -> dict[str, Any]:
     """What a step shows of gate and cap, whether they acted or not, as sums that add up over steps.
 
     Args:
@@ -189,13 +208,14 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
         candidates: with their predictions.
         config: in force.
         capping: whether the cap acted.
+        shares: what the rule `measured` knew; see `admits`.
 
     Returns:
         `asked` and `rejected` candidates; of the groups rolled out, by weight: `signal`, `flat` (no signal), `drops`
         (rejected) and `hits` (rejected and flat); of their right solutions left uncapped, by weight: `right` and `cut`
         (longer than their cap is or would be); `spread`, the standard deviation of the mean predictions.
     """
-    rejected = np.array([not admits(candidate.predictions, config) for candidate in candidates])
+    rejected = np.array([not admits(candidate.predictions, config, shares) for candidate in candidates])
     limits = np.array([cap(candidate.lengths, config) for candidate in candidates])
     means = [np.mean(candidate.predictions) for candidate in candidates if candidate.predictions]
     solved = table[(table["stream"] == "solution") & table["reward"].notna()]
@@ -225,6 +245,7 @@ class MasaGate:
         self.config, self.rng = config, random.Random(config.seed)
         self.gate_on = self.cap_on = self.hint_on = False
         self._started, self._window = False, []  # ready by measured precision; sums of the last steps
+        self._shares = list(UNKNOWN)
 
     def begin(self, step: int) -> None:
         """Decide what acts in a step (counted from 1)."""
@@ -245,13 +266,18 @@ class MasaGate:
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """The first whose predictions promise a signal; all, while the gate is off."""
-        promising = [not self.gate_on or admits(candidate.predictions, self.config) for candidate in candidates]
+        promising = [not self.gate_on or admits(candidate.predictions, self.config, self._shares)
+                     for candidate in candidates]
         return [wish and sum(promising[:number]) < wanted for number, wish in enumerate(promising)]
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
-        """Measure a step; see `measure`."""
-        self._window.append(measure(table, candidates, self.config, self.cap_on))
+        """Measure a step, see `measure`, by what was known before it; then learn from it."""
+        self._window.append(measure(table, candidates, self.config, self.cap_on, self._shares))
         self._window = self._window[-self.config.gate.window:]
+        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+        for group, share in solved.groupby("group")["reward"].mean().items():
+            if predictions := candidates[group].predictions:
+                self._shares[said(predictions)] += RATE * (float(0 < share < 1) - self._shares[said(predictions)])
 
     def measures(self) -> dict[str, float]:
         """MEASURES over the last `gate.window` steps: "dropped" is right where a group has no signal."""
@@ -265,11 +291,12 @@ class MasaGate:
 
     def state(self) -> dict[str, Any]:
         """See `Gate`."""
-        return {"started": self._started, "window": list(self._window)}
+        return {"started": self._started, "window": list(self._window), "shares": list(self._shares)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Gate`."""
         self._started, self._window = state["started"], list(state["window"])
+        self._shares = list(state["shares"])
 
     def _sums(self, steps: int = 0) -> dict[str, float]:
         """Over so many of the last steps; 0: over the whole window."""

@@ -53,7 +53,7 @@ class Groups:
     steps_P: np.ndarray
     rates_PM: np.ndarray  # predicted pass rates, 0 to 1
     predicted_PM: np.ndarray  # predicted lengths, tokens
-    meta_PM: np.ndarray  # tokens of each meta rollout
+    meta_PM: np.ndarray  # tokens sampled for each meta rollout
     right_PG: np.ndarray  # bool
     lengths_PG: np.ndarray  # tokens of each solution
 
@@ -61,6 +61,13 @@ class Groups:
     def signal_P(self) -> np.ndarray:
         """Whether a group has right and wrong solutions."""
         return self.right_PG.any(axis=1) & ~self.right_PG.all(axis=1)
+
+    def meta_tokens(self, predictions: int) -> np.ndarray:
+        """Tokens that so many predictions of each problem take; shape (P,)."""
+        first, rest = self.meta_PM[:, 0], self.meta_PM[:, 1:]
+        if not self.config.sampling.shared_beginning or not rest.size:
+            return self.meta_PM.mean(axis=1) * predictions
+        return first + rest.mean(axis=1) * (predictions - 1)
 
     @property
     def phases_FP(self) -> np.ndarray:
@@ -143,7 +150,7 @@ def gate_curve(groups: Groups, rule: str = "signal", thresholds: Sequence[float]
     phases = groups.phases_FP
     dropped, true, tokens = ((phases * weight) @ chance_PT for weight in (1.0, flat_P, tokens_P))
     count, flat, spent, meta = ((phases @ values)[:, None] for values in (
-        np.ones(len(flat_P)), flat_P, tokens_P, groups.meta_PM.mean(axis=1) * predictions))
+        np.ones(len(flat_P)), flat_P, tokens_P, groups.meta_tokens(predictions)))
     with np.errstate(invalid="ignore", divide="ignore"):
         precision, recall = true / dropped, true / flat
         lost, saved = rolled * (dropped - true) / (count - flat), (rolled * tokens - meta) / spent

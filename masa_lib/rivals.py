@@ -19,15 +19,13 @@ from typing import Any
 import pandas as pd
 
 from masa_lib.config import Config
-from masa_lib.gating import Candidate, signal_chance
+from masa_lib.gating import RATE, Candidate, signal_chance
 from masa_lib.problems import Problem, ProblemPool
 
 Solve = Callable[[Sequence[Problem], int], list[int]]
 
 #: of GRESO's chances to explore: what an update changes them by, and where they stay (as released)
 EXPLORE_STEP, EXPLORE_LIMITS = 0.01, (0.05, 0.95)
-#: share of a level's entry in the level table that one group of it renews
-LEVEL_RATE = 0.1
 #: MoPPS's counts of right and wrong solutions of a problem that was never rolled out: a uniform distribution
 PRIOR = (1.0, 1.0)
 
@@ -182,7 +180,7 @@ class LevelTable(Rival):
         for outcome in outcomes:
             level = _level(outcome.problem)
             share, signal = self.memory.get(level, 1.0), 0 < outcome.right < outcome.solutions
-            self.memory[level] = share + LEVEL_RATE * (signal - share)
+            self.memory[level] = share + RATE * (signal - share)
 
 
 class Oracle(Rival):

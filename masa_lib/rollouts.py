@@ -2,14 +2,17 @@
 
 One call of the engine serves both streams of all problems (a step that gates makes several calls, see `selection`). The
 table has one row a rollout and whole groups only; its columns are those of the recorded shards, plus the token ids and
-log-probs that the update needs (`TOKEN_COLUMNS`). Which problems are asked, and how far, is decided elsewhere.
+log-probs that the update needs (`TOKEN_COLUMNS`). `beginning` is how many of the prompt's ids the model wrote: a
+beginning that predictions share, which earns nothing. Which problems are asked, and how far, is decided elsewhere.
 """
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +26,7 @@ from masa_lib.engine import Completion, Engine, Request
 from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 from masa_lib.problems import Problem
 
-TOKEN_COLUMNS = ["prompt_ids", "tokens", "logps"]
+TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
 STREAMS = ("solution", "meta")
 #: columns of the parts of the meta reward, 0 to 1
 PARTS = ("reward_difficulty", "reward_length", "reward_notion")
@@ -87,14 +90,54 @@ def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, 
 
     Returns:
         One row a rollout in the order of `asks`, without rewards; `cap` is what it was allowed, and `capped` whether
-        that is less than a solution's full cap. `admitted` is True and `weight` 1 throughout.
+        that is less than a solution's full cap. `length` is what was sampled for it, so that a shared beginning counts
+        for the first prediction alone. `admitted` is True and `weight` 1 throughout.
     """
     groups, sizes = max(ask.group for ask in asks) + 1, {ask.stream: len(ask.caps) for ask in asks}
     drawn = {stream: seeds([*seed, STREAMS.index(stream)], groups * size) for stream, size in sizes.items()}
     rows = [row for ask in asks for row in _rows(ask, tokenizer, config)]
     requests = [Request(row["prompt_ids"], row["cap"], drawn[row["stream"]][row.pop("number")], temperature)
                 for row in rows]
+    if config.sampling.shared_beginning and sizes.get("meta", 0) > 1:
+        return read(rows, _branch(rows, requests, engine, tokenizer, progress), tokenizer, config)
     return read(rows, engine.generate(requests, progress), tokenizer, config)
+
+
+def _branch(rows: Sequence[dict[str, Any]], requests: Sequence[Request], engine: Engine, tokenizer: Any,
+            progress: Callable[[int], Any] | None) -> list[Completion]:
+    """Completions where a group's predictions branch off its first one at the pass rate, the first one's own too.
+
+    Two calls of the engine. What they share is moved to the rows' prompts.
+    """
+    first = [number for number, row in enumerate(rows) if row["stream"] == "meta" and row["member"] == 0]
+    done = dict(zip(first, engine.generate([requests[number] for number in first], progress), strict=True))
+    shared = {rows[number]["group"]: _beginning(completion, tokenizer) for number, completion in done.items()}
+    asked = {}
+    for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
+        tokens = shared[row["group"]] if row["stream"] == "meta" else ()
+        row |= {"prompt_ids": row["prompt_ids"] + tokens, "beginning": len(tokens)}
+        if number in done:
+            whole = done[number]
+            done[number] = Completion(whole.tokens[len(tokens):], whole.logps[len(tokens):], whole.finish)
+        else:
+            asked[number] = Request(row["prompt_ids"], request.max_tokens - len(tokens), request.seed,
+                                    request.temperature)
+    done |= dict(zip(asked, engine.generate(list(asked.values()), progress), strict=True))
+    return [done[number] for number in range(len(rows))]
+
+
+def _beginning(completion: Completion, tokenizer: Any) -> tuple[int, ...]:
+    """A prediction's tokens in front of its pass rate; none where it does not parse."""
+    tokens = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
+    spans = parse_prediction(tokenizer.decode(tokens)).spans
+    if not spans:
+        return ()
+    length = partial(_decoded, tokens, tokenizer)
+    return tokens[:bisect.bisect_right(range(len(tokens)), spans[0][0], key=length) - 1]
+
+
+def _decoded(tokens: Sequence[int], tokenizer: Any, count: int) -> int:
+    return len(tokenizer.decode(tokens[:count]))
 
 
 def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], tokenizer: Any,
@@ -109,8 +152,10 @@ def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], toke
     """
     found = []
     for row, completion in zip(rows, completions, strict=True):
-        ids = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
-        found.append(row | {"text": tokenizer.decode(ids), "length": len(completion.tokens),
+        shared = row.get("beginning", 0)
+        ids = [*row["prompt_ids"][-shared:], *completion.tokens] if shared else completion.tokens
+        own = len(ids) if shared and row["member"] == 0 else len(completion.tokens)
+        found.append(row | {"text": tokenizer.decode(ids[:-1] if completion.finish == "stop" else ids), "length": own,
                             "finish": completion.finish, "tokens": completion.tokens, "logps": completion.logps})
     table = pd.DataFrame(found)
     counted = table["text"].mask(table["finish"].eq("length") & (config.sampling.cut == "wrong"), "")
@@ -197,7 +242,8 @@ def contrasted(values: pd.DataFrame) -> pd.Series:
 
 def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
     """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
-    return 0.0 if -meta["logps"].map(sum).sum() >= config.entropy_floor * meta["length"].sum() else config.meta_entropy
+    entropy, tokens = -meta["logps"].map(sum).sum(), meta["tokens"].map(len).sum()
+    return 0.0 if entropy >= config.entropy_floor * tokens else config.meta_entropy
 
 
 def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
@@ -247,7 +293,7 @@ def _rows(ask: Ask, tokenizer: Any, config: Config) -> list[dict[str, Any]]:
     prompt = tuple(prompts.encode(tokenizer, messages))
     return [{"stream": ask.stream, "group": ask.group, "member": member, "problem_id": problem.id,
              "problem": problem.text, "answer": problem.answer, "level": problem.level, "prompt_ids": prompt,
-             "admitted": True, "weight": 1.0, "cap": cap,
+             "beginning": 0, "admitted": True, "weight": 1.0, "cap": cap,
              "capped": ask.stream == "solution" and cap < limits.solution_tokens,
              "number": ask.group * len(ask.caps) + member} for member, cap in enumerate(ask.caps)]
 

@@ -348,7 +348,7 @@ def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> li
         signal_only: groups without a signal do not count (dynamic sampling has drawn others for them).
     """
     counted = table[table["advantage"].ne(0) if signal_only else table["reward"].notna()]
-    weights = grpo.token_weights(counted["length"].tolist(), counted["stream"].tolist(), config)
+    weights = grpo.token_weights(counted["tokens"].map(len).tolist(), counted["stream"].tolist(), config)
     columns = zip(counted["prompt_ids"], counted["tokens"], counted["logps"], counted["advantage"], weights,
                   counted["stream"], strict=True)
     return [grpo.Sample(*column) for column in columns if column[3] != 0.0]

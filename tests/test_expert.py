@@ -82,15 +82,16 @@ def group(meta: list[Mapping[str, Any]], right: list[int], wrong: int) -> pd.Dat
     """The rollouts of one problem: right solutions of these lengths, wrong ones, and meta rollouts."""
     solved = [{"stream": "solution", "correct": number < len(right), "length": length}
               for number, length in enumerate([*right, *[99] * wrong])]
-    rows = [{"stream": "meta", "finish": "stop", "prompt_ids": (1, 2), "text": PLAIN, "reward_notion": 1.0} | row
-            for row in meta]
+    rows = [{"stream": "meta", "finish": "stop", "prompt_ids": (1, 2), "beginning": 0, "text": PLAIN,
+             "reward_notion": 1.0} | row for row in meta]
     return pd.DataFrame(solved + rows).astype({"correct": "boolean"})
 
 
 def test_the_expert_has_the_best_notions_and_the_true_numbers(scored: tuple) -> None:
     _, tokenizer, _ = scored
-    rows = [{"reward_notion": 0.5, "text": "x " + PLAIN}, {"reward_notion": 0.9, "finish": "length"},
-            {"reward_notion": 1.0, "text": "{" + PLAIN[:-1]}, {"reward_notion": 0.5}]
+    rows = [{"reward_notion": 0.5, "text": "x " + PLAIN, "prompt_ids": (1, 2, 7, 7), "beginning": 2},
+            {"reward_notion": 0.9, "finish": "length"}, {"reward_notion": 1.0, "text": "{" + PLAIN[:-1]},
+            {"reward_notion": 0.5}]
     sample = expert.expert_sample(group(rows, [10, 21], 4), tokenizer, CONFIG.cloning)
     assert sample.prompt == (1, 2) and sample.stream == "meta"
     assert sample.completion[-1] == tokenizer.eos_token_id

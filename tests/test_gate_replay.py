@@ -66,6 +66,16 @@ def test_the_account_of_a_gate_alone_is_that_of_its_curve(groups: Groups, rule: 
     assert (found[["right_cut", "stopped", "cap_tokens"]].abs() < 1e-12).all(axis=None)
 
 
+def test_a_rule_that_learns_while_a_model_trains_is_refused(groups: Groups) -> None:
+    panel = GateReplay(groups)
+    before, message = panel.config, "measured learns while a model trains"
+    for refuses in (lambda: gate_trials.account(groups, configs.replace(groups.config, {"gate.rule": "measured"})),
+                    lambda: panel.apply({"gate.rule": "measured", "gate.recheck": 0.5})):
+        with pytest.raises(replay.ReplayError, match=message):
+            refuses()
+    assert panel.config == before and panel.controls["gate.recheck"].value == before.gate.recheck
+
+
 @pytest.mark.parametrize(("aggregate", "multiplier"), [("max", 0.9), ("mean", 1.1), ("median", 2.0)])
 def test_the_account_of_a_cap_alone_is_that_of_its_curve(groups: Groups, aggregate: str, multiplier: float) -> None:
     config = configs.replace(groups.config, {"gate.threshold": 0.0, "cap.aggregate": aggregate,

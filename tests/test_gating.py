@@ -57,7 +57,21 @@ def test_each_rule_drops_what_it_says(rule: str, dropped: list, admitted: list) 
     assert [admits(predictions, settings) for predictions in admitted] == [True] * len(admitted)
 
 
-@pytest.mark.parametrize("rule", ["signal", "v1", "v2"])
+def test_the_rule_measured_drops_what_was_predicted_of_groups_without_a_signal() -> None:
+    settings = config(gate__rule="measured", gate__threshold=0.5, gate__start=1, gate__guard=False)
+    gate, candidates = MasaGate(settings), [candidate(0, KNOWS), candidate(1, DOUBTS), candidate(2, (0.0, 0.125)),
+                                            candidate(3, (1.0,)), candidate(4)]
+    for number in range(4):  # predictions of 0 and of half an eighth are the same: eight groups, one after the other
+        gate.begin(number + 2)
+        assert gate.admit(candidates, 9) == [True] * 5  # six without a signal leave a share of 0.9^6 = 0.53
+        gate.observe(step([0, 0.5, 0, 0.5]), candidates)
+    again = MasaGate(settings)
+    again.restore(json.loads(json.dumps(gate.state())))
+    again.begin(6)
+    assert again.admit(candidates, 9) == [False, True, False, True, True]
+
+
+@pytest.mark.parametrize("rule", ["signal", "measured", "v1", "v2"])
 def test_a_problem_without_a_prediction_is_admitted_under_the_full_cap(rule: str) -> None:
     settings = config(gate__rule=rule, gate__threshold=1.0, gate__std=9.0)
     assert admits((), settings) and cap((), settings) == 100

@@ -100,6 +100,13 @@ def test_a_smaller_m_is_the_mean_over_random_subsets(groups: Groups) -> None:
     assert one["meta_share"] == pytest.approx(groups.meta_PM.mean() * len(groups.steps_P) / groups.lengths_PG.sum())
 
 
+def test_predictions_with_a_shared_beginning_cost_it_once(groups: Groups) -> None:
+    shared = dataclasses.replace(groups, config=configs.replace(groups.config, {"sampling.shared_beginning": True}))
+    np.testing.assert_allclose(shared.meta_tokens(1), groups.meta_PM[:, 0])
+    np.testing.assert_allclose(shared.meta_tokens(8), groups.meta_PM.sum(axis=1))
+    np.testing.assert_allclose(shared.meta_tokens(2), groups.meta_PM[:, 0] + groups.meta_PM[:, 1:].mean(axis=1))
+
+
 def test_subsets_repeat_and_have_no_prediction_twice(groups: Groups) -> None:
     numbers = np.broadcast_to(np.arange(8.0), groups.rates_PM.shape)
     three = replay.draw(groups, numbers, 3, draws=5)

@@ -7,12 +7,15 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from small import small
 
 from masa_lib import models, prompts, rewards, rollouts
 from masa_lib.config import Config, replace
 from masa_lib.engine import Completion, Engine, make_engine
+from masa_lib.predictions import parse_prediction
 from masa_lib.problems import ProblemPool
+from masa_lib.selection import CountingEngine
 
 CONFIG = small({"sampling.solution_tokens": 30})
 
@@ -69,6 +72,54 @@ def test_the_length_counts_the_end_token_and_the_text_leaves_it_out(parts, table
         assert ended == (row["finish"] == "stop")
         assert row["text"] == tokenizer.decode(row["tokens"][:-1] if ended else row["tokens"])
         assert tokenizer.eos_token not in row["text"]
+
+
+@pytest.fixture(scope="module")
+def shared(parts) -> tuple[pd.DataFrame, CountingEngine]:
+    """The same rollouts with shared beginnings, and what their engine counted."""
+    counting = CountingEngine(parts[1])
+    config = replace(CONFIG, {"sampling.shared_beginning": True})
+    return collect((parts[0], counting, parts[2]), config), counting
+
+
+def test_predictions_that_share_a_beginning_differ_from_the_pass_rate_on(
+        parts, table: pd.DataFrame, shared: tuple) -> None:
+    whole, meta = (found[found["stream"] == "meta"] for found in (table, shared[0]))
+    first = meta["member"] == 0
+    assert meta.loc[first, "text"].tolist() == whole.loc[first, "text"].tolist()
+    heads = meta["text"].map(lambda text: text[:parse_prediction(text).spans[0][0]] if parse_prediction(text).spans
+                             else "")
+    for (_, group), (_, own) in zip(meta.groupby("group"), whole.groupby("group"), strict=True):
+        head = parts[2].decode(group["prompt_ids"].iloc[0][len(own["prompt_ids"].iloc[0]):])
+        assert group["beginning"].nunique() == group["prompt_ids"].nunique() == 1
+        assert set(heads[group.index]) - {""} == ({head} if head else set())
+        assert group["text"].str.startswith(head).all() and (group["beginning"].iloc[0] > 5) == bool(head)
+    assert (meta["beginning"] > 0).sum() > 16 and meta["text"].nunique() > 24
+
+
+def test_a_first_prediction_that_does_not_parse_shares_nothing(parts, table: pd.DataFrame) -> None:
+    config = replace(CONFIG, {"sampling.shared_beginning": True, "sampling.meta_tokens": 8})
+    cut = collect(parts, config).set_index(table.index)
+    assert cut["beginning"].eq(0).all() and cut["length"].eq(cut["tokens"].map(len)).all()
+    assert cut["tokens"].tolist() == [tokens[:8] if stream == "meta" else tokens
+                                      for tokens, stream in zip(table["tokens"], table["stream"], strict=True)]
+
+
+def test_what_is_shared_is_sampled_once_and_stands_among_the_prompts_ids(parts, table: pd.DataFrame,
+                                                                         shared: tuple) -> None:
+    found, counting = shared
+    solved, first = found["stream"] == "solution", found["member"] == 0
+    plain = [name for name in found if name != "logps"]
+    pd.testing.assert_frame_equal(found.loc[solved, plain], table.loc[solved, plain], check_dtype=False)
+    assert found["length"].sum() == counting.decode
+    once = found["beginning"].where(~solved & first, 0)
+    assert (found["length"] - found["tokens"].map(len)).tolist() == once.tolist()
+    for row in found[~solved].to_dict("records"):
+        start = len(row["prompt_ids"])
+        assert row["beginning"] + len(row["tokens"]) <= 64
+        logits = parts[1].model(torch.tensor([row["prompt_ids"] + row["tokens"]])).logits[0, start - 1:-1]
+        logps = logits.log_softmax(-1).gather(1, torch.tensor(row["tokens"])[:, None])[:, 0]
+        np.testing.assert_allclose(logps.detach(), row["logps"], atol=1e-4)
 
 
 def test_solutions_are_graded_and_predictions_parsed(table: pd.DataFrame) -> None:

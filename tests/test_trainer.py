@@ -212,7 +212,7 @@ def naive_step(model, table: pd.DataFrame, config: Config) -> None:
     with torch.no_grad():
         old = {row.Index: logps(row) for row in table.itertuples()}
     for _, part in table.groupby(table["group"] % config.update.updates_per_step):
-        tokens = part.groupby("stream")["length"].sum()
+        tokens = part["tokens"].map(len).groupby(part["stream"]).sum()
         optimizer.zero_grad()
         for row in part.itertuples():
             ratio = torch.exp(logps(row) - old[row.Index])
@@ -229,6 +229,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("changes", [
     {"method": "grpo"}, {"method": "masa"}, {"method": "masa", "update.updates_per_step": 2},
+    {"method": "masa", "sampling.shared_beginning": True},
     {"method": "masa", "update.gradient_clip": 0.1, "sampling.temperature": 0.8},
     {"method": "dapo"}, {"method": "masa-efficient", "gate.precision": 0.0, "gate.guard": False, "cap.guard": False,
                          "gate.threshold": 0.6, "cap.multiplier": 0.3, "cap.stopped": "left out"}])
@@ -243,7 +244,8 @@ def test_groups_without_variance_stay_out_and_the_update_is_the_naive_one_with_t
     kept = table[~flat]
     prompts = kept["prompt_ids"].map(len)  # at least each distinct one, at most each
     assert 0 < flat.sum() < len(table)
-    assert kept["length"].sum() < found["tokens_update"] <= kept["length"].sum() + prompts.sum()
+    completions = kept["tokens"].map(len).sum()
+    assert completions < found["tokens_update"] <= completions + prompts.sum()
     naive_step(naive, kept if config.method == "dapo" else table, config)
     gradients = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in (trainer.model, naive)]
     assert distance(*gradients) < 2e-3

@@ -51,7 +51,8 @@ except ImportError as error:
                       "brings it.") from error
 
 #: settings that a training on TRL takes at one value only
-ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0}
+ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0,
+        "sampling.shared_beginning": False}
 #: who carries messages between processes, as their errors name themselves
 BACKENDS = ("gloo", "NCCL")
 #: problems whose prompts are looked at to guess the longest

@@ -172,15 +172,17 @@ class GateReplay(Panel):
 
         Raises:
             ConfigError: an unknown key or a value that is not allowed; nothing is changed.
+            ReplayError: a rule that cannot be replayed; nothing is changed.
         """
         wanted = configs.replace(self.config, settings)
-        rule, members = wanted.gate.rule, wanted.gate.predictions or self.groups.rates_PM.shape[1]
+        rule, limit = wanted.gate.rule, gate_trials.threshold(wanted)
+        members = wanted.gate.predictions or self.groups.rates_PM.shape[1]
         with self._one_redraw():
             for key in ("gate.rule", "gate.recheck", "cap.aggregate", "cap.multiplier"):
                 self.controls[key].value = configs.get(wanted, key)
             self.controls["gate.predictions"].value = members
             self._scale(rule)
-            self.controls["threshold"].value = gate_trials.threshold(wanted)
+            self.controls["threshold"].value = limit
 
     def reset(self) -> None:
         """Back to what the panel began with."""
