@@ -33,7 +33,7 @@ PAID = {"drives": "what tells<br>predictions apart", "recorded": "recorded<br>pr
         "best constant": "best constant<br>answer", "best answer": "best answer<br>for each"}
 TITLES = ("Reward against true pass rate", "Places won or lost, mean", "Groups without a signal",
           "Advantages in the group", "What this reward pays for")
-WIDTH, HEIGHT = 900, 640  # pixels; a live figure that fits its page takes its width only at the first move
+WIDTH, HEIGHT = 860, 640  # pixels; a live figure that fits its page takes its width only at the first move
 EIGHTHS = np.arange(PASS_RATE_STEPS + 1)
 _LOSER_TO_WINNER = [[0, VERMILLION], [0.5, "#e8e8e8"], [1, BLUE]]
 
