@@ -54,7 +54,8 @@ class Stop:
         """
         self._repeatable = True  # before `signal` is read: a signal in between is raised
         try:
-            return None if self.signal else work()
+            found = None if self.signal else work()
+            return None if self.signal else found  # a signal's exception is lost where it meets a destructor
         except Stopped:
             if self._again:
                 raise

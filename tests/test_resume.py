@@ -270,6 +270,14 @@ def test_work_that_can_be_repeated_is_dropped_at_the_first_signal_and_the_next_o
         with pytest.raises(Stopped):
             signal.raise_signal(signal.SIGTERM)
 
+    def swallows() -> int:
+        with contextlib.suppress(Stopped):
+            signal.raise_signal(signal.SIGINT)
+        return 1
+
+    with Stop() as stop:
+        assert stop.attempt(swallows) is None and stop.signal == signal.SIGINT
+
     def twice() -> None:
         try:
             signal.raise_signal(signal.SIGINT)

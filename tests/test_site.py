@@ -14,7 +14,7 @@ from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
-BOOKS = sorted(NOTEBOOKS.rglob("*.ipynb"))
+BOOKS = sorted(path for path in NOTEBOOKS.rglob("*.ipynb") if ".ipynb_checkpoints" not in path.parts)
 LIMIT = 30_000_000  # bytes
 PLOTLY = "application/vnd.plotly.v1+json"
 
