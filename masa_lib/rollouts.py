@@ -1,9 +1,10 @@
 """The rollouts of a step or an evaluation as one table: ask, sample, grade, score.
 
-One call of the engine serves both streams of all problems (a step that gates makes several calls, see `selection`). The
-table has one row a rollout and whole groups only; its columns are those of the recorded shards, plus the token ids and
-log-probs that the update needs (`TOKEN_COLUMNS`). `beginning` is how many of the prompt's ids the model wrote: a
-beginning that predictions share, which earns nothing. Which problems are asked, and how far, is decided elsewhere.
+One call of the engine serves both streams of all problems (a step that gates makes several calls, see `selection`; one
+with shared beginnings two). The table has one row a rollout and whole groups only; its columns are those of the
+recorded shards, plus what the update needs (`TOKEN_COLUMNS`): token ids and log-probs, and `beginning`, how many of the
+prompt's ids the model wrote (a beginning that predictions share and that earns nothing). Which problems are asked, and
+how far, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def count_right(problems: Sequence[Problem], samples: int, engine: Engine, token
 
 def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, *, seed: Sequence[int],
            temperature: float, progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
-    """Sample groups in one call of the engine, grade solutions, parse predictions.
+    """Sample groups in one call of the engine (two where beginnings are shared), grade solutions, parse predictions.
 
     Args:
         asks: at least one; the groups of a stream have equally many rollouts.
