@@ -62,7 +62,8 @@ class ProblemsConfig:
     evaluation_source: str = option("", "held-out problems; empty: the evaluation split of `source`")
     pool: int = option(960, "problems in the training pool, which come back; 0: a fresh stream without end", low=0)
     seed: int = option(0, "of the pool and the held-out problems (the run's seed orders them)", low=0)
-    levels: str = option("", "first and last level, as 2-9; empty: all")
+    levels: str = option("", "first and last level, as 2-9; empty: all, of pocket those of its reach "
+                         "(1-12; 13 to 18 are beyond it)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,12 +154,14 @@ class GateConfig:
     start: int = option(0, "k: gate, cap and hint act after this step; 0: once the gate's precision, measured on the "
                         "steps before, is at least gate.precision", low=0)
     precision: float = option(0.9, "see gate.start", low=0.0, high=1.0)
-    rule: str = option("signal", "signal: dropped where the predicted chance of a mixed group is low; measured: where "
-                       "few of the groups of which the same was predicted were mixed; v1: where the predictions agree; "
-                       "v2: where they agree on 0 or 1", choices=("signal", "measured", "v1", "v2"))
-    threshold: float = option(0.4, "of the rules signal and measured: least chance of a group with right and wrong "
-                              "solutions", low=0.0, high=1.0)
+    rule: str = option("signal", "signal: dropped where the predicted chance of a mixed group is low; v1: where the "
+                       "predictions agree; v2: where they agree on 0 or 1; posterior: the prediction is the prior of a "
+                       "Beta distribution of the pass rate, and of gate.candidates times the places those nearest to "
+                       "rivals.target are taken", choices=("signal", "v1", "v2", "posterior"))
+    threshold: float = option(0.4, "of the rules signal and posterior: least chance of a group with right "
+                              "and wrong solutions", low=0.0, high=1.0)
     std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", low=0.0)
+    prior: float = option(4.0, "rule posterior: how many solutions a prediction counts for", above=0.0)
     predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", low=0)
     places: float = option(1.0, "problems rolled out in a step in which a gate acts, as a share of sampling.problems: "
                            "more of them have a signal, so fewer do", above=0.0, high=1.0)
@@ -199,8 +202,9 @@ class CloningConfig:
 class RivalsConfig:
     """Settings of the other gates; `gate.candidates` is theirs, too."""
 
-    target: float = option(0.5, "mopps: pass rate sought", low=0.0, high=1.0)
-    decay: float = option(0.5, "mopps: share of a problem's counts that survives a visit", low=0.0, high=1.0)
+    target: float = option(0.5, "mopps, and the rule posterior: pass rate sought", low=0.0, high=1.0)
+    decay: float = option(0.5, "mopps, and the rule posterior: share of a problem's counts that survives a "
+                          "visit", low=0.0, high=1.0)
     explore: float = option(0.5, "greso: chance at first to roll out a problem whose last group had no signal; it is "
                             "raised to the number of such visits in a row", low=0.0, high=1.0)
     skipped: float = option(0.25, "greso: share of groups without signal at which `explore` is held", low=0.0, high=1.0)

@@ -43,11 +43,11 @@ def threshold(config: Config) -> float:
     """What the config's rule compares its scores with: gate.threshold for the rule signal, else gate.std.
 
     Raises:
-        ReplayError: for the rule measured.
+        ReplayError: for the rule posterior.
     """
-    if config.gate.rule == "measured":
-        raise ReplayError("The rule measured learns while a model trains and cannot be replayed; take the rule signal, "
-                          "v1 or v2.")
+    if config.gate.rule == "posterior":
+        raise ReplayError("The rule posterior learns while a model trains and cannot be replayed; take the rule "
+                          "signal, v1 or v2.")
     return config.gate.threshold if config.gate.rule == "signal" else config.gate.std
 
 

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
+from scipy import special
 
 from masa_lib.config import Config
 from masa_lib.predictions import PASS_RATE_STEPS
@@ -26,10 +27,10 @@ MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cu
 #: predictions whose mean differs less than this from problem to problem (standard deviation) say the same of all; in
 #: recorded runs it is 0.03 while they are collapsed, 0.09 when they are blind and 0.2 when they know
 COLLAPSED = 0.05
-#: what the rule `measured` knows at first: that every prediction may mean a signal
-UNKNOWN = (1.0,) * (PASS_RATE_STEPS + 1)
 #: share of a running share that one more group renews
 RATE = 0.1
+#: in place of a prediction, where none could be read
+NOTHING = -1
 #: steps by which the next share of dropped candidates is guessed; it moves faster than the window
 RECENT = 4
 
@@ -50,12 +51,10 @@ class Candidate:
 class Gate(Protocol):
     """Decides which candidates are rolled out.
 
-    `predicts`: wants predictions before it decides. `rechecks`: what it drops is rolled out by chance. `refills`:
-    groups without a signal do not fill the batch. `gate_on`, `cap_on`, `hint_on`: what acts in the step that has begun.
-    `rng`: the step's lots, set before each step.
+    `rechecks`: what it drops is rolled out by chance. `refills`: groups without a signal do not fill the batch.
+    `gate_on`, `cap_on`, `hint_on`: what acts in the step that has begun. `rng`: the step's lots, set before each step.
     """
 
-    predicts: bool
     rechecks: bool
     refills: bool
     gate_on: bool
@@ -71,8 +70,12 @@ class Gate(Protocol):
         """How many candidates to draw for so many places."""
         ...
 
-    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
-        """Which candidates are rolled out, at most `wanted`."""
+    def asks(self, problem: Problem) -> bool:
+        """Whether it wants a candidate's predictions before it decides."""
+        ...
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool | None]:
+        """Which candidates are rolled out, at most `wanted`, and which are dropped; None: left to the next pass."""
         ...
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
@@ -120,6 +123,26 @@ def signal_chance(pass_rate: Any, solutions: int) -> Any:
     return 1 - rate**solutions - (1 - rate)**solutions
 
 
+def beta_signal_chance(right: float, wrong: float, solutions: int) -> float:
+    """The mean of `signal_chance` where the pass rate has the distribution Beta(right, wrong)."""
+    whole = special.betaln(right, wrong)
+    return float(1 - np.exp(special.betaln(right + solutions, wrong) - whole)
+                 - np.exp(special.betaln(right, wrong + solutions) - whole))
+
+
+def nearest(beliefs: Mapping[int, tuple[float, float]], target: float, wanted: int, rng: random.Random) -> list[int]:
+    """Thompson sampling: those whose pass rate, drawn from what is believed of it, is nearest to the target.
+
+    Args:
+        beliefs: by candidate, the two parameters of a Beta distribution.
+        target: 0 to 1.
+        wanted: how many at most.
+        rng: of the draws.
+    """
+    distances = {number: abs(rng.betavariate(*belief) - target) for number, belief in beliefs.items()}
+    return sorted(distances, key=distances.__getitem__)[:wanted]
+
+
 def rule_scores(rates: Any, rule: str, solutions: int) -> np.ndarray:
     """What a rule compares with its threshold: a problem is dropped where this is below it.
 
@@ -152,17 +175,17 @@ def rule_scores(rates: Any, rule: str, solutions: int) -> np.ndarray:
     return np.where(known.any(axis=-1), scores, np.inf)
 
 
-def admits(predictions: Sequence[float], config: Config, shares: Sequence[float] = UNKNOWN) -> bool:
+def admits(predictions: Sequence[float], config: Config, chance: float = 1.0) -> bool:
     """Whether MASA's gate admits a problem of which these pass rates are predicted; without any it does.
 
     Args:
         predictions: 0 to 1.
         config: its rule.
-        shares: for the rule `measured`, by the mean prediction in eighths: what share of such groups had a signal.
+        chance: all that the rule `posterior` looks at: the chance of a signal under what is known of the problem.
     """
     rule = config.gate.rule
-    if rule == "measured":
-        return not predictions or shares[said(predictions)] >= config.gate.threshold
+    if rule == "posterior":
+        return chance >= config.gate.threshold
     threshold = config.gate.threshold if rule == "signal" else config.gate.std
     return bool(rule_scores(predictions, rule, config.sampling.solutions) >= threshold)
 
@@ -200,7 +223,7 @@ def aggregate_lengths(lengths: np.ndarray, aggregate: str) -> np.ndarray:
 
 
 def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config, capping: bool,
-            shares: Sequence[float] = UNKNOWN) -> dict[str, Any]:
+            chance_of: Callable[[Candidate], float] = lambda candidate: 1.0) -> dict[str, Any]:
     """What a step shows of gate and cap, whether they acted or not, as sums that add up over steps.
 
     Args:
@@ -208,14 +231,14 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
         candidates: with their predictions.
         config: in force.
         capping: whether the cap acted.
-        shares: what the rule `measured` knew; see `admits`.
+        chance_of: what the rule `posterior` thought of a candidate; see `admits`.
 
     Returns:
         `asked` and `rejected` candidates; of the groups rolled out, by weight: `signal`, `flat` (no signal), `drops`
         (rejected) and `hits` (rejected and flat); of their right solutions left uncapped, by weight: `right` and `cut`
         (longer than their cap is or would be); `spread`, the standard deviation of the mean predictions.
     """
-    rejected = np.array([not admits(candidate.predictions, config, shares) for candidate in candidates])
+    rejected = np.array([not admits(candidate.predictions, config, chance_of(candidate)) for candidate in candidates])
     limits = np.array([cap(candidate.lengths, config) for candidate in candidates])
     means = [np.mean(candidate.predictions) for candidate in candidates if candidate.predictions]
     solved = table[(table["stream"] == "solution") & table["reward"].notna()]
@@ -238,14 +261,15 @@ class MasaGate:
     was seen, so that little evidence switches nothing on, and nothing measured switches it off.
     """
 
-    predicts = rechecks = True
+    rechecks = True
     refills = False
 
     def __init__(self, config: Config) -> None:
         self.config, self.rng = config, random.Random(config.seed)
         self.gate_on = self.cap_on = self.hint_on = False
         self._started, self._window = False, []  # ready by measured precision; sums of the last steps
-        self._shares = list(UNKNOWN)
+        self._told: dict[str, tuple[int, float]] = {}  # by what was predicted, in eighths; see `_told_of`
+        self._met: dict[str, tuple[int, float, float]] = {}  # by problem: said last; right and wrong solutions, faded
 
     def begin(self, step: int) -> None:
         """Decide what acts in a step (counted from 1)."""
@@ -259,25 +283,71 @@ class MasaGate:
         self.hint_on = started and limits.hint in ("training", "both")
 
     def draw(self, wanted: int) -> int:
-        """As many as fill the places if as large a share is dropped as in the last few steps."""
+        """As many as fill the places if as large a share is dropped as in the last few steps; or all that compete."""
+        if self._competes:
+            return math.ceil(self.config.gate.candidates * wanted)
         seen = self._sums(RECENT)
         share = (seen["asked"] - seen["rejected"] + 1) / (seen["asked"] + 1) if self.gate_on else 1.0
         return math.ceil(wanted / share)
 
-    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
-        """The first whose predictions promise a signal; all, while the gate is off."""
-        promising = [not self.gate_on or admits(candidate.predictions, self.config, self._shares)
-                     for candidate in candidates]
-        return [wish and sum(promising[:number]) < wanted for number, wish in enumerate(promising)]
+    def asks(self, problem: Problem) -> bool:
+        """All but those that the rule `posterior` knows, unless a cap or a hint needs the predictions."""
+        return self.cap_on or self.hint_on or not (self._competes and problem.id in self._met)
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool | None]:
+        """The first that promise a signal, or the nearest to the target of those; all, while the gate is off."""
+        promising = [number for number, candidate in enumerate(candidates)
+                     if not self.gate_on or admits(candidate.predictions, self.config, self._chance(candidate))]
+        chosen = promising[:wanted]
+        if self._competes:
+            chosen = nearest({number: self._posterior(candidates[number]) for number in promising},
+                             self.config.rivals.target, wanted, self.rng)
+        last = chosen[-1] if len(chosen) == wanted and not self._competes else len(candidates)
+        return [True if number in chosen else None if number in promising or number > last else False
+                for number in range(len(candidates))]
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
         """Measure a step, see `measure`, by what was known before it; then learn from it."""
-        self._window.append(measure(table, candidates, self.config, self.cap_on, self._shares))
+        self._window.append(measure(table, candidates, self.config, self.cap_on, self._chance))
         self._window = self._window[-self.config.gate.window:]
         solved = table[(table["stream"] == "solution") & table["reward"].notna()]
-        for group, share in solved.groupby("group")["reward"].mean().items():
-            if predictions := candidates[group].predictions:
-                self._shares[said(predictions)] += RATE * (float(0 < share < 1) - self._shares[said(predictions)])
+        for group, right, size in solved.groupby("group")["reward"].agg(["sum", "size"]).itertuples():
+            self._learn(candidates[group], int(right), int(size))
+
+    def _learn(self, candidate: Candidate, right: int, size: int) -> None:
+        """How a group went, for what was predicted of it and for its problem."""
+        decay, (eighths, *before) = self.config.rivals.decay, self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
+        eighths = said(candidate.predictions) if candidate.predictions else eighths
+        self._met[candidate.problem.id] = eighths, decay * before[0] + right, decay * before[1] + size - right
+        if candidate.predictions:
+            seen, rate = self._told_of(eighths)
+            self._told[str(eighths)] = seen + 1, rate + max(RATE, 1 / (seen + 1)) * (right / size - rate)
+
+    def _told_of(self, eighths: int) -> tuple[int, float]:
+        """Of the groups of which this was predicted: how many, and their mean pass rate; a running one from the tenth.
+
+        At first as if there had been one, and the prediction had come true.
+        """
+        return self._told.get(str(eighths), (1, eighths / PASS_RATE_STEPS))
+
+    @property
+    def _competes(self) -> bool:
+        return self.gate_on and self.config.gate.rule == "posterior"
+
+    def _chance(self, candidate: Candidate) -> float:
+        """The chance of a signal under the posterior."""
+        return beta_signal_chance(*self._posterior(candidate), self.config.sampling.solutions)
+
+    def _posterior(self, candidate: Candidate) -> tuple[float, float]:
+        """Of a problem's pass rate, as a Beta distribution: what was predicted at first, and how its groups went.
+
+        The prior is Jeffreys's, and `gate.prior` solutions with the pass rate that came of such predictions.
+        """
+        eighths, right, wrong = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
+        if candidate.problem.id not in self._met and candidate.predictions:
+            eighths = said(candidate.predictions)
+        rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._told_of(eighths)[1], self.config.gate.prior)
+        return 0.5 + weight * rate + right, 0.5 + weight * (1 - rate) + wrong
 
     def measures(self) -> dict[str, float]:
         """MEASURES over the last `gate.window` steps: "dropped" is right where a group has no signal."""
@@ -291,12 +361,13 @@ class MasaGate:
 
     def state(self) -> dict[str, Any]:
         """See `Gate`."""
-        return {"started": self._started, "window": list(self._window), "shares": list(self._shares)}
+        return {"started": self._started, "window": list(self._window), "told": dict(self._told),
+                "met": dict(self._met)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Gate`."""
         self._started, self._window = state["started"], list(state["window"])
-        self._shares = list(state["shares"])
+        self._told, self._met = ({key: tuple(entry) for key, entry in state[name].items()} for name in ("told", "met"))
 
     def _sums(self, steps: int = 0) -> dict[str, float]:
         """Over so many of the last steps; 0: over the whole window."""

@@ -114,7 +114,7 @@ def load_problems(source: str, split: Split, count: int | None = None, seed: int
         split: train or evaluation; the two have no text in common.
         count: how many at most; a generated source needs it, None takes all of a finite one.
         seed: of the generator, of the choice of `count` problems, and of shuffled options.
-        levels: first and last level, as 2-9; empty: all.
+        levels: first and last level, as 2-9; empty: all, of pocket those that its model can reach.
         undivided: take the whole of a source that has no splits of its own (a file, deepscaler).
 
     Raises:
@@ -135,7 +135,8 @@ def held_out(config: ProblemsConfig, count: int) -> list[Problem]:
 
 def sources() -> list[dict[str, Any]]:
     """One row for each kind of source: name, what it is, split sizes, columns it is read from, whether ever fetched."""
-    levels = f"levels {arithmetic.LEVELS[0]} to {arithmetic.LEVELS[-1]}"
+    levels = (f"levels 1 to {arithmetic.LEVELS[-1]}, by name up to {max(arithmetic.LEVEL_SPECS)}, which are beyond its "
+              "model's reach")
     rows = [("pocket", f"generated chained arithmetic, {levels}", None, None, (), "built in"),
             (GYM + "<task,task>", "generated, also task:setting=number:...; only the stored answer counts", None, None,
              (), "built in")]
@@ -219,10 +220,10 @@ def _stream(source: str, seed: str, levels: str) -> _Stream:
     wanted = _level_range(levels)
     if source != "pocket":
         return _gym_stream(source, seed, wanted)
-    chosen = [level for level in arithmetic.LEVELS if wanted is None or level in wanted]
+    chosen = [level for level in arithmetic.LEVEL_SPECS if level in (arithmetic.LEVELS if wanted is None else wanted)]
     if not chosen:
-        raise ProblemError(f"problems.levels is {levels!r}; pocket has the levels {arithmetic.LEVELS[0]} to "
-                           f"{arithmetic.LEVELS[-1]}.")
+        raise ProblemError(f"problems.levels is {levels!r}; pocket has the levels 1 to "
+                           f"{max(arithmetic.LEVEL_SPECS)}.")
     return _Stream([("pocket", level) for level in chosen],
                    lambda slot, index: arithmetic.make_problem(random.Random(f"{seed}/{slot[1]}/{index}"), slot[1]))
 

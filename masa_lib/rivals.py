@@ -19,7 +19,7 @@ from typing import Any
 import pandas as pd
 
 from masa_lib.config import Config
-from masa_lib.gating import RATE, Candidate, signal_chance
+from masa_lib.gating import RATE, Candidate, nearest, signal_chance
 from masa_lib.problems import Problem, ProblemPool
 
 Solve = Callable[[Sequence[Problem], int], list[int]]
@@ -48,7 +48,7 @@ class Rival:
         solve: how many of so many solutions are right, for each problem (`gating.make_gate`).
     """
 
-    predicts = rechecks = refills = cap_on = hint_on = False
+    rechecks = refills = cap_on = hint_on = False
     gate_on = True
 
     def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
@@ -59,6 +59,10 @@ class Rival:
     def draw(self, wanted: int) -> int:
         """As many candidates as places; the collector draws again for those that are dropped."""
         return wanted
+
+    def asks(self, problem: Problem) -> bool:
+        """No: a rival has no predictions."""
+        return False
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """The first ones; all gates but DAPO's override it."""
@@ -113,11 +117,9 @@ class Mopps(Rival):
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """The nearest to `rivals.target`."""
-        target = self.config.rivals.target
-        distances = [abs(self.rng.betavariate(*self.memory.get(candidate.problem.id, PRIOR)) - target)
-                     for candidate in candidates]
-        nearest = set(sorted(range(len(candidates)), key=distances.__getitem__)[:wanted])
-        return [number in nearest for number in range(len(candidates))]
+        beliefs = {number: self.memory.get(candidate.problem.id, PRIOR) for number, candidate in enumerate(candidates)}
+        chosen = nearest(beliefs, self.config.rivals.target, wanted, self.rng)
+        return [number in chosen for number in range(len(candidates))]
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Fade the old counts by `rivals.decay`, add the new ones."""

@@ -96,6 +96,7 @@ class _Gathering:
         self.judged = 0
         self.weights: dict[int, float] = {}  # of the groups that are rolled out
         self.rechecked: set[int] = set()
+        self.asked: set[int] = set()  # groups whose predictions there were before the gate decided
         self.meta: list[pd.DataFrame] = []
         self.solved: list[pd.DataFrame] = []
 
@@ -110,7 +111,7 @@ class _Gathering:
             if not self.weights:
                 self.weights[0] = 1.0
             if new := list(self.weights)[before:]:
-                self.solved.append(self.sample([self._solutions(group) for group in new]))
+                self.solved.append(self._solve(new))
                 if self.gate.refills:
                     share = self.solved[-1].groupby("group")["correct"].mean()
                     filled = int(((share > 0) & (share < 1)).sum())
@@ -127,26 +128,42 @@ class _Gathering:
         while chosen < places and len(self.candidates) < self.budget:
             first, wanted = len(self.candidates), places - chosen
             drawn = self.pool.take(self.cursor + first, min(gate.draw(wanted), self.budget - first))
-            new = self._predict(drawn, first) if gate.predicts else [Candidate(problem) for problem in drawn]
+            new = self._predict(drawn, first)
             self.candidates += new
             verdicts = gate.admit(new, wanted)
-            chosen += sum(verdicts)
-            if gate.rechecks and sum(verdicts) == wanted:  # behind the last place nothing was judged
-                verdicts = verdicts[:max(number for number, admitted in enumerate(verdicts) if admitted) + 1]
-            self.judged += len(verdicts)
+            chosen += verdicts.count(True)
+            self.judged += len(verdicts) - verdicts.count(None)
             for group, admitted in enumerate(verdicts, first):
                 if admitted:
                     self.weights[group] = 1.0
-                elif gate.rechecks and gate.rng.random() < self.config.gate.recheck:
+                elif admitted is False and gate.rechecks and gate.rng.random() < self.config.gate.recheck:
                     self.weights[group] = 1 / self.config.gate.recheck
                     self.rechecked.add(group)
         return chosen
 
     def _predict(self, drawn: Sequence[Problem], first: int) -> list[Candidate]:
-        predictions = self.config.gate.predictions or self.config.sampling.predictions
-        self.meta.append(self.sample(rollouts.whole_groups(drawn, self.config, solutions=0, predictions=predictions,
-                                                           first=first)))
+        """The candidates, with predictions where the gate wants them."""
+        asks = [self._predictions(group, problem) for group, problem in enumerate(drawn, first)
+                if self.gate.asks(problem)]
+        if not asks:
+            return [Candidate(problem) for problem in drawn]
+        self.asked |= {ask.group for ask in asks}
+        self.meta.append(self.sample(asks))
         return read_candidates(drawn, self.meta[-1], first)
+
+    def _solve(self, groups: Sequence[int]) -> pd.DataFrame:
+        """The solutions of candidates, and predictions that the gate did not want but the update does."""
+        late = [group for group in groups if group not in self.asked and self.config.method in configs.PREDICTING]
+        table = self.sample([self._solutions(group) for group in groups]
+                            + [self._predictions(group, self.candidates[group].problem) for group in late])
+        for group in late:
+            self.candidates[group], = read_candidates([self.candidates[group].problem], table, group)
+        return table
+
+    def _predictions(self, group: int, problem: Problem) -> Ask:
+        """The predictions of a candidate."""
+        count = self.config.gate.predictions or self.config.sampling.predictions
+        return Ask("meta", group, problem, (self.config.sampling.meta_tokens,) * count)
 
     def _solutions(self, group: int) -> Ask:
         """The solutions of a candidate, each with its cap, and the hint."""

@@ -68,9 +68,9 @@ def test_the_account_of_a_gate_alone_is_that_of_its_curve(groups: Groups, rule: 
 
 def test_a_rule_that_learns_while_a_model_trains_is_refused(groups: Groups) -> None:
     panel = GateReplay(groups)
-    before, message = panel.config, "measured learns while a model trains"
-    for refuses in (lambda: gate_trials.account(groups, configs.replace(groups.config, {"gate.rule": "measured"})),
-                    lambda: panel.apply({"gate.rule": "measured", "gate.recheck": 0.5})):
+    before, message = panel.config, "posterior learns while a model trains"
+    for refuses in (lambda: gate_trials.account(groups, configs.replace(groups.config, {"gate.rule": "posterior"})),
+                    lambda: panel.apply({"gate.rule": "posterior", "gate.recheck": 0.5})):
         with pytest.raises(replay.ReplayError, match=message):
             refuses()
     assert panel.config == before and panel.controls["gate.recheck"].value == before.gate.recheck

@@ -17,7 +17,16 @@ from small import small
 
 from masa_lib import gating, rewards
 from masa_lib.config import Config
-from masa_lib.gating import Candidate, MasaGate, admits, cap, measure, rule_scores, signal_chance
+from masa_lib.gating import (
+    Candidate,
+    MasaGate,
+    admits,
+    beta_signal_chance,
+    cap,
+    measure,
+    rule_scores,
+    signal_chance,
+)
 from masa_lib.problems import Problem
 
 RATES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=1, max_size=8)
@@ -57,21 +66,58 @@ def test_each_rule_drops_what_it_says(rule: str, dropped: list, admitted: list) 
     assert [admits(predictions, settings) for predictions in admitted] == [True] * len(admitted)
 
 
-def test_the_rule_measured_drops_what_was_predicted_of_groups_without_a_signal() -> None:
-    settings = config(gate__rule="measured", gate__threshold=0.5, gate__start=1, gate__guard=False)
-    gate, candidates = MasaGate(settings), [candidate(0, KNOWS), candidate(1, DOUBTS), candidate(2, (0.0, 0.125)),
-                                            candidate(3, (1.0,)), candidate(4)]
-    for number in range(4):  # predictions of 0 and of half an eighth are the same: eight groups, one after the other
-        gate.begin(number + 2)
-        assert gate.admit(candidates, 9) == [True] * 5  # six without a signal leave a share of 0.9^6 = 0.53
-        gate.observe(step([0, 0.5, 0, 0.5]), candidates)
-    again = MasaGate(settings)
+POSTERIOR = {"gate__rule": "posterior", "gate__threshold": 0.1, "gate__start": 1, "gate__guard": False,
+             "cap__multiplier": 0.0, "gate__candidates": 3.0}
+
+
+def historian(**changes: Any) -> MasaGate:
+    """A gate that has met three problems of which the same was predicted: never right, half right, always right."""
+    gate = MasaGate(config(**POSTERIOR | changes))
+    for _ in range(9):
+        gate.observe(step([0, 0.5, 1]), [candidate(number, DOUBTS) for number in range(3)])
+    gate.begin(50)
+    return gate
+
+
+def test_the_rule_posterior_asks_of_new_problems_alone_and_remembers_how_the_others_went() -> None:
+    gate = historian()
+    assert [gate.asks(candidate(number).problem) for number in range(4)] == [False, False, False, True]
+    again = MasaGate(gate.config)
     again.restore(json.loads(json.dumps(gate.state())))
-    again.begin(6)
-    assert again.admit(candidates, 9) == [False, True, False, True, True]
+    again.begin(50)
+    for judge in (gate, again):
+        judge.rng.seed(1)
+        assert judge.admit([candidate(number) for number in range(3)], 1) == [None, True, None]
+        assert judge.draw(2) == 6
+    again.begin(1)  # it does not act yet
+    assert again.asks(candidate(0).problem)
+    again.hint_on = again.gate_on = True
+    assert again.asks(candidate(0).problem)  # there is no hint without a prediction
 
 
-@pytest.mark.parametrize("rule", ["signal", "measured", "v1", "v2"])
+def test_of_a_new_problem_the_posterior_is_the_pass_rate_that_came_of_such_predictions() -> None:
+    gate = MasaGate(config(**POSTERIOR, gate__prior=8.0))
+    gate.observe(step([0.25] * 40), [candidate(number, (0.75, 0.75)) for number in range(40)])
+    new = gate._posterior(candidate(99, (0.75,)))
+    assert new == pytest.approx((0.5 + 2, 0.5 + 6), abs=0.1)  # what is said is 3/4, what comes true 1/4
+    assert gate._posterior(candidate(99)) == (0.5, 0.5)
+    assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2, new[1] + 6))  # and its own group of eight
+
+
+@given(st.floats(0.05, 50), st.floats(0.05, 50), st.integers(2, 16))
+def test_the_chance_of_a_signal_under_a_belief_is_the_mean_over_it(right: float, wrong: float, solutions: int) -> None:
+    drawn = np.random.default_rng(0).beta(right, wrong, 20_000)
+    chances = signal_chance(drawn, solutions)
+    assert beta_signal_chance(right, wrong, solutions) == pytest.approx(chances.mean(), abs=0.02)
+
+
+def test_the_rule_posterior_drops_only_what_has_hardly_a_chance_and_leaves_the_others_to_the_next_pass() -> None:
+    gate = historian(gate__threshold=0.7)
+    assert gate.admit([candidate(number, DOUBTS) for number in (0, 1, 2, 3)], 1).count(False) == 2
+    assert gate.admit([candidate(1), candidate(3, DOUBTS)], 1).count(None) == 1
+
+
+@pytest.mark.parametrize("rule", ["signal", "v1", "v2", "posterior"])
 def test_a_problem_without_a_prediction_is_admitted_under_the_full_cap(rule: str) -> None:
     settings = config(gate__rule=rule, gate__threshold=1.0, gate__std=9.0)
     assert admits((), settings) and cap((), settings) == 100
@@ -255,7 +301,7 @@ def test_no_more_are_admitted_than_there_are_places() -> None:
     gate.begin(2)
     said = [KNOWS, DOUBTS, DOUBTS, KNOWS, DOUBTS, DOUBTS]
     candidates = [candidate(number, rates) for number, rates in enumerate(said)]
-    assert gate.admit(candidates, 3) == [False, True, True, False, True, False]
+    assert gate.admit(candidates, 3) == [False, True, True, False, True, None]  # behind the last place
     gate.gate_on = False
     assert gate.admit(candidates, 6) == [True] * 6
 

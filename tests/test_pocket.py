@@ -233,7 +233,7 @@ def test_training_texts_are_of_the_training_split_and_of_all_levels() -> None:
     rng = random.Random(1)
     chains, texts = zip(*[pocket.training_chain(rng) for _ in range(300)], strict=True)
     assert [value_of(text) for text in texts] == [chain.values()[-1] for chain in chains]
-    assert {len(chain.operations) for chain in chains} == {count for count, _ in arithmetic.LEVEL_SPECS.values()}
+    assert {len(chain.operations) for chain in chains} == {arithmetic.LEVEL_SPECS[level][0] for level in LEVELS}
     assert not any(map(arithmetic.is_held_out, texts))
     held_out = {problem.text for problem in problems.load_problems("pocket", "evaluation", 240)}
     assert not held_out & set(texts)

@@ -58,6 +58,11 @@ def test_pool_of_the_pocket_source_is_balanced_over_levels_and_without_duplicate
     assert len(set(texts(pool.problems))) == len({problem.id for problem in pool.problems}) == 960
 
 
+def test_levels_beyond_the_pocket_models_reach_come_by_name_alone():
+    assert {problem.level for problem in ProblemPool(ProblemsConfig(levels="1-18"), seed=0).problems} == {*range(1, 19)}
+    assert {problem.level for problem in load_problems("pocket", "evaluation", 36, levels="11-13")} == {11, 12, 13}
+
+
 def test_pocket_splits_have_no_text_in_common_whatever_the_seeds():
     train = texts(load_problems("pocket", "train", 1200, seed=0)) + texts(load_problems("pocket", "train", 600, seed=1))
     evaluation = texts(load_problems("pocket", "evaluation", 240, seed=0))

@@ -124,7 +124,7 @@ def test_nothing_to_decide_is_decided_and_one_problem_is_enough(method: str) -> 
     assert gate.admit([Candidate(problem)], 0) == [False]
     assert gate.admit([Candidate(problem)] * 3, 2).count(True) == 2
     gate.learn([Outcome(problem, 4, G)] * 2)
-    assert not gate.predicts and not gate.rechecks and gate.refills == (method in ("dapo", "greso"))
+    assert not gate.asks(problem) and not gate.rechecks and gate.refills == (method in ("dapo", "greso"))
 
 
 @pytest.mark.parametrize("method", ["dapo", "mopps", "greso", "level-table"])

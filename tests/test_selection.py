@@ -53,12 +53,13 @@ class Parts:
     engine: Engine
     tokenizer: Any
 
-    def gather(self, changes: Mapping[str, Any], step: int = 2) -> tuple[Selection, Listening, pd.DataFrame]:
-        """One step's rollouts, scored; the engine that sampled them; the table."""
+    def gather(self, changes: Mapping[str, Any], step: int = 2,
+               memory: Mapping[str, Any] | None = None) -> tuple[Selection, Listening, pd.DataFrame]:
+        """One step's rollouts, scored; the engine that sampled them; the table; `memory` is the gate's."""
         config, engine = small(changes), Listening(self.engine)
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config, seed=[0, step],
                          temperature=1.0)
-        gate = gating.make_gate(config, self.pool, None)
+        gate = gating.make_gate(config, self.pool, None, memory and {config.method: memory})
         found = selection.collect(gate, self.pool, 0, sample, config, step)
         rollouts.score(found.table, config)
         return found, engine, found.table
@@ -100,6 +101,20 @@ def test_the_number_of_predictions_can_be_another_one_once_the_gate_acts(parts: 
     for step, size in ((1, 4), (2, 3)):
         table = parts.gather(ACTS | {"gate.predictions": 3}, step)[2]
         assert set(table[table["stream"] == "meta"].groupby("group").size()) == {size}
+
+
+def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_it_has_any(parts: Parts) -> None:
+    changes = ACTS | {"gate.rule": "posterior", "gate.threshold": 0.4, "gate.recheck": 0.0, "cap.multiplier": 0.0,
+                      "gate.candidates": 2.0}
+    met = {problem.id: [-1, 4 - 4 * (number % 2), 12] for number, problem in enumerate(parts.pool.take(0, 10))}
+    found, engine, table = parts.gather(changes, memory={"started": True, "window": [], "told": {}, "met": met})
+    first, last = engine.calls
+    assert len(found.candidates) == 12 and found.admitted == 6 and len(first) == 4 * 2  # two are new
+    meta, rolled = table[table["stream"] == "meta"], set(solved(table)["group"])
+    assert not rolled & {1, 3, 5, 7, 9} and set(meta["group"]) == rolled | {10, 11}
+    assert len(meta) == 4 * len(rolled | {10, 11}) and len(last) == 4 * len(rolled) + len(meta) - len(first)
+    assert all(found.candidates[group].predictions for group in set(meta["group"]))
+    assert meta["reward"].notna().sum() == 4 * len(rolled)
 
 
 def test_a_step_repeats_exactly_and_the_lots_are_those_of_seed_and_step(parts: Parts) -> None:
