@@ -101,7 +101,10 @@ def test_of_a_new_problem_the_posterior_is_the_pass_rate_that_came_of_such_predi
     new = gate._posterior(candidate(99, (0.75,)))
     assert new == pytest.approx((0.5 + 2, 0.5 + 6), abs=0.1)  # what is said is 3/4, what comes true 1/4
     assert gate._posterior(candidate(99)) == (0.5, 0.5)
-    assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2, new[1] + 6))  # and its own group of eight
+    assert gate._posterior(candidate(0)) == (0.5 + 2, 0.5 + 6)  # its own group; what was said too early does not count
+    gate.begin(50)
+    gate.observe(step([0.25]), [candidate(0, (0.75,))])
+    assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2 + 1, new[1] + 6 + 3), abs=0.1)  # half fades
 
 
 @given(st.floats(0.05, 50), st.floats(0.05, 50), st.integers(2, 16))
