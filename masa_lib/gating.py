@@ -3,7 +3,8 @@
 MASA asks the model before it solves: a problem whose predicted pass rates promise a group without a signal is dropped,
 and a solution is stopped at a multiple of its predicted length. Both act only while what they cost is small, and that
 is measured: dropped problems are re-checked and solutions are left uncapped by chance, and each counts as often as its
-chance was small. Rivals stand in `rivals`, and how a step's problems are gathered in `selection`; nothing here samples.
+chance was small. A prediction can also be the prior of a belief that a problem's groups sharpen (rule `posterior`).
+Rivals stand in `rivals`, and how a step's problems are gathered in `selection`; nothing here samples.
 """
 
 from __future__ import annotations
@@ -363,8 +364,9 @@ class MasaGate:
 
     def state(self) -> dict[str, Any]:
         """See `Gate`."""
-        return {"started": self._started, "window": list(self._window), "told": dict(self._told),
-                "met": dict(self._met)}
+        return {"started": self._started, "window": list(self._window),
+                **{name: {key: list(entry) for key, entry in known.items()}
+                   for name, known in (("told", self._told), ("met", self._met))}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Gate`."""

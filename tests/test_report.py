@@ -200,14 +200,16 @@ def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text
 
 
-def test_the_readme_shows_the_recorded_studies_as_they_are() -> None:
+@pytest.mark.parametrize(("title", "studies", "rows"), [
+    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 10)])
+def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: tuple[str, ...], rows: int) -> None:
     shown: dict[str, list[str]] = {}
-    for name in ("baseline", "smollm2"):
+    for name in studies:
         for label, *cells in report.table_rows(analysis.compare_runs(BASELINE.parent / name).summary)[1:]:
             shown.setdefault(label.strip(), []).extend(cells)
     readme = (BASELINE.parents[2] / "README.md").read_text(encoding="utf8")
-    table = readme.partition("**What came out**")[2].split("\n\n")[1].splitlines()[2:]
-    assert len(table) == 8
+    table = readme.partition(f"**{title}**")[2].split("\n\n")[1].splitlines()[2:]
+    assert len(table) == rows
     for label, *cells in [line.strip("| ").split(" | ") for line in table]:
         assert cells == shown[label]
 
