@@ -274,13 +274,16 @@ def test_an_evaluation_with_hints_predicts_first_and_counts_those_tokens(parts: 
 
 METHODS = {method: {} for method in configs.METHODS} | {
     "masa-efficient": ACTS | {"gate.recheck": 0.4, "cloning.store": 3, "cloning.threshold": 0.0},
-    "oracle": {"rivals.samples": 2, "rivals.refresh": 2}}
+    "oracle": {"rivals.samples": 2, "rivals.refresh": 2},
+    "posterior": ACTS | {"gate.rule": "posterior", "gate.threshold": 0.3, "gate.candidates": 2.0, "cap.multiplier": 0.0,
+                         "sampling.shared_beginning": True, "problems.pool": 20}}
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_every_token_is_counted_in_the_stream_that_it_belongs_to(method: str) -> None:
-    trainer = Trainer(small({"evaluation.final_problems": 1, "evaluation.final_samples": 1,
-                             **METHODS[method], "method": method}))
+@pytest.mark.parametrize("name", METHODS)
+def test_every_token_is_counted_in_the_stream_that_it_belongs_to(name: str) -> None:
+    trainer = Trainer(small({"evaluation.final_problems": 1, "evaluation.final_samples": 1, "method": name,
+                             **METHODS[name]}))
+    method = trainer.config.method
     trainer.engine = Listening(trainer.engine)
     trainer.evaluate()
     cursor = 0
@@ -298,8 +301,8 @@ def test_every_token_is_counted_in_the_stream_that_it_belongs_to(method: str) ->
         state = trainer._memory.get(method)
         assert json.loads(json.dumps(state)) == state
     assert (row["gate_on"], row["cap_on"]) == (
-        method not in ("grpo", "masa"), method == "masa-efficient")
-    if method == "masa-efficient":
+        method not in ("grpo", "masa"), name == "masa-efficient")
+    if name == "masa-efficient":
         assert row["rechecked"] > 0 and row["tokens_cloning"] > 0
     if method == "oracle":
         assert row["tokens_oracle"] > 0  # in the third step the pool is measured again
