@@ -7,6 +7,7 @@ the rooms raise themselves is a sentence and is shown as one; anything else is a
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 from masa_lib import __version__, config, tiers
 
 RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 #: options that are short names of settings
 SHORT = {"model": "model.name", "problems": "problems.source", "method": "method", "steps": "steps", "seed": "seed",
          "engine": "sampling.engine"}
@@ -41,6 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = shlex.join(["masa", *arguments])
     try:
         options.run_command(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # `masa models | head`: who reads has seen enough, and Python is not to complain at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_PIPE
     except KeyboardInterrupt as stopped:
         print(f"\n{str(stopped) or 'Stopped.'} {options.interrupted(options)}".rstrip(), file=sys.stderr)
         return getattr(stopped, "exit_code", EXIT_INTERRUPTED)

@@ -244,6 +244,16 @@ def test_without_out_a_run_is_named_after_model_method_and_seed(
     assert (tmp_path / "runs" / "pocket-grpo-s4" / "config.toml").is_file()
 
 
+def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_traceback() -> None:
+    code = "import sys; from masa_lib import cli; input(); sys.exit(cli.main(['models']))"
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.write(b"\n")  # nobody reads from here on
+        process.stdin.close()
+        assert (process.wait(), process.stderr.read()) == (cli.EXIT_PIPE, b"")
+
+
 def test_lab_starts_jupyterlab_with_the_options_it_is_given() -> None:
     done = masa("lab", "--version")
     assert done.returncode == 0, done.stderr
