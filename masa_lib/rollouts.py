@@ -51,12 +51,11 @@ class Ask:
     hint: tuple[str, ...] = ()
 
 
-def whole_groups(problems: Sequence[Problem], config: Config, *, solutions: int, predictions: int,
-                 first: int = 0) -> list[Ask]:
-    """G solutions and M predictions (0: none) of each problem under the full caps; groups are numbered from `first`."""
+def whole_groups(problems: Sequence[Problem], config: Config, *, solutions: int, predictions: int) -> list[Ask]:
+    """G solutions and M predictions (0: none) of each problem under the full caps."""
     caps = ((config.sampling.solution_tokens,) * solutions, (config.sampling.meta_tokens,) * predictions)
     return [Ask(stream, group, problem, limits) for stream, limits in zip(STREAMS, caps, strict=True) if limits
-            for group, problem in enumerate(problems, first)]
+            for group, problem in enumerate(problems)]
 
 
 def collect(problems: Sequence[Problem], engine: Engine, tokenizer: Any, config: Config, *, solutions: int,
