@@ -139,6 +139,14 @@ def test_rivals_that_beat_masa_efficient_are_named(tmp_path: Path) -> None:
     assert "masa-efficient is beaten." in (folder / "report.html").read_text(encoding="utf8")
 
 
+def test_a_rival_that_may_be_cheaper_by_chance_is_said_to_be(tmp_path: Path) -> None:
+    folder = rivals(tmp_path, masa_efficient=FAST)
+    for seed, curve in enumerate(({0: 0.1, 2: 0.6, STEPS: 0.6}, LINE)):
+        write_run(folder / f"mopps-s{seed}", "mopps", seed, curve)
+    text = " ".join(report.compare([folder], folder / "report.html").split())
+    assert re.search(r"masa-efficient may be beaten\. mopps [^;]* \[0\.\d+, [^;]*can be chance\.", text)
+
+
 def test_that_nothing_beats_masa_efficient_is_said(tmp_path: Path) -> None:
     text = " ".join(report.compare([rivals(tmp_path, masa_efficient=FAST, mopps=LINE)]).split())
     assert "No arm needs fewer tokens to the target than masa-efficient." in text
