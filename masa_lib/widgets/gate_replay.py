@@ -38,7 +38,7 @@ NUMBERS = (("dropped", "groups dropped", ".1%"), ("precision", "precision", ".2f
            ("signal_lost", "signal lost", ".1%"), ("right_cut", "right solutions cut", ".1%"),
            ("predictions", "predictions cost", ".1%"), ("tokens_saved", "tokens saved, net", "+.1%"),
            ("gain", "signal per token", ".2f"))
-HEIGHT, WIDTH = 430, 940  # pixels
+HEIGHT, WIDTH = 430, 860  # pixels
 _STYLE = {"description_width": "11em"}
 _STEP = {"signal": 0.05, "v1": 0.0125, "v2": 0.0125}
 _MOST = {"signal": 1.0, "v1": 0.5, "v2": 0.5}

@@ -46,7 +46,7 @@ SECTIONS = {"reward": "Reward", "update": "Update", "gate": "Gate", "cap": "Cap 
 #: between two looks at the folder
 SECONDS = 1.0
 #: of the curves, pixels: a live figure does not find out by itself how wide the page is
-WIDTH = 1080
+WIDTH = 860
 PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
 
 

@@ -25,7 +25,7 @@ from masa_lib.runs import Run
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown
 RECENT, SHOWN = 5, 4
-HEIGHT = 600
+HEIGHT = 900
 #: the panels over steps: title, unit of y, and its lines as (name, column of the metrics, colour)
 CURVES = (
     ("Accuracy", "accuracy", (("training batch", "accuracy", GREEN),)),
@@ -40,9 +40,9 @@ CURVES = (
                                       ("update", "seconds_update", PURPLE))))
 SHARES = ("accuracy", "reward", "share")
 #: the scatter's place among the panels, and the panels side by side
-SCATTER, COLUMNS = 2, 3
-#: bottom and top of the two rows of panels, shares of the height
-ROWS = ((0.6, 1.0), (0.0, 0.4))
+SCATTER, COLUMNS = 2, 2
+#: bottom and top of the three rows of panels, shares of the height
+ROWS = ((0.76, 1.0), (0.38, 0.62), (0.0, 0.24))
 PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:12px;line-height:1.35"
 
 
