@@ -162,8 +162,6 @@ class GateConfig:
                               "and wrong solutions", low=0.0, high=1.0)
     std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", low=0.0)
     prior: float = option(4.0, "rule posterior: how many solutions a prediction counts for", above=0.0)
-    ask: str = option("new", "rule posterior: whether it asks all candidates before it decides, or new ones (the rest "
-                      "are predicted with their solutions)", choices=("new", "all"))
     predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", low=0)
     places: float = option(1.0, "problems rolled out in a step in which a gate acts, as a share of sampling.problems: "
                            "more of them have a signal, so fewer do", above=0.0, high=1.0)

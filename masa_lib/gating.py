@@ -292,9 +292,8 @@ class MasaGate:
         return math.ceil(wanted / share)
 
     def asks(self, problem: Problem) -> bool:
-        """All but, with `gate.ask` new, those that the rule `posterior` knows; a cap or a hint needs them of all."""
-        known = self._competes and self.config.gate.ask == "new" and problem.id in self._met
-        return self.cap_on or self.hint_on or not known
+        """All but those that the rule `posterior` knows, unless a cap or a hint needs the predictions."""
+        return self.cap_on or self.hint_on or not (self._competes and problem.id in self._met)
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool | None]:
         """The first that promise a signal, or the nearest to the target of those; all, while the gate is off."""
@@ -348,7 +347,7 @@ class MasaGate:
         The prior is Jeffreys's, and `gate.prior` solutions with the pass rate that came of such predictions.
         """
         eighths, right, wrong = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
-        if candidate.predictions and (self.config.gate.ask == "all" or candidate.problem.id not in self._met):
+        if candidate.problem.id not in self._met and candidate.predictions:
             eighths = said(candidate.predictions)
         rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._told_of(eighths)[1], self.config.gate.prior)
         return 0.5 + weight * rate + right, 0.5 + weight * (1 - rate) + wrong

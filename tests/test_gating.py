@@ -107,15 +107,6 @@ def test_of_a_new_problem_the_posterior_is_the_pass_rate_that_came_of_such_predi
     assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2 + 1, new[1] + 6 + 3), abs=0.1)  # half fades
 
 
-def test_the_rule_posterior_can_ask_of_all_and_goes_by_what_is_predicted_now() -> None:
-    gate = historian(gate__ask="all")
-    assert all(gate.asks(candidate(number).problem) for number in range(4))
-    _, right, wrong = gate._met[candidate(0).problem.id]
-    before, now = gate._posterior(candidate(0)), gate._posterior(candidate(0, (1.0,)))
-    assert before == pytest.approx((0.5 + right, 0.5 + wrong))  # what was said before the gate acted
-    assert now == pytest.approx((before[0] + 4, before[1]))  # nobody was told 1 yet, so it is taken at its word
-
-
 @given(st.floats(0.05, 50), st.floats(0.05, 50), st.integers(2, 16))
 def test_the_chance_of_a_signal_under_a_belief_is_the_mean_over_it(right: float, wrong: float, solutions: int) -> None:
     drawn = np.random.default_rng(0).beta(right, wrong, 20_000)
