@@ -45,8 +45,6 @@ LIVE = [key for key in configs.settings() if key.startswith(control.LIVE)]
 SECTIONS = {"reward": "Reward", "update": "Update", "gate": "Gate", "cap": "Cap and hint"}
 #: between two looks at the folder
 SECONDS = 1.0
-#: of the curves, pixels: a live figure does not find out by itself how wide the page is
-WIDTH = 860
 PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
 
 
@@ -90,7 +88,7 @@ class TrainingPanel:
         self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
         self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("88px")
         self.changes, self.sample = _text("90px"), _text("260px")
-        self.figure = go.FigureWidget(view.figure(self.records).update_layout(width=WIDTH))
+        self.figure = go.FigureWidget(view.figure(self.records))
         tabs = widgets.Tab([_columns([knob for key, knob in self.knobs.items() if key.startswith(f"{section}.")])
                             for section in SECTIONS], titles=list(SECTIONS.values()))
         self.box = widgets.VBox([
@@ -243,7 +241,7 @@ class TrainingPanel:
 
     def _draw(self) -> None:
         """Renew the figure: the numbers in place where the curves are the same as before."""
-        drawn = view.figure(self.records).update_layout(width=WIDTH)
+        drawn = view.figure(self.records)
         if [trace.name for trace in drawn.data] == [trace.name for trace in self.figure.data]:
             with self.figure.batch_update():
                 for old, new in zip(self.figure.data, drawn.data, strict=True):

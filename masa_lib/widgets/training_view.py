@@ -25,7 +25,8 @@ from masa_lib.runs import Run
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown
 RECENT, SHOWN = 5, 4
-HEIGHT = 900
+#: pixels; a live figure does not find out how wide the page is, and in a narrower one the legends run into each other
+HEIGHT, WIDTH = 900, 860
 #: the panels over steps: title, unit of y, and its lines as (name, column of the metrics, colour)
 CURVES = (
     ("Accuracy", "accuracy", (("training batch", "accuracy", GREEN),)),
@@ -161,7 +162,8 @@ def _arrange(drawn: go.Figure) -> go.Figure:
                                            "yanchor": "bottom", "orientation": "h", "font": {"size": 11},
                                            "itemwidth": 30, "bgcolor": figures.CLEAR}
     drawn.update_annotations(yshift=24).update_xaxes(title_font_size=12).update_yaxes(title_font_size=12)
-    return drawn.update_layout(margin={"l": 56, "r": 16, "t": 56, "b": 48}, title_text=None, uirevision="live")
+    return drawn.update_layout(margin={"l": 56, "r": 16, "t": 56, "b": 48}, width=WIDTH, title_text=None,
+                               uirevision="live")
 
 
 def change_text(change: Mapping[str, Any]) -> str:
