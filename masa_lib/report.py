@@ -218,19 +218,17 @@ def _rivals(summary: dict[str, Any]) -> list[str]:
         ours = summary["methods"].get(efficient)
         others = {name: arm for name, arm in summary["methods"].items()
                   if ours and name != efficient and arm["reference"] == ours["reference"] and arm["target"] is not None}
-        lines, surely = [], False
+        lines: dict[str, bool] = {}  # what is said, and whether it is sure
         for name, arm in others.items():
             ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
             if (ratio["mean"] or 0) > 1:
                 sure = (ratio["low"] or 0) > 1
-                surely |= sure
-                lines.append(f"{_title(name, arm)} needs fewer tokens to the target: {efficient} spends "
-                             f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}")
+                lines[f"{_title(name, arm)} needs fewer tokens to the target: {efficient} spends "
+                      f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}"] = sure
             elif missed < ours["never_crossed"] / ours["seeds"]:
-                surely = True
-                lines.append(f"{_title(name, arm)} reaches the target in more of its seeds")
+                lines[f"{_title(name, arm)} reaches the target in more of its seeds"] = True
         if lines:
-            said.append(f"{efficient} {'is' if surely else 'may be'} beaten. " + ". ".join(lines) + ".")
+            said.append(f"{efficient} {'is' if any(lines.values()) else 'may be'} beaten. " + ". ".join(lines) + ".")
         elif others:
             said.append(f"No arm needs fewer tokens to the target than {efficient}.")
     return said
