@@ -270,7 +270,7 @@ class MasaGate:
         self.gate_on = self.cap_on = self.hint_on = False
         self._started, self._window = False, []  # ready by measured precision; sums of the last steps
         self._told: dict[str, tuple[int, float]] = {}  # by what was predicted, in eighths; see `_told_of`
-        self._met: dict[str, tuple[int, float, float]] = {}  # by problem: said since it acts; right and wrong, faded
+        self._met: dict[str, tuple[int, float, float]] = {}  # by problem: said of its last group; right, wrong (faded)
 
     def begin(self, step: int) -> None:
         """Decide what acts in a step (counted from 1)."""
@@ -316,15 +316,14 @@ class MasaGate:
             self._learn(candidates[group], int(right), int(size))
 
     def _learn(self, candidate: Candidate, right: int, size: int) -> None:
-        """How a group went, for what was predicted of it and for its problem; early predictions are blind."""
+        """How a group went, for what was predicted of it and for its problem."""
         decay, told = self.config.rivals.decay, NOTHING
         if candidate.predictions:
             told = said(candidate.predictions)
             seen, rate = self._told_of(told)
             self._told[str(told)] = seen + 1, rate + max(RATE, 1 / (seen + 1)) * (right / size - rate)
         _, *before = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
-        self._met[candidate.problem.id] = (told if self.gate_on else NOTHING, decay * before[0] + right,
-                                           decay * before[1] + size - right)
+        self._met[candidate.problem.id] = told, decay * before[0] + right, decay * before[1] + size - right
 
     def _told_of(self, eighths: int) -> tuple[int, float]:
         """Of the groups of which this was predicted: how many, and their mean pass rate; a running one from the tenth.
@@ -342,7 +341,7 @@ class MasaGate:
         return beta_signal_chance(*self._posterior(candidate), self.config.sampling.solutions)
 
     def _posterior(self, candidate: Candidate) -> tuple[float, float]:
-        """Of a problem's pass rate, as a Beta distribution: what was predicted last, and how its groups went.
+        """Of a problem's pass rate, as a Beta distribution: what its last group was predicted, how its groups went.
 
         The prior is Jeffreys's, and `gate.prior` solutions with the pass rate that came of such predictions.
         """

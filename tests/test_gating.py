@@ -101,10 +101,11 @@ def test_of_a_new_problem_the_posterior_is_the_pass_rate_that_came_of_such_predi
     new = gate._posterior(candidate(99, (0.75,)))
     assert new == pytest.approx((0.5 + 2, 0.5 + 6), abs=0.1)  # what is said is 3/4, what comes true 1/4
     assert gate._posterior(candidate(99)) == (0.5, 0.5)
-    assert gate._posterior(candidate(0)) == (0.5 + 2, 0.5 + 6)  # its own group; what was said too early does not count
-    gate.begin(50)
+    assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2, new[1] + 6), abs=0.1)  # and its own group
     gate.observe(step([0.25]), [candidate(0, (0.75,))])
     assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2 + 1, new[1] + 6 + 3), abs=0.1)  # half fades
+    gate.observe(step([0.25]), [candidate(0)])  # not asked again: its groups alone speak
+    assert gate._posterior(candidate(0)) == (0.5 + 1.5 + 2, 0.5 + 4.5 + 6)
 
 
 @given(st.floats(0.05, 50), st.floats(0.05, 50), st.integers(2, 16))
