@@ -1,6 +1,6 @@
 """Plotly figures from data frames: one template, one colour an arm, the same words as the tables.
 
-The colours are Okabe and Ito's and four that stay as far apart for colour-blind readers; backgrounds are transparent
+The colours are Okabe and Ito's and six that stay as far apart for colour-blind readers; backgrounds are transparent
 and text and lines a middle grey, so that a figure reads on a light and on a dark page. Deliberately no files, and no
 statistics of its own beyond means over seeds and moving averages: frames come from `analysis.compare_runs` or from a
 run's tables. Figures of gates and of what steers them are in `gate_figures`.
@@ -24,9 +24,10 @@ from masa_lib.config import METHODS
 from masa_lib.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3")
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3",
+           "#C3000F", "#A5B487")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "circle-open",
-           "square-open")
+           "square-open", "diamond-open", "cross-open")
 GREY, FAINT, CLEAR = "#7a7a7a", "rgba(128,128,128,0.25)", "rgba(0,0,0,0)"
 DASHES = {"before": "dash", "after": "solid"}
 COSTS = {"step": ("training step", "training step"), "tokens": ("tokens", "tokens, all streams"),
@@ -60,7 +61,7 @@ def arm_places(arms: Iterable[str]) -> dict[str, int]:
 
 
 def arm_colors(arms: Iterable[str]) -> dict[str, str]:
-    """A colour an arm, in drawing order; up to ten are told apart by colour-blind readers, too."""
+    """A colour an arm, in drawing order; up to twelve are told apart by colour-blind readers, too."""
     return {arm: PALETTE[place] for arm, place in arm_places(arms).items()}
 
 
@@ -70,7 +71,7 @@ def accuracy_curve(curves: pd.DataFrame, against: str = "step", target: float | 
     Args:
         curves: columns arm, seed, step, accuracy and `against`.
         against: step, tokens or seconds.
-        target: an accuracy to mark.
+        target: the accuracy at which grpo's cost is read, to mark.
     """
     figure = grid([""], title=f"Held-out accuracy by {COSTS[against][0]}", x=COSTS[against][1], y="accuracy")
     for arm, place in arm_places(curves["arm"]).items():
@@ -85,7 +86,7 @@ def accuracy_curve(curves: pd.DataFrame, against: str = "step", target: float | 
                            hovertemplate=f"{arm}, mean: %{{y:.3f}} at %{{x:,.0f}}<extra></extra>")
     if target is not None:
         figure.add_hline(target, line={"dash": "dot", "color": GREY, "width": 1}, annotation_position="bottom right",
-                         annotation_text=f"target {target:.3f}")
+                         annotation_text=f"grpo's target {target:.3f}")
     return figure
 
 

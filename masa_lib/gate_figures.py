@@ -45,8 +45,9 @@ def calibration_curve(curve: pd.DataFrame) -> go.Figure:
         part = curve[curve["arm"] == arm]
         figure.add_scatter(x=part["predicted"], y=part["true"], name=arm, mode="lines+markers",
                            line={"color": PALETTE[place]}, marker={"size": 8, "symbol": SYMBOLS[place]},
-                           error_y={"array": part["high"] - part["true"], "arrayminus": part["true"] - part["low"],
-                                    "thickness": 1, "width": 3}, customdata=part[["low", "high", "problems"]],
+                           error_y={"array": part["high"].clip(upper=1) - part["true"], "thickness": 1, "width": 3,
+                                    "arrayminus": part["true"] - part["low"].clip(lower=0)},
+                           customdata=part[["low", "high", "problems"]],
                            hovertemplate=f"{arm}: predicted %{{x:.3f}}, true %{{y:.3f}} (%{{customdata[0]:.3f}} to "
                                          "%{customdata[1]:.3f}), %{customdata[2]} problems<extra></extra>")
     return figure.update_yaxes(range=[-0.03, 1.03])
@@ -105,13 +106,16 @@ def token_shares(shares: pd.DataFrame) -> go.Figure:
 
 
 def replay_gates(gates: pd.DataFrame) -> go.Figure:
-    """Precision against recall of the gate rules over their thresholds, a panel a phase.
+    """Precision against recall of the gate rules over their thresholds, a panel a phase; dotted: dropping by lot.
 
     Args:
         gates: rows of `replay.gate_curve` of one M.
     """
     title = f"Gate rules on the recorded groups, M = {gates['predictions'].iloc[0]}"
     figure = _by_phase(gates, "rule", RULES, "threshold", {"recall": "recall", "precision": "precision"}, title)
+    flat = (gates["precision"] * gates["dropped"] / gates["recall"]).groupby(gates["phase"], sort=False).median()
+    for number, share in enumerate(flat):  # of all groups, those without a signal
+        figure.add_hline(share, line={"dash": "dot", "color": GREY}, row=number // 2 + 1, col=number % 2 + 1)
     return figure.update_xaxes(range=[-0.03, 1.03]).update_yaxes(range=[-0.03, 1.03])
 
 

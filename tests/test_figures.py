@@ -106,19 +106,19 @@ def test_colours_stay_apart_whatever_the_arms() -> None:
 
 
 def test_a_method_keeps_its_colour_and_others_take_what_is_free() -> None:
-    alone, together = figures.arm_colors(["mopps"]), figures.arm_colors([*config.METHODS, "grpo-fresh", "x-fresh"])
+    alone, together = (figures.arm_colors(arms) for arms in (["mopps"], [*config.METHODS, "grpo-fresh", *"wxz"]))
     assert alone["mopps"] == together["mopps"]
-    assert len(set(together.values())) == 10
+    assert len(set(together.values())) == 12
     assert figures.arm_colors(["before training", "grpo"])["before training"] == figures.GREEN
 
 
 @pytest.mark.parametrize("sight", SIGHTS)
-def test_ten_colours_are_told_apart_and_stand_out_on_light_and_dark_pages(sight: str) -> None:
+def test_twelve_colours_are_told_apart_and_stand_out_on_light_and_dark_pages(sight: str) -> None:
     srgb = np.array([[int(color[at:at + 2], 16) / 255 for at in (1, 3, 5)] for color in figures.PALETTE])
     linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
     seen = np.cbrt((linear @ SIGHTS[sight].T).clip(0, 1) @ CONES.T) @ OKLAB.T
     apart = np.linalg.norm(seen[:, None] - seen, axis=-1)
-    assert apart[~np.eye(10, dtype=bool)].min() > 0.075  # 0.02 is just seen
+    assert apart[~np.eye(12, dtype=bool)].min() > 0.075  # 0.02 is just seen
     light = linear @ [0.2126, 0.7152, 0.0722]
     assert (1.05 / (light + 0.05)).min() > 1.4
     assert ((light + 0.05) / 0.06).min() > 2.4
