@@ -77,8 +77,10 @@ def _dress(figure: go.Figure) -> go.Figure:
     """Axes that never move, so that nothing jumps while a slider does."""
     rate = {"range": [-0.04, 1.04]}
     figure.update_layout(template=TEMPLATE, width=WIDTH, height=HEIGHT, barmode="relative", hovermode="closest",
-                         margin={"l": 56, "r": 16, "t": 36, "b": 88}, legend={"tracegroupgap": 24})
+                         margin={"l": 60, "r": 16, "t": 36, "b": 124}, legend={"tracegroupgap": 24})
     figure.update_annotations(font_size=13)
+    for update in (figure.update_xaxes, figure.update_yaxes):
+        update(automargin=False, ticklabeloverflow="allow")  # measuring the labels takes half of a redraw
     figure.update_xaxes(title_text="true pass rate", row=1, col=1, **rate)
     figure.update_yaxes(title_text="reward", row=1, col=1, **rate)
     figure.update_xaxes(title_text="predicted, of 8", dtick=1, showgrid=False, row=1, col=2)
