@@ -92,7 +92,9 @@ site: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 
+# Notebook 08 trains on TRL, which nothing else wants.
 lab: install
+	$(PIP) install --quiet -e '.[scaleout]'
 	$(BIN)/masa lab
 
 clean:
