@@ -176,7 +176,8 @@ def score(table: pd.DataFrame, config: Config) -> None:
     table["reward"] = np.where(is_meta, np.nan, table["correct"].eq(True).astype(float))
     if config.cap.stopped == "left out":
         stopped = table["capped"] & (table["finish"] == "length")
-        table.loc[stopped & ~table["text"].map(lambda text: bool(grading.extract_answer(text))), "reward"] = np.nan
+        answered = table["text"].map(lambda text: bool(grading.extract_answer(text))) & (config.sampling.cut == "read")
+        table.loc[stopped & ~answered, "reward"] = np.nan
     table[list(PARTS)] = np.nan
     for _, group in table[is_meta | table["reward"].notna()].groupby("group"):
         if group["stream"].nunique() == len(STREAMS):

@@ -242,6 +242,8 @@ def test_solutions_that_have_an_answer_when_they_are_stopped_are_graded(parts: P
     rows = solved(table)
     assert rows["reward"].notna().equals(rows["text"].str.contains(ANSWER))
     assert (rows["reward"] == 1).sum() == rows["correct"].sum() > 0 and found.admitted == 6
+    rollouts.score(table, small(ACTS | {"cap.stopped": "left out", "sampling.cut": "wrong"}))  # a cut one has no answer
+    assert solved(table)["reward"].isna().all()
 
 
 def test_notions_that_half_of_the_predictions_name_stand_behind_the_problem(parts: Parts) -> None:
