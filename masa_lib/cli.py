@@ -377,7 +377,5 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
                      for row in cells)
 
 
-
-
 if __name__ == "__main__":
     sys.exit(main())
