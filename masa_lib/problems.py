@@ -236,6 +236,7 @@ def _gym_stream(source: str, seed: str, wanted: range | None) -> _Stream:
 
     @lru_cache(maxsize=16)
     def block(task: str, level: int, number: int) -> Any:
+        """GYM_BLOCK problems in a row: reasoning-gym makes data sets, not single problems."""
         settings = {"size": GYM_BLOCK, "seed": random.Random(f"{seed}/{task}/{level}/{number}").getrandbits(31)}
         generator, config = DATASETS[task]
         if fixed[task, level] or task not in CURRICULA:
@@ -245,6 +246,7 @@ def _gym_stream(source: str, seed: str, wanted: range | None) -> _Stream:
         return generator(config=curriculum.generate_configuration(settings))
 
     def draw(slot: tuple[str, int], index: int) -> tuple[str, str]:
+        """Problem and answer of this number, of a task and level."""
         try:
             item = block(*slot, index // GYM_BLOCK)[index % GYM_BLOCK]
         except Exception as error:  # tasks raise what they like where their own settings do not fit

@@ -70,6 +70,7 @@ def meta_rewards(solutions: Sequence[Solution], predictions: Sequence[MetaPredic
     problem = find.text(meta_prompt or problem_text if config.mode == "released" else problem_text)
 
     def score(prediction: MetaPrediction | None) -> MetaReward:
+        """One prediction's reward by part; one that did not parse earns nothing."""
         if prediction is None:
             return MetaReward(0.0, 0.0, 0.0, 0.0)
         difficulty = difficulty_reward(prediction.pass_rate, pass_rate, config)

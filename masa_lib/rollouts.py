@@ -168,9 +168,10 @@ def score(table: pd.DataFrame, config: Config) -> None:
     """Add rewards and advantages to a table in place; each stream's groups are normalised by themselves.
 
     What takes no part in the update has reward NaN and advantage 0: predictions of a problem without solutions, and
-    solutions that a predicted cap stopped before an answer where `cap.stopped` leaves those out. The length reward's
-    window is that of all right solutions. A cap hides only longer ones, so the window never moves away from a
-    prediction below the cap: at most one that is above every right solution seen goes unpaid.
+    solutions that a predicted cap stopped where `cap.stopped` leaves those out, but for one that had answered and is
+    read as far as it goes (`sampling.cut`). The length reward's window is that of all right solutions. A cap hides only
+    longer ones, so the window never moves away from a prediction below the cap: at most one above every right solution
+    seen goes unpaid.
     """
     is_meta = table["stream"] == "meta"
     table["reward"] = np.where(is_meta, np.nan, table["correct"].eq(True).astype(float))
@@ -199,6 +200,7 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
     sizes = stream.groupby("group")["group"].transform("size")
 
     def of(column: str, normalise: bool) -> pd.Series:
+        """Advantages of a column within each group, 0 for one that is alone; groups of a size together."""
         values = pd.Series(0.0, stream.index)
         for size, rows in stream[sizes > 1].groupby(sizes):
             rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)

@@ -222,6 +222,21 @@ def test_the_calibration_curve_has_a_line_an_arm_with_intervals(gated: dict[str,
     assert (np.asarray(line.error_y.array, float)[np.isfinite(line.error_y.array)] >= 0).all()
 
 
+def test_the_bars_of_a_calibration_curve_stay_among_the_pass_rates() -> None:
+    curve = pd.DataFrame({"arm": "masa", "predicted": [0.1, 0.9], "true": [0.25, 0.75], "low": [-0.5, 0.5],
+                          "high": [0.5, 1.5], "problems": 9})
+    bars = named(gate_figures.calibration_curve(curve), "masa")[0].error_y
+    assert list(bars.arrayminus) == list(bars.array) == [0.25, 0.25]
+
+
+def test_dropping_by_lot_has_the_precision_of_the_share_without_a_signal() -> None:
+    kept = np.array([[True, False], [True, True], [False, False], [False, False]])  # right solutions of four groups
+    groups = replay.Groups(config.Config(), np.arange(1, 5), *np.ones((3, 4, 8)) * 0.3, kept, np.ones((4, 2)))
+    gates = replay.gate_curve(groups, "signal")
+    lots = [line.y0 for line in gate_figures.replay_gates(gates[gates["phase"] == "all"]).layout.shapes]
+    assert lots == [pytest.approx(3 / 4)]
+
+
 def test_predicted_and_true_pass_rates_are_drawn_for_arms_that_predict(gated: dict[str, go.Figure]) -> None:
     assert titles(gated["pass rates"]) == ["masa", "masa-efficient"]
     assert [trace.customdata[-1] for trace in named(gated["pass rates"], "predicted")] == [1.0, 1.0]

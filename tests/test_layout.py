@@ -145,7 +145,7 @@ def test_masa_lib_can_be_read_in_an_evening() -> None:
     lines = {path: len(path.read_text(encoding="utf8").splitlines()) for path in modules()}
     room = {path: path.relative_to(ROOT / "masa_lib").with_suffix("").parts[0] for path in lines}
     step = [path for path in lines if room[path] in STEP_ROOMS]
-    assert sum(count for path, count in lines.items() if room[path] not in BESIDE) <= 9965
+    assert sum(count for path, count in lines.items() if room[path] not in BESIDE) <= 9972
     # "About 5,000" was the aim; three engines, plan, LoRA, gates with rivals, studies and replay cost more.
     for name, most in BESIDE.items():
         assert sum(count for path, count in lines.items() if room[path] == name) <= most, name

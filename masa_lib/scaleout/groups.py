@@ -77,6 +77,7 @@ def data_set(config: Config, pool: ProblemPool, plan: Layout, *, first: int, cur
     from datasets import Dataset
 
     def rows() -> Iterator[dict[str, Any]]:
+        """Step after step, each filled up with blank places."""
         for step in range(config.steps - first + 1):
             problems = (pool.take(cursor + step * config.sampling.problems, config.sampling.problems)
                         if config.method in UNGATED else [])

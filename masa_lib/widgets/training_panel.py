@@ -269,6 +269,7 @@ class TrainingPanel:
         self.memory.value = "The memory plan is worked out ..."
 
         def work() -> None:
+            """Show the plan, unless another was asked for since."""
             try:
                 text = plan.text(tiers.config(self.chosen()))
             except Exception as error:
