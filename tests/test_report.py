@@ -209,7 +209,7 @@ def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
 
 
 @pytest.mark.parametrize(("title", "studies", "rows"), [
-    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 6)])
+    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 11)])
 def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: tuple[str, ...], rows: int) -> None:
     shown: dict[str, list[str]] = {}
     for name in studies:
@@ -224,6 +224,12 @@ def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: 
         assert cells[0] == ["", *shown[""]]
     for label, *found in cells[1:]:
         assert found == shown[label]
+
+
+def test_the_committed_report_is_that_of_the_committed_records() -> None:
+    """To write it: `masa compare data/runs/efficiency --out report.html > data/runs/efficiency/report.txt`."""
+    folder = BASELINE.parent / "efficiency"
+    assert (folder / "report.txt").read_text(encoding="utf8") == f"{report.compare([folder])}\nFigures: report.html\n"
 
 
 def test_the_readme_says_how_fast_the_engines_are_in_the_record() -> None:
