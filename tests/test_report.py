@@ -208,9 +208,9 @@ def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text
 
 
-@pytest.mark.parametrize(("title", "studies", "rows"), [
-    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 11)])
-def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: tuple[str, ...], rows: int) -> None:
+@pytest.mark.parametrize(("title", "studies", "measures"), [
+    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 10)])
+def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: tuple[str, ...], measures: int) -> None:
     shown: dict[str, list[str]] = {}
     for name in studies:
         for label, *cells in report.table_rows(analysis.compare_runs(BASELINE.parent / name).summary):
@@ -218,10 +218,10 @@ def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: 
     readme = (BASELINE.parents[2] / "README.md").read_text(encoding="utf8")
     table = readme.partition(f"**{title}**")[2].split("\n\n")[1].splitlines()
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if not line.startswith("|-")]
-    assert len(cells) == rows + 1
     if len(studies) == 1:  # a line an arm
         cells = [list(column) for column in zip(*cells, strict=True)]
         assert cells[0] == ["", *shown[""]]
+    assert len(cells) == measures + 1
     for label, *found in cells[1:]:
         assert found == shown[label]
 
