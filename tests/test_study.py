@@ -300,6 +300,14 @@ def test_the_study_of_rivals_has_the_seeds_and_visits_that_it_needs() -> None:
         assert pool == 0 if run.arm.endswith("-fresh") else run.config.steps * run.config.sampling.problems >= 4 * pool
 
 
+def test_the_arms_timed_alone_are_those_of_the_study_of_rivals_with_other_seeds() -> None:
+    rivals = {arm.name: arm for arm in study.load(ROOT / "studies" / "efficiency.toml").arms}
+    for arm in study.load(ROOT / "studies" / "seconds.toml").arms:
+        other = rivals[arm.name]
+        assert (arm.changes | {"record.final_model": ""}) == (other.changes | {"record.final_model": ""})
+        assert not set(arm.seeds) & set(other.seeds)
+
+
 def test_the_baseline_study_describes_its_recorded_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     assert {study.progress(run)["state"] for run in study.load("studies/baseline.toml").runs()} == {"finished"}
