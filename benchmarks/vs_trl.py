@@ -6,8 +6,9 @@ meet the same load of the machine; the first step of each warms up and is left o
 stated grid: micro-batches of 1, 1/2, 1/4 ... of a step, each with `generate` and with continuous batching. Memory is
 compared at equal micro-batch tokens: ours gets the tokens of TRL's best micro-batch as its budget. What the machine
 can do at best (matrix products a second, bytes a second) is measured in the same run, and each phase of ours is set
-against the time that it would take at that (`masa_lib.scaleout.cost`). `--vocabulary` gives the model more words, which
-it hardly ever says: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
+against the time that it would take at that (`masa_lib.scaleout.cost`); a profile of ours says how much of its time is
+matrix products and attention, which no other code around them makes faster. `--vocabulary` gives the model more words,
+which it hardly ever says: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -32,6 +34,9 @@ from masa_lib.scaleout import cost
 from masa_lib.trainer import Trainer, memory_mb
 
 PHASES = ("generate", "grade", "update")
+#: names of the profiler's events, on the CPU and on a GPU
+KERNELS = {"matrix products": r"aten::(mm|addmm|bmm|baddbmm)$|gemm|cutlass",
+           "attention": r"aten::_(scaled_dot_product|flash|efficient)|flash_|fmha"}
 #: a size at which a side takes seconds
 SMOKE = {"sampling.problems": 2, "sampling.solutions": 4, "sampling.solution_tokens": 32, "problems.pool": 24,
          "problems.levels": "1-4", "update.token_budget": 512, "model.threads": 1}
@@ -56,9 +61,26 @@ def ours(config: Config) -> dict[str, Any]:
     trainer = Trainer(config)
     before, rows = resident_mb(), [trainer.train_step()[1] for _ in range(config.steps)]
     count = config.sampling.problems * config.sampling.solutions
+    signal = statistics.mean(1 - row["zero_variance_solution"] for row in rows[1:])
     return summary([{"samples": count, "tokens": row["tokens_solution"], "prefill": row["tokens_prefill"],
                      "updated": row["tokens_update"],
-                     **{phase: row[f"seconds_{phase}"] for phase in PHASES}} for row in rows[1:]], before)
+                     **{phase: row[f"seconds_{phase}"] for phase in PHASES}} for row in rows[1:]],
+                   before) | {"signal": signal}
+
+
+def profile(config: Config) -> dict[str, float]:
+    """Shares of our updates' time on the device that are matrix products and attention, the first update left out."""
+    trainer = Trainer(config)
+    trainer.train_step()
+    on_gpu = torch.cuda.is_available() and config.model.device != "cpu"
+    activity = torch.profiler.ProfilerActivity
+    with torch.profiler.profile(activities=[activity.CUDA if on_gpu else activity.CPU]) as profiler:
+        for _ in range(config.steps - 1):
+            trainer.train_step()
+    key = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    spent = {event.key: getattr(event, key) for event in profiler.key_averages()}
+    return {kind: sum(value for name, value in spent.items() if re.search(pattern, name)) / sum(spent.values())
+            for kind, pattern in KERNELS.items()}
 
 
 def theirs(config: Config, pieces: int, continuous: bool) -> dict[str, Any]:
@@ -186,7 +208,7 @@ def compare(options: argparse.Namespace, changes: list[str], config: Config) -> 
     failed = [f"{name}: {row['error']}" for name, rows in found.items() for row in rows if "error" in row]
     if failed:
         raise SystemExit("A side failed. " + failed[0])
-    return {"grid": tried, "trl_setting": chosen, "sides": found}
+    return {"grid": tried, "trl_setting": chosen, "sides": found, "profile": side(options, changes, profile=True)}
 
 
 def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
@@ -238,7 +260,8 @@ def main() -> None:
         return
     config = config_of(options)
     if options.side is not None:
-        print(json.dumps(theirs(config, **options.side) if options.side else ours(config)))
+        print(json.dumps(theirs(config, **options.side) if "pieces" in options.side else
+                         profile(config) if "profile" in options.side else ours(config)))
         return
     with tempfile.TemporaryDirectory() as folder:
         changes = enlarge(config, options.vocabulary, Path(folder)) if options.vocabulary else []
@@ -252,13 +275,15 @@ def main() -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Recorded runs in markdown: ratios, ours over TRL's, and the shares of the machine's limit that ours reaches."""
-    lines = ["| model | words | samples/s | generate | update | memory | limit, generate | limit, update |",
-             "| --- |" + " --- |" * 7]
+    lines = ["| model | words | samples/s | generate | update | memory | with a signal | limit, generate "
+             "| limit, update | matrix products | attention |", "| --- |" + " --- |" * 10]
     for record in records:
         cells = [record["model"], str(record["vocabulary"] or "its own")]
         cells += [f"{record['ratios'][key]:.1f}x"
                   for key in ("samples_s", "speed_generate", "speed_update", "memory_saved")]
+        cells.append(f"{statistics.median(row['signal'] for row in record['sides']['ours']):.0%}")
         cells += [f"{record['share_of_limit'][phase]:.0%}" for phase in ("generate", "update")]
+        cells += [f"{record['profile'][kind]:.0%}" for kind in KERNELS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -277,6 +302,7 @@ def text(record: dict[str, Any]) -> str:
             f"{number:>12.2f}" for number in numbers[2:5]) + f"{numbers[5]:>12.0f}")
     lines += [f"{name:<26}{value:>11.2f} x" for name, value in record["ratios"].items()]
     lines += [f"{name}: {share:.0%} of the machine's limit" for name, share in record["share_of_limit"].items()]
+    lines += [f"{kind}: {share:.0%} of our time" for kind, share in record["profile"].items()]
     return "\n".join(lines)
 
 

@@ -34,6 +34,7 @@ def test_the_benchmark_beside_trl_runs_at_its_smallest_size() -> None:
     assert record["ratios"]["samples_s"] == pytest.approx(
         record["sides"]["ours"][0]["samples_s"] / record["sides"]["trl"][0]["samples_s"])
     assert all(0 < share < 1 for share in record["share_of_limit"].values())
+    assert 0.01 < record["profile"]["matrix products"] < 1 > record["profile"]["attention"] > 0.01
     assert record["machine"]["flops"] > 1e9 and record["machine"]["bandwidth"] > 1e8
 
 
