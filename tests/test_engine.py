@@ -15,11 +15,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small import small
-from transformers.integrations import sdpa_attention
 
 from masa_lib import grpo, models, prompts, tiers
 from masa_lib.config import ModelConfig
-from masa_lib.engine import EngineError, Request, in_process, make_engine
+from masa_lib.engine import EngineError, Request, make_engine
 from masa_lib.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
@@ -132,24 +131,6 @@ def test_engines_on_the_policy_itself_give_the_same_answers(policy):
                        batch=5)
     if policy.name != "vllm":
         assert [a.tokens for a in twin.generate(requests())] == [a.tokens for a in generate(policy, requests())]
-
-
-def test_heads_that_share_keys_attend_as_in_transformers_without_copies_of_the_cache(monkeypatch):
-    query, key, value = (torch.randn(2, heads, tokens, 8) for heads, tokens in ((6, 1), (2, 5), (2, 5)))
-    mask = torch.arange(5) >= torch.tensor([0, 3])[:, None, None, None]
-    layer = SimpleNamespace(num_key_value_groups=3, is_causal=True)
-    expected, _ = sdpa_attention.sdpa_attention_forward(layer, query, key, value, mask, scaling=0.3)
-    monkeypatch.setattr(sdpa_attention, "repeat_kv", lambda *_: pytest.fail("the cache was copied"))
-    found, _ = in_process._attend(layer, query, key, value, mask, scaling=0.3)
-    torch.testing.assert_close(found, expected)
-
-
-def test_the_engine_leaves_the_models_attention_as_it_was(policy):
-    before = policy.model.config._attn_implementation
-    generate(policy, requests(2))
-    with pytest.raises(EngineError):
-        generate(policy, requests(2, max_tokens=10**6))
-    assert policy.model.config._attn_implementation == before
 
 
 def test_prompt_tokens_are_counted_as_computed(policy):

@@ -1,24 +1,19 @@
 """Sampling with the policy itself, in this process: a KV-cache loop in plain transformers.
 
 Each distinct prompt is computed once and its cache shared out to the requests that have it; finished sequences leave
-the batch, so that the tail of a few long answers is cheap; heads that share keys and values read them where they lie.
-Every request draws its own uniform numbers from its own seed and samples by the inverse of the cumulative distribution,
-so a request's answer does not depend on its neighbours. There is no copy of the weights, hence nothing to synchronise.
+the batch, so that the tail of a few long answers is cheap. Every request draws its own uniform numbers from its own
+seed and samples by the inverse of the cumulative distribution, so a request's answer does not depend on its neighbours.
+There is no copy of the weights, hence nothing to synchronise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import scaled_dot_product_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
 from masa_lib.engine.base import Completion, Request, check_requests, explain_memory
 
@@ -26,34 +21,6 @@ from masa_lib.engine.base import Completion, Request, check_requests, explain_me
 _GROWTH = 64
 #: tokens between two looks at which sequences have finished: on a GPU a look waits for the device and copies the cache
 _LOOK = {"cuda": 8}
-
-
-def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None,
-            scaling: float | None = None, **others: Any) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it. Where heads share keys and values, one token's heads are rows of one query.
-
-    transformers copies the whole cache to every head first, each step. Shapes: batch, heads, tokens, width.
-    """
-    batch, heads, tokens, width = query.shape
-    if tokens > 1 or heads == key.shape[1]:
-        return sdpa_attention_forward(module, query, key, value, mask, scaling=scaling, **others)
-    rows = scaled_dot_product_attention(query.view(batch, key.shape[1], -1, width), key, value, mask, scale=scaling)
-    return rows.reshape(batch, 1, heads, width), None
-
-
-AttentionInterface.register("masa", _attend)
-AttentionMaskInterface.register("masa", sdpa_mask)
-
-
-@contextmanager
-def _own_attention(config: Any) -> Iterator[None]:
-    """A model with torch's attention uses `_attend` in this context."""
-    before = config._attn_implementation
-    config._attn_implementation = "masa" if before == "sdpa" else before
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
 
 
 class _RoomyLayer(DynamicLayer):
@@ -108,7 +75,7 @@ class TransformersEngine:
         done: dict[int, Completion] = {}
         for start in range(0, len(order), self.batch):
             part = order[start:start + self.batch]
-            with explain_memory(), _own_attention(self.model.config):
+            with explain_memory():
                 done |= dict(zip(part, self._generate_batch([requests[i] for i in part], progress), strict=True))
         return [done[i] for i in range(len(requests))]
 
