@@ -226,6 +226,22 @@ def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: 
         assert found == shown[label]
 
 
+def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
+    """The runs that had the machine to themselves, and the tokens to the target with them among all seeds."""
+    studies, ratios = [BASELINE.parent / "efficiency", BASELINE.parent / "seconds"], {}
+    for name, folders, measure in (("run", studies[1:], "seconds"), ("target", studies[1:], "seconds_to_target"),
+                                   ("tokens", studies, "tokens_to_target")):
+        costs = analysis.compare_runs(folders).runs.pivot(index="seed", columns="arm", values=measure)
+        ratios[name] = [report.show(analysis.paired_ratio(costs["grpo"], costs[arm]), ".2f")
+                        for arm in ("masa-efficient", "mopps")]
+    readme = " ".join((BASELINE.parents[2] / "README.md").read_text(encoding="utf8").split())
+    for said in ("grpo spends {} times the tokens of masa-efficient to the target, and {} times those of mopps".format(
+                     *ratios["tokens"]),
+                 "takes {} of one of masa-efficient and {} of one of mopps".format(*ratios["run"]),
+                 "three seeds say little: {} and {}.".format(*ratios["target"])):
+        assert said in readme
+
+
 def test_the_committed_report_is_that_of_the_committed_records() -> None:
     """To write it: `masa compare data/runs/efficiency --out report.html > data/runs/efficiency/report.txt`."""
     folder = BASELINE.parent / "efficiency"
