@@ -151,7 +151,7 @@ def test_loss_and_gradient_are_those_of_trl_where_the_clip_acts(tmp_path: Path, 
 
 
 @pytest.mark.parametrize("method", ["grpo", "masa"])
-@pytest.mark.parametrize(("epsilon", "rate", "tolerance"), [(1e-8, 1e-4, 1e-3), (0.1, 0.3, RTOL)])
+@pytest.mark.parametrize(("epsilon", "rate", "tolerance"), [(1e-8, 1e-4, 1e-3), (0.1, 0.03, 2 * RTOL)])
 def test_weights_are_those_of_trl_after_three_steps(tmp_path: Path, sampled: list[pd.DataFrame], method: str,
                                                     epsilon: float, rate: float, tolerance: float) -> None:
     config = small(PLAIN | {"method": method, "update.learning_rate": rate})
