@@ -8,7 +8,7 @@ compared at equal micro-batch tokens: ours gets the tokens of TRL's best micro-b
 can do at best (matrix products a second, bytes a second) is measured in the same run, and each phase of ours is set
 against the time that it would take at that (`masa_lib.scaleout.cost`); a profile of ours says how much of its time is
 matrix products and attention, which no other code around them makes faster. `--vocabulary` gives the model more words,
-which it hardly ever says: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
+which it says now and then: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
 """
 
 from __future__ import annotations
@@ -208,7 +208,8 @@ def compare(options: argparse.Namespace, changes: list[str], config: Config) -> 
     failed = [f"{name}: {row['error']}" for name, rows in found.items() for row in rows if "error" in row]
     if failed:
         raise SystemExit("A side failed. " + failed[0])
-    return {"grid": tried, "trl_setting": chosen, "sides": found, "profile": side(options, changes, profile=True)}
+    shares = side(options, changes, profile=True)
+    return {"grid": tried, "trl_setting": chosen, "sides": found, "profile": {} if "error" in shares else shares}
 
 
 def ratios(found: dict[str, list[dict[str, Any]]]) -> dict[str, float]:
@@ -283,7 +284,7 @@ def table(records: list[dict[str, Any]]) -> str:
                   for key in ("samples_s", "speed_generate", "speed_update", "memory_saved")]
         cells.append(f"{statistics.median(row['signal'] for row in record['sides']['ours']):.0%}")
         cells += [f"{record['share_of_limit'][phase]:.0%}" for phase in ("generate", "update")]
-        cells += [f"{record['profile'][kind]:.0%}" for kind in KERNELS]
+        cells += [f"{record['profile'][kind]:.0%}" if record["profile"] else "-" for kind in KERNELS]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

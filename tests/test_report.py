@@ -234,8 +234,15 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
         costs = analysis.compare_runs(folders).runs.pivot(index="seed", columns="arm", values=measure)
         ratios[name] = [report.show(analysis.paired_ratio(costs["grpo"], costs[arm]), ".2f")
                         for arm in ("masa-efficient", "mopps")]
+    steps = analysis.compare_runs(studies[1:]).steps.groupby("arm").mean(numeric_only=True)
+    steps = steps.loc[["masa-efficient", "grpo"]]
+    update, signal = steps["tokens_update"], 1 - steps["zero_variance_solution"]
     readme = " ".join((BASELINE.parents[2] / "README.md").read_text(encoding="utf8").split())
-    for said in ("grpo spends {} times the tokens of masa-efficient to the target, and {} times those of mopps".format(
+    for said in (*("{:.2f} s, {:.2f} to sample and {:.2f} to update".format(*row) for row in
+                   steps[["seconds_total", "seconds_generate", "seconds_update"]].to_numpy()),
+                 "{:,.0f} tokens a step, grpo's {:,.0f}: more of its groups".format(*update),
+                 "have a signal ({:.2f} rather than {:.2f})".format(*signal),
+                 "grpo spends {} times the tokens of masa-efficient to the target, and {} times those of mopps".format(
                      *ratios["tokens"]),
                  "takes {} of one of masa-efficient and {} of one of mopps".format(*ratios["run"]),
                  "three seeds say little: {} and {}.".format(*ratios["target"])):
