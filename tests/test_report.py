@@ -249,6 +249,30 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
         assert said in readme
 
 
+def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
+    """Two studies that share baseline's seeds: the peaked score of the pass rate, and less weight of the predictions."""
+    folder, runs, shown = BASELINE.parent, {}, {}
+    for name in ("score", "weight"):
+        found = analysis.compare_runs([folder / "baseline", folder / name])
+        runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
+        for label, *cells in report.table_rows(found.summary):
+            shown[name, label.strip()] = cells
+    within = runs["kernel"]["pass_rate_r_within_after"]
+    lower = analysis.mean_interval((runs["masa"]["pass_rate_r_within_after"] - within).dropna())
+    accuracy = analysis.mean_interval((runs["kernel"]["accuracy_after"] - runs["masa"]["accuracy_after"]).dropna())
+    above = shown["weight", "accuracy above grpo"][2:]
+    readme = " ".join((folder.parents[1] / "README.md").read_text(encoding="utf8").split())
+    for said in ("r within levels is {:.2f} [{:.2f}, {:.2f}]".format(*analysis.mean_interval(within)),
+                 "lower by {:.2f} [{:.2f}, {:.2f}]".format(*lower),
+                 "not shown to differ ({:+.2f} [{:+.2f}, {:+.2f}])".format(*accuracy),
+                 "r is {:.2f} rather than {:.2f}, and accuracy is not shown to differ from grpo's ({})".format(
+                     runs["masa-half"]["pass_rate_r_after"].mean(), runs["masa"]["pass_rate_r_after"].mean(), above[0]),
+                 "r is {:.2f} for {:.0f} % more tokens than grpo's, but accuracy is lower again ({})".format(
+                     runs["masa-shared"]["pass_rate_r_after"].mean(),
+                     100 * (runs["masa-shared"]["tokens"].mean() / runs["grpo"]["tokens"].mean() - 1), above[1])):
+        assert said in readme
+
+
 def test_the_committed_report_is_that_of_the_committed_records() -> None:
     """To write it: `masa compare data/runs/efficiency --out report.html > data/runs/efficiency/report.txt`."""
     folder = BASELINE.parent / "efficiency"
