@@ -250,7 +250,7 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
 
 
 def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
-    """Two studies that share baseline's seeds: the peaked score of the pass rate, and less weight of the predictions."""
+    """Two studies that share baseline's seeds: the peaked score of the pass rate, less weight of the predictions."""
     folder, runs, shown = BASELINE.parent, {}, {}
     for name in ("score", "weight"):
         found = analysis.compare_runs([folder / "baseline", folder / name])
