@@ -74,7 +74,7 @@ baseline: install
 # Execute the notebooks anew, as they are committed: no widget state, no timing, no progress bars. Where kaleido finds a
 # Chrome or Chromium, each figure gets a picture beside it, for pages that do not run plotly.
 notebooks: install-dev
-	-@$(PIP) install --quiet 'kaleido==1.5.*'
+	-@$(PIP) install --quiet 'kaleido==1.5.*' pillow
 	@renderer=plotly_mimetype; \
 	if $(BIN)/python -c 'import plotly.graph_objects as go; go.Figure().to_image()' >/dev/null 2>&1; \
 	then renderer=plotly_mimetype+png; else echo "No browser for kaleido: the figures get no pictures."; fi; \
@@ -83,6 +83,7 @@ notebooks: install-dev
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
 	  notebooks/*.ipynb notebooks/solutions/*.ipynb
+	$(BIN)/python notebooks/pack_pictures.py notebooks/*.ipynb
 
 # The executed notebooks as pages that need neither a kernel nor a network: open build/site/index.html.
 site: install-dev

@@ -226,6 +226,10 @@ def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: 
         assert found == shown[label]
 
 
+def readme_in_a_line() -> str:
+    return " ".join((BASELINE.parents[2] / "README.md").read_text(encoding="utf8").split())
+
+
 def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
     """The runs that had the machine to themselves, and the tokens to the target with them among all seeds."""
     studies, ratios = [BASELINE.parent / "efficiency", BASELINE.parent / "seconds"], {}
@@ -237,7 +241,6 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
     steps = analysis.compare_runs(studies[1:]).steps.groupby("arm").mean(numeric_only=True)
     steps = steps.loc[["masa-efficient", "grpo"]]
     update, signal = steps["tokens_update"], 1 - steps["zero_variance_solution"]
-    readme = " ".join((BASELINE.parents[2] / "README.md").read_text(encoding="utf8").split())
     for said in (*("{:.2f} s, {:.2f} to sample and {:.2f} to update".format(*row) for row in
                    steps[["seconds_total", "seconds_generate", "seconds_update"]].to_numpy()),
                  "{:,.0f} tokens a step, grpo's {:,.0f}: more of its groups".format(*update),
@@ -246,22 +249,19 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
                      *ratios["tokens"]),
                  "takes {} of one of masa-efficient and {} of one of mopps".format(*ratios["run"]),
                  "three seeds say little: {} and {}.".format(*ratios["target"])):
-        assert said in readme
+        assert said in readme_in_a_line()
 
 
 def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
     """Two studies that share baseline's seeds: the peaked score of the pass rate, less weight of the predictions."""
-    folder, runs, shown = BASELINE.parent, {}, {}
+    runs = {}
     for name in ("score", "weight"):
-        found = analysis.compare_runs([folder / "baseline", folder / name])
+        found = analysis.compare_runs([BASELINE, BASELINE.parent / name])
         runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
-        for label, *cells in report.table_rows(found.summary):
-            shown[name, label.strip()] = cells
+    above = next(cells[2:] for label, *cells in report.table_rows(found.summary) if label == "accuracy above grpo")
     within = runs["kernel"]["pass_rate_r_within_after"]
     lower = analysis.mean_interval((runs["masa"]["pass_rate_r_within_after"] - within).dropna())
     accuracy = analysis.mean_interval((runs["kernel"]["accuracy_after"] - runs["masa"]["accuracy_after"]).dropna())
-    above = shown["weight", "accuracy above grpo"][2:]
-    readme = " ".join((folder.parents[1] / "README.md").read_text(encoding="utf8").split())
     for said in ("r within levels is {:.2f} [{:.2f}, {:.2f}]".format(*analysis.mean_interval(within)),
                  "lower by {:.2f} [{:.2f}, {:.2f}]".format(*lower),
                  "not shown to differ ({:+.2f} [{:+.2f}, {:+.2f}])".format(*accuracy),
@@ -270,7 +270,7 @@ def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
                  "r is {:.2f} for {:.0f} % more tokens than grpo's, but accuracy is lower again ({})".format(
                      runs["masa-shared"]["pass_rate_r_after"].mean(),
                      100 * (runs["masa-shared"]["tokens"].mean() / runs["grpo"]["tokens"].mean() - 1), above[1])):
-        assert said in readme
+        assert said in readme_in_a_line()
 
 
 def test_the_committed_report_is_that_of_the_committed_records() -> None:
@@ -282,9 +282,8 @@ def test_the_committed_report_is_that_of_the_committed_records() -> None:
 def test_the_readme_says_how_fast_the_engines_are_in_the_record() -> None:
     root = BASELINE.parents[2]
     speed = json.loads((root / "data" / "benchmarks" / "engines" / "smollm2.json").read_text(encoding="utf8"))
-    readme = " ".join((root / "README.md").read_text(encoding="utf8").split())
     for said in (f"{speed['vllm_to_transformers']:.1f} times as fast as with `transformers`",
                  f"{speed['vllm_to_paged']:.0f} times as fast as with `paged`",
                  f"{speed['vllm_to_generate']:.1f} times as fast as plain", f"at {speed['vllm_to_bare']:.2f} of bare",
                  f"takes {speed['sync_share']:.0%} of a training step".replace("%", " %")):
-        assert said in readme
+        assert said in readme_in_a_line()
