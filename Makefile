@@ -83,7 +83,7 @@ notebooks: install-dev
 	  --ExecutePreprocessor.record_timing=False --ExecutePreprocessor.store_widget_state=False \
 	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
 	  notebooks/*.ipynb notebooks/solutions/*.ipynb
-	$(BIN)/python notebooks/pack_pictures.py notebooks/*.ipynb
+	$(BIN)/python site/pack_pictures.py notebooks/*.ipynb
 
 # The executed notebooks as pages that need neither a kernel nor a network: open build/site/index.html.
 site: install-dev
