@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import ast
-import io
 import re
 import shlex
 import subprocess
 import sys
-import tokenize
 import tomllib
 from pathlib import Path
 
@@ -22,12 +20,6 @@ from masa_lib import cli, config
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf8")
-#: the way of a training step, problems to runs; tables of data sets and the writing of files lie beside it
-STEP_ROOMS = ("problems", "prompts", "engine", "predictions", "gating", "selection", "grading", "rewards", "rollouts",
-              "grpo", "trainer", "runs")
-#: what a reader of the method need not read, with the most lines each may have
-BESIDE = {"widgets": 2050, "scaleout": 1150, "checks": 360, "claims": 160, "departures": 90, "gate_trials": 250,
-          "choice": 40}
 
 
 def repository_files() -> list[Path]:
@@ -127,30 +119,6 @@ def test_every_notebook_is_in_the_readme() -> None:
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
 def test_every_config_in_the_repository_is_valid(path: Path) -> None:
     assert isinstance(config.load(path), config.Config)
-
-
-def code_lines(path: Path) -> int:
-    """Lines that hold code: no blank lines, comments or docstrings."""
-    text = path.read_text(encoding="utf8")
-    beside = {tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER}
-    lines = {line for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.type not in beside
-             for line in range(token.start[0], token.end[0] + 1)}
-    for node in ast.walk(ast.parse(text)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
-            lines -= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
-    return len(lines)
-
-
-def test_masa_lib_can_be_read_in_an_evening() -> None:
-    lines = {path: len(path.read_text(encoding="utf8").splitlines()) for path in modules()}
-    room = {path: path.relative_to(ROOT / "masa_lib").with_suffix("").parts[0] for path in lines}
-    step = [path for path in lines if room[path] in STEP_ROOMS]
-    assert sum(count for path, count in lines.items() if room[path] not in BESIDE) <= 9972
-    # "About 5,000" was the aim; three engines, plan, LoRA, gates with rivals, studies and replay cost more.
-    for name, most in BESIDE.items():
-        assert sum(count for path, count in lines.items() if room[path] == name) <= most, name
-    assert {path.name: count for path, count in lines.items() if count > 440} == {}
-    assert sum(map(code_lines, step)) <= 2440  # "about 1,500" with one engine and no gate; each engine has 110
 
 
 def test_functions_are_short_and_annotated() -> None:
