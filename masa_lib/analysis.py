@@ -22,6 +22,7 @@ from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
 from masa_lib.awareness import within_level_correlation as within_level_correlation
 from masa_lib.config import METHODS
+from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run
 
@@ -48,7 +49,7 @@ GATES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "dropped", "
          "gate_switches", "cap_steps", "right_cut", "stopped", "collapsed")
 
 
-class AnalysisError(ValueError):
+class AnalysisError(MasaError, ValueError):
     """The runs cannot be compared; the message says which and why."""
 
 

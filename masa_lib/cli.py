@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from masa_lib import __version__, config, tiers
+from masa_lib.errors import MasaError
 
 RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -49,9 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt as stopped:
         print(f"\n{str(stopped) or 'Stopped.'} {options.interrupted(options)}".rstrip(), file=sys.stderr)
         return getattr(stopped, "exit_code", EXIT_INTERRUPTED)
-    except Exception as error:
-        if not type(error).__module__.startswith("masa_lib."):
-            raise
+    except MasaError as error:
         print(f"masa: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, config.ConfigError) else EXIT_FAILED
     return 0

@@ -17,8 +17,10 @@ from typing import Any
 
 import tomli_w
 
+from masa_lib.errors import MasaError
 
-class ConfigError(ValueError):
+
+class ConfigError(MasaError, ValueError):
     """A setting is unknown or out of range; the message names the value, what is allowed and where to set it."""
 
 

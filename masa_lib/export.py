@@ -16,6 +16,7 @@ from typing import Any
 from masa_lib import config as configs
 from masa_lib import files, models
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.runs import ENVIRONMENT, Run
 from masa_lib.tiers import resolve
 
@@ -65,7 +66,7 @@ These weights are derived from {base}: its licence holds for them, too.
 """
 
 
-class ExportError(RuntimeError):
+class ExportError(MasaError, RuntimeError):
     """A model cannot be exported; the message says what to do."""
 
 

@@ -23,6 +23,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from masa_lib.errors import MasaError
+
 MANIFEST = "manifest.json"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -30,7 +32,7 @@ logger = logging.getLogger("masa")
 _locks: set[int] = set()  # open descriptors of held locks
 
 
-class RunError(RuntimeError):
+class RunError(MasaError, RuntimeError):
     """A run's folder cannot be used as asked; the message says what is wrong with it and what to do."""
 
 

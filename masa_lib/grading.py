@@ -24,6 +24,8 @@ from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TextIO
 
+from masa_lib.errors import MasaError
+
 MAX_ANSWER_LENGTH = 1_000  # characters; a longer box holds no answer
 MAX_BOXES = 50  # boxes tried from the last one backwards
 CPU_SECONDS = 2.0  # of one comparison in the worker
@@ -52,7 +54,7 @@ _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
 
 
-class GradingError(RuntimeError):
+class GradingError(MasaError, RuntimeError):
     """The grading worker cannot be started: grades would all be silently wrong."""
 
 

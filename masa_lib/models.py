@@ -19,13 +19,14 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masa_lib.config import Config, ModelConfig
+from masa_lib.errors import MasaError
 from masa_lib.tiers import TIERS, Gguf, resolve
 
 #: the file of a checkpoint's adapters
 ADAPTERS = "adapters.safetensors"
 
 
-class ModelError(RuntimeError):
+class ModelError(MasaError, RuntimeError):
     """A model cannot be loaded or used; the message says what to do."""
 
 

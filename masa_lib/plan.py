@@ -16,6 +16,7 @@ from typing import Any
 from masa_lib import config as configs
 from masa_lib import tiers
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.tiers import Architecture
 
 GB = 2**30
@@ -38,7 +39,7 @@ REMEDIES: tuple[tuple[str, Any], ...] = (
     ("sampling.engine", "paged"))
 
 
-class PlanError(RuntimeError):
+class PlanError(MasaError, RuntimeError):
     """A plan cannot be made; the message says what to do."""
 
 

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from masa_lib import analysis, engine, evaluation, figures, files, grading, grpo, models, prompts, rollouts, runs
 from masa_lib import problems as sources
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
 from masa_lib.warmup import in_form
@@ -33,7 +34,7 @@ FORMS = {"pass_rate": ('{"math_notion": [], "pass_rate": ', ","),
          "length": ('{"math_notion": [], "solution_length": ', "}")}
 
 
-class ProbeError(RuntimeError):
+class ProbeError(MasaError, RuntimeError):
     """A probe cannot be made; the message says what to change."""
 
 

@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
+from masa_lib.errors import MasaError
 
 _INSTRUCTION = re.compile(
     r"\s*(?:Let's|Please) (?:think|reason) step by step,? and (?:output|put) (?:the|your) final answer "
     r"(?:(?:with)?in \\boxed\{\}|after \"####\")\.?\s*\Z")
 
 
-class ProblemError(ValueError):
+class ProblemError(MasaError, ValueError):
     """A source of problems cannot be used; the message names the file, column or row, and what is allowed."""
 
 

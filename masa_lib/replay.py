@@ -19,6 +19,7 @@ import pandas as pd
 
 from masa_lib import files, gate_figures, report
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.gating import aggregate_lengths, caps, rule_scores, signal_chance
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run
@@ -41,7 +42,7 @@ FORMATS = {"predictions": "d", "rule": "", "threshold": ".3f", "aggregate": "", 
            "precision_high": ".2f", "recall_low": ".2f", "recall_high": ".2f", "unmeasured": ".2f"}
 
 
-class ReplayError(ValueError):
+class ReplayError(MasaError, ValueError):
     """A run cannot be replayed as asked; the message says why and what to do."""
 
 

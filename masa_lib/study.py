@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 from masa_lib import config as configs
 from masa_lib import control, files, tiers
 from masa_lib.config import Config, ConfigError
+from masa_lib.errors import MasaError
 from masa_lib.files import RunError
 from masa_lib.runs import CONFIG, EVALUATIONS, METRICS, Run
 from masa_lib.stopping import Stop, Stopped
@@ -48,7 +49,7 @@ SMOKE = {"steps": 3, "model.threads": 1, "problems.pool": 24, "sampling.problems
          "evaluation.final_samples": 2, "evaluation.predictions": 2, "record.rollouts_every": 1}
 
 
-class StudyError(RuntimeError):
+class StudyError(MasaError, RuntimeError):
     """Runs of a study failed or could not be committed; the message says which and what to do."""
 
 

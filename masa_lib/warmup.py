@@ -24,6 +24,7 @@ from tqdm.auto import tqdm
 from masa_lib import config as configs
 from masa_lib import engine, expert, files, grading, grpo, models, pocket, problems, prompts, rollouts, runs
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
 
@@ -32,7 +33,7 @@ SEED_TAG = 15485863
 _NUMBER = re.compile(r"(?<!\d)-?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d+)?(?!\d)")
 
 
-class WarmupError(RuntimeError):
+class WarmupError(MasaError, RuntimeError):
     """A warm-up cannot be made; the message says what to change."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ from packaging.requirements import Requirement
 
 import masa_lib
 from masa_lib import cli, config
+from masa_lib.errors import MasaError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
@@ -134,6 +136,14 @@ def test_functions_are_short_and_annotated() -> None:
                 if node.returns is None or any(entry.annotation is None for entry in arguments):
                     faults.append(f"{where} is not annotated")
     assert faults == []
+
+
+def test_every_error_of_ours_is_a_masa_error_so_that_it_is_shown_as_a_sentence() -> None:
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in modules()
+             if re.search(r"^class \w+Error\(", path.read_text(encoding="utf8"), re.MULTILINE)]
+    found = {kind for name in names for kind in vars(importlib.import_module(name)).values()
+             if isinstance(kind, type) and kind.__name__.endswith("Error") and kind.__module__.startswith("masa_lib.")}
+    assert len(found) > 10 and all(issubclass(kind, MasaError) for kind in found)
 
 
 def test_ruff_has_nothing_to_say() -> None:

@@ -11,8 +11,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from masa_lib.errors import MasaError
 
-class EngineError(RuntimeError):
+
+class EngineError(MasaError, RuntimeError):
     """Requests an engine cannot serve; the message says what to change."""
 
 

@@ -23,6 +23,7 @@ from masa_lib import config as configs
 from masa_lib import evaluation, models, prompts, rollouts
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Engine, make_engine
+from masa_lib.errors import MasaError
 from masa_lib.problems import ProblemPool, held_out
 from masa_lib.runs import Run, RunError
 from masa_lib.stopping import Stop, Stopped
@@ -96,7 +97,7 @@ def resume(path: str | Path) -> Run:
     return Session(config, Path(path), folder).drive(rewind=step)
 
 
-class ScaleoutError(RuntimeError):
+class ScaleoutError(MasaError, RuntimeError):
     """A training on several processes cannot go on; the message says what to do."""
 
 

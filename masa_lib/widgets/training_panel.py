@@ -25,6 +25,7 @@ import plotly.graph_objects as go
 from masa_lib import config as configs
 from masa_lib import control, plan, problems, tiers
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.keyboard import Keys
@@ -303,8 +304,7 @@ class TrainingPanel:
         try:
             yield
         except Exception as error:
-            ours = type(error).__module__.startswith("masa_lib.")
-            self._tell(str(error) if ours else f"{type(error).__name__}: {error}")
+            self._tell(str(error) if isinstance(error, MasaError) else f"{type(error).__name__}: {error}")
         else:
             if said is not None:
                 self._tell(said)
