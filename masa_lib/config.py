@@ -238,7 +238,8 @@ class RecordConfig:
     keep_best: bool = option(True, "also keep a checkpoint of the step with the highest held-out accuracy")
     tensorboard: str = option("auto", "metrics as TensorBoard events in the run's folder tensorboard, too; auto: where "
                               "the package is installed", choices=("auto", "on", "off"))
-    final_model: str = option("bfloat16", "precision of the trained model written to the run's folder model",
+    final_model: str = option("bfloat16", "precision of the trained model written to the run's folder model; adapters "
+                              "are merged in float32, as bfloat16 rounds them away",
                               choices=("bfloat16", "float32", "none"))
     rollouts_every: int = option(10, "steps between recorded steps of whole groups; 0: none", low=0)
 

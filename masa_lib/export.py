@@ -71,7 +71,7 @@ class ExportError(MasaError, RuntimeError):
 
 
 def export(path: str | Path, out: str | Path, which: str = "last") -> int:
-    """Write a run's model as a Hugging Face folder with a model card; LoRA is merged in.
+    """Write a run's model as a Hugging Face folder with a model card; LoRA is merged in, in float32.
 
     Args:
         path: of the run.
@@ -91,7 +91,8 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
         raise ExportError(f"{out} is not empty; choose a new folder with --out.")
     step, weights = run.weights(which)
     config = run.config_at(step)
-    dtype = "float32" if config.record.final_model == "none" else config.record.final_model
+    dtype = models.final_precision(config)
+    dtype = "float32" if dtype == "none" else dtype
     model, tokenizer = models.load(configs.replace(config, {"model.device": "cpu"}).model, weights)
     with files.writing(out, "export again"):
         out.mkdir(parents=True, exist_ok=True)

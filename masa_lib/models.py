@@ -156,15 +156,41 @@ def _convert(file: Path, place: Path) -> None:
     tokenizer.save_pretrained(place)
 
 
-def policy_weights(model: Any) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters under the names of the plain Hugging Face model, detached, LoRA merged in."""
-    modules = dict(model.named_modules())
+def policy_weights(model: Any, merged: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
+    """The parameters under the names of the plain Hugging Face model, detached.
+
+    Args:
+        model: the policy, with or without adapters.
+        merged: adapters are added to what they adapt, in float32: in bfloat16 the sum would round them away.
+    """
+    adapted = {id(_adapted(layer)): layer for layer in model.modules() if hasattr(layer, "lora_A")} if merged else {}
     for name, parameter in model.named_parameters():
-        value = parameter.detach()
-        if name.endswith(".base_layer.weight"):
-            value = value + modules[name.removesuffix(".base_layer.weight")].get_delta_weight("default").detach()
         if ".lora_" not in name:
-            yield name.replace(".base_layer.", "."), value
+            value, layer = parameter.detach(), adapted.get(id(parameter))
+            yield name.replace(".base_layer", ""), value if layer is None else value.float() + _product(layer)
+
+
+def adapters(model: Any) -> dict[str, torch.Tensor]:
+    """The low-rank adapters by their names in the model, detached; empty where all weights are trained."""
+    return {name: value.detach() for name, value in model.named_parameters() if ".lora_" in name}
+
+
+def adapts_experts(model: Any) -> bool:
+    """Whether some adapter is of a stack of experts' matrices rather than of a linear layer."""
+    return any(getattr(layer, "num_experts", 1) > 1 for layer in model.modules() if hasattr(layer, "lora_A"))
+
+
+def _adapted(layer: Any) -> torch.Tensor:
+    """The parameter that an adapted layer adds to."""
+    return getattr(layer.get_base_layer(), getattr(layer, "parameter_name", "weight"))
+
+
+def _product(layer: Any) -> torch.Tensor:
+    """What an adapter adds, float32, from factors in the precision in which the layer multiplies them."""
+    if getattr(layer, "num_experts", 1) > 1:
+        left, right, scale = layer.get_delta_factors("default")
+        return (scale * (left.float() @ right.float())).detach()
+    return layer.get_delta_weight("default").detach().float()
 
 
 def trainable(model: Any) -> list[torch.nn.Parameter]:
@@ -177,6 +203,9 @@ def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
     """Write the model as a plain folder that `from_pretrained` and vLLM load, LoRA merged in.
 
     `weights` are the parameters to write, by name, where the model itself does not hold them whole.
+
+    Raises:
+        ModelError: what was written lacks weights of the model, or has others.
     """
     whole = policy_weights(model) if weights is None else weights.items()
     weights = {name: value.to(getattr(torch, dtype)) for name, value in whole}
@@ -184,16 +213,48 @@ def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
     tokenizer.save_pretrained(place)
     config = json.loads((place / "config.json").read_text(encoding="utf8")) | {"dtype": dtype}
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
+    check_folder(place)
+
+
+def check_folder(place: Path) -> None:
+    """Compare the names and shapes of a folder's weights with those of its model; no weight is read.
+
+    Raises:
+        ModelError: they differ; the message names the first that do.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.set_verbosity(logging.CRITICAL)  # it prints a table; one sentence is enough
+    try:
+        found = AutoModelForCausalLM.from_pretrained(place, device_map={"": "meta"}, output_loading_info=True)[1]
+        faults = {kind: sorted(map(str, found[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
+    except RuntimeError as error:  # shapes that differ
+        raise ModelError(f"The weights written to {place.name} do not fit the model that its config describes: "
+                         f"{str(error).strip().splitlines()[0]}") from error
+    finally:
+        logging.set_verbosity(said)
+    named = "; ".join(f"{len(names)} {kind}, such as {names[0]}" for kind, names in faults.items() if names)
+    if named:
+        raise ModelError(f"The weights written to {place.name} are not those of the model ({named}): this kind of "
+                         "model cannot be saved by this version of transformers; train it without LoRA, or another.")
+
+
+def final_precision(config: Config) -> str:
+    """The precision of a run's trained model, `none` for no such model; merged adapters are kept in float32."""
+    wanted = config.record.final_model
+    return "float32" if config.model.lora_rank and wanted != "none" else wanted
 
 
 def save_checkpoint(model: Any, tokenizer: Any, place: Path) -> None:
     """Write what `load` needs to go on exactly: all weights, or the adapters alone."""
     from safetensors.torch import save_file
 
-    adapters = {name: value.detach().contiguous() for name, value in model.named_parameters() if ".lora_" in name}
-    if adapters:
+    found = adapters(model)
+    if found:
         place.mkdir(parents=True, exist_ok=True)
-        save_file(adapters, place / ADAPTERS)
+        save_file({name: value.contiguous() for name, value in found.items()}, place / ADAPTERS)
         tokenizer.save_pretrained(place)
     else:
         save(model, tokenizer, place)

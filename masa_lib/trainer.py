@@ -246,7 +246,7 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write the trained model into the run, as a folder that `from_pretrained` loads."""
-        precision = self._config.record.final_model
+        precision = models.final_precision(self._config)
         if self.run and precision != "none":
             self.run.save_model(lambda folder: models.save(self.model, self.tokenizer, folder, precision))
 

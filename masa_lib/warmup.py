@@ -94,7 +94,7 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         facts |= {"loss_first": losses[0], "loss_last": losses[-1], "updates": len(losses), "notions": notions,
                   "check": check(held_out, sampler, tokenizer, config)}
     out.mkdir(parents=True, exist_ok=True)
-    models.save(model, tokenizer, out, "bfloat16" if config.record.final_model == "bfloat16" else "float32")
+    models.save(model, tokenizer, out, "bfloat16" if models.final_precision(config) == "bfloat16" else "float32")
     configs.save(configs.replace(config, {"model.weights": str(out)}), out / "settings.toml")
     manifest = {**runs.environment(config, command), "model": Path(config.model.name).name, "recipe": asdict(recipe),
                 "problems": asdict(config.problems), "prompt": asdict(config.prompt), **facts,

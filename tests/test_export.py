@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 from small import small
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from masa_lib import cli, config, evaluation, models
+from masa_lib.config import ModelConfig
 from masa_lib.export import ExportError, export
+from masa_lib.models import ModelError
 from masa_lib.runs import Run, RunError
 from masa_lib.trainer import train
 
@@ -89,3 +91,69 @@ def test_eval_takes_the_best_checkpoint(run: Run, capsys: pytest.CaptureFixture[
     found = json.loads(capsys.readouterr().out)
     assert {key: found[key] for key in found if key != "seconds"} == pytest.approx(
         {key: None if expected[key] != expected[key] else expected[key] for key in found if key != "seconds"})
+
+
+#: tiny models of several kinds: tied and own heads, fused experts, linear maps stored the other way round
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
+         "num_key_value_heads": 2, "max_position_embeddings": 64, "vocab_size": 192}
+KINDS = {"llama": SIZES, "qwen3": SIZES | {"head_dim": 8, "tie_word_embeddings": True},
+         "qwen3_moe": SIZES | {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
+         "mixtral": SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2},
+         "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 192}}
+IDS = torch.tensor([[5, 6, 7, 8, 9, 40, 41, 42, 3, 3, 90, 91]])
+
+
+@pytest.fixture(params=KINDS)
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A folder of a tiny random model with the bundled tokenizer."""
+    torch.manual_seed(0)
+    ends = {"bos_token_id": 2, "eos_token_id": 3}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **KINDS[request.param], **ends))
+    model.save_pretrained(tmp_path / "tiny")
+    models.load(ModelConfig())[1].save_pretrained(tmp_path / "tiny")
+    return tmp_path / "tiny"
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.filterwarnings("ignore:.*(fan_in_fan_out|alpha_pattern|rank_pattern).*")
+def test_a_merged_model_answers_as_its_adapters_do_experts_and_small_changes_included(
+        folder: Path, precision: str) -> None:
+    config = ModelConfig(name=str(folder), device="cpu", precision=precision, lora_rank=4)
+    model, tokenizer = models.load(config)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for value in models.adapters(model).values():
+            value += 0.002 * torch.randn_like(value)  # as after a few steps: a bfloat16 sum would round it away
+    models.save(model, tokenizer, folder / "merged", "float32")
+    merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
+    with torch.no_grad():
+        expected = model.float()(input_ids=IDS).logits
+        moved = (expected - plain(input_ids=IDS).logits).abs().mean()
+        gap = (expected - merged(input_ids=IDS).logits).abs().mean()
+    # Frozen weights in bfloat16 differ from the plain model's; what the adapters add is exact beside that.
+    assert moved > 0 and gap < (1e-6 if precision == "float32" else 0.02 * moved)
+
+
+def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -> None:
+    config = small({"model.lora_rank": 4, "steps": 1, "model.precision": "bfloat16", "evaluation.final_problems": 2})
+    run = train(config, tmp_path / "run", "masa train")
+    export(run.path, tmp_path / "out")
+    for place in (run.path / "model", tmp_path / "out"):
+        assert json.loads((place / "config.json").read_text(encoding="utf8"))["dtype"] == "float32"
+        assert {value.dtype for value in AutoModelForCausalLM.from_pretrained(place).parameters()} == {torch.float32}
+    assert "Weights are safetensors in float32 (low-rank adapters merged in)" in (
+        tmp_path / "out" / "README.md").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("change, message", [
+    (lambda weights: weights.pop("model.norm.weight"), "1 missing, such as model.norm.weight"),
+    (lambda weights: weights.update(other=torch.zeros(2)), "1 unexpected, such as other"),
+    (lambda weights: weights.update({"model.norm.weight": torch.zeros(2)}), "do not fit the model")])
+def test_weights_that_are_not_the_models_are_refused_when_they_are_saved(
+        tmp_path: Path, change, message: str) -> None:
+    model, tokenizer = models.load(ModelConfig(device="cpu"))
+    weights = dict(models.policy_weights(model))
+    change(weights)
+    with pytest.raises(ModelError, match=message):
+        models.save(model, tokenizer, tmp_path / "out", weights=weights)

@@ -257,7 +257,7 @@ class Session:
 
     def save_model(self, run: Run) -> None:
         """The trained model, as a folder that `from_pretrained` loads; every process has to call."""
-        precision, weights = self.config.record.final_model, self._weights()
+        precision, weights = models.final_precision(self.config), self._weights()
         if self.main and precision != "none":
             run.save_model(lambda folder: models.save(self._model(), self.tokenizer, folder, precision, weights))
 
