@@ -20,7 +20,7 @@ import pandas as pd
 from masa_lib import config as configs
 from masa_lib import gating, rollouts
 from masa_lib.config import Config
-from masa_lib.engine import Completion, Engine, Request
+from masa_lib.engine import Completion, Engine, Reading, Request
 from masa_lib.gating import Candidate, Gate
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem, ProblemPool
@@ -30,10 +30,14 @@ Sample = Callable[[Sequence[Ask]], pd.DataFrame]
 
 
 class CountingEngine:
-    """An engine that adds up its calls: tokens of prompts computed (`prefill`) and tokens sampled (`decode`)."""
+    """An engine that adds up its calls.
+
+    Tokens of prompts computed to sample from them (`prefill`), tokens sampled (`decode`), tokens computed to read
+    (`reading`, forced beginnings included).
+    """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.prefill, self.decode = engine, 0, 0
+        self.engine, self.prefill, self.decode, self.reading = engine, 0, 0, 0
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """See `Engine.generate`."""
@@ -41,6 +45,12 @@ class CountingEngine:
         self.prefill += self.engine.prefill_tokens
         self.decode += sum(len(completion.tokens) for completion in completions)
         return completions
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """See `Engine.read`."""
+        reading = self.engine.read(prompts, suffix, choices)
+        self.reading += self.engine.prefill_tokens
+        return reading
 
 
 @dataclass(frozen=True)

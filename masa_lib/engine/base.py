@@ -1,5 +1,7 @@
 """What every engine does: take requests as token ids, give completions as token ids with their log-probs.
 
+It also reads: what the model would say next, as probabilities, without a token sampled.
+
 An engine knows nothing of problems or rewards. A request carries its own cap and seed, so that one call can serve both
 streams of a step and every problem can have its own limit.
 """
@@ -10,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
+
+import numpy as np
 
 from masa_lib.errors import MasaError
 
@@ -44,6 +48,18 @@ class Completion:
     finish: str
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a model would say next, limited to a few choices; P prompts, C choices.
+
+    `logps`: (P, C), float32, natural log-probabilities at temperature 1 under the whole vocabulary, not made to add up.
+    `outside`: (P,), float32, probability of all other tokens together.
+    """
+
+    logps: np.ndarray
+    outside: np.ndarray
+
+
 class Engine(Protocol):
     """The one interface of every back-end."""
 
@@ -59,6 +75,22 @@ class Engine(Protocol):
 
         Raises:
             EngineError: an empty list, an empty prompt, a prompt that does not fit the context, or no memory left.
+        """
+        ...
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """Read the next token's probabilities, without sampling it.
+
+        Until the next `sync`, a `generate` from prompts of the last reading need not compute them again.
+
+        Args:
+            prompts: not empty; a prompt that is there twice is computed once.
+            suffix: token ids behind every prompt, the forced beginning of an answer; may be empty.
+            choices: the token ids whose log-probabilities are wanted, all different.
+
+        Raises:
+            EngineError: no prompts, an empty prompt, one that does not fit the context, choices that are none, double
+                or not in the vocabulary, or no memory left.
         """
         ...
 
@@ -82,6 +114,33 @@ def check_requests(requests: Sequence[Request], context: int) -> None:
         if len(request.prompt) + request.max_tokens > context:
             raise EngineError(f"Request {number} needs {len(request.prompt)} prompt + {request.max_tokens} new tokens, "
                               f"but the model's context is {context}; shorten the problem or lower max_tokens.")
+
+
+def check_reading(prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int], context: int,
+                  vocabulary: int) -> None:
+    """Refuse what no engine can read; the token that is read must have a place in the context, too.
+
+    Raises:
+        EngineError: says what to change.
+    """
+    if not prompts:
+        raise EngineError("There are no prompts to read; give at least one.")
+    for number, prompt in enumerate(prompts):
+        if not prompt:
+            raise EngineError(f"Prompt {number} of a reading is empty; it must have at least one token.")
+        if len(prompt) + len(suffix) + 1 > context:
+            raise EngineError(f"Reading {number} needs {len(prompt)} prompt + {len(suffix)} forced + 1 read tokens, "
+                              f"but the model's context is {context}; shorten the problem.")
+    if not choices or len(set(choices)) < len(choices) or min(choices) < 0 or max(choices) >= vocabulary:
+        raise EngineError(f"The choices of a reading are {list(choices)}; they must be at least one token id, all "
+                          f"different, from 0 to {vocabulary - 1}.")
+
+
+def to_reading(logps_PC: np.ndarray) -> Reading:
+    """A reading from the log-probabilities of its choices; what they leave of 1 lies outside."""
+    logps_PC = np.asarray(logps_PC, dtype=np.float32)
+    outside_P = 1 - np.exp(logps_PC.astype(np.float64)).sum(axis=1)
+    return Reading(logps_PC, outside_P.clip(0, 1).astype(np.float32))
 
 
 @contextmanager

@@ -3,19 +3,29 @@
 Each distinct prompt is computed once and its cache shared out to the requests that have it; finished sequences leave
 the batch, so that the tail of a few long answers is cheap. Every request draws its own uniform numbers from its own
 seed and samples by the inverse of the cumulative distribution, so a request's answer does not depend on its neighbours.
-There is no copy of the weights, hence nothing to synchronise.
+There is no copy of the weights, hence nothing to synchronise. The prompts of the last reading stay computed until the
+weights change, so that who is read first and sampled then is computed once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
 
-from masa_lib.engine.base import Completion, Request, check_requests, explain_memory
+from masa_lib.engine.base import (
+    Completion,
+    Reading,
+    Request,
+    check_reading,
+    check_requests,
+    explain_memory,
+    to_reading,
+)
 
 #: the cache grows by this many tokens at a time, rather than by one
 _GROWTH = 64
@@ -46,7 +56,40 @@ class _RoomyLayer(DynamicLayer):
     def select(self, rows: torch.Tensor) -> None:
         """Keep these rows of the batch, in this order; a row may be taken several times."""
         self._store = [store.index_select(0, rows) for store in self._store]
+        self.crop(0)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens."""
+        self._length -= tokens_to_remove
         self.keys, self.values = (store[:, :, :self._length] for store in self._store)
+
+    def put(self, other: _RoomyLayer, rows: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> None:
+        """Copy rows of another layer to places of this one, which begins as zeros of `shape` (batch, length).
+
+        The last tokens of both stand in the same column; where this one is the longer, zeros go in front.
+        """
+        if not self.is_initialized:
+            self.lazy_initialization(other.keys, other.values)
+            self._length = shape[1]
+            self._store = [states.new_zeros(shape[0], states.shape[1], shape[1] + _GROWTH, states.shape[-1])
+                           for states in (other.keys, other.values)]
+            self.crop(0)
+        common = min(other._length, self._length)
+        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
+            mine[places, :, self._length - common:] = theirs[rows, :, other._length - common:]
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """Prompts with their keys and values, padded on the left.
+
+    `rows`: which row of the rest is a prompt's. `logits_BV`: behind each prompt. `holds_for`: see `_state`.
+    """
+
+    rows: dict[tuple[int, ...], int]
+    logits_BV: torch.Tensor
+    cache: Cache
+    holds_for: tuple[Any, ...]
 
 
 class TransformersEngine:
@@ -61,9 +104,28 @@ class TransformersEngine:
     def __init__(self, model: Any, end_tokens: Iterable[int], *, batch: int = 512) -> None:
         self.model, self.batch, self.prefill_tokens = model, batch, 0
         self._ends = torch.tensor(sorted(end_tokens), device=model.device)
+        self._kept: _Computed | None = None
 
     def sync(self) -> None:
-        """Nothing to do: the policy itself samples."""
+        """Forget the prompts of the last reading; the policy itself samples."""
+        self._kept = None
+
+    @torch.inference_mode()
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """Read the next token's probabilities; see `Engine.read`. At most a batch of prompts stays computed."""
+        config = self.model.config
+        check_reading(prompts, suffix, choices, getattr(config, "max_position_embeddings", 1 << 30),
+                      config.get_text_config().vocab_size)
+        distinct = sorted(dict.fromkeys(prompts), key=len, reverse=True)
+        self.prefill_tokens, self._kept = 0, None
+        logps: list[np.ndarray] = []
+        for start in range(0, len(distinct), self.batch):
+            with explain_memory():
+                computed, logits = self._compute(distinct[start:start + self.batch], suffix)
+                logps.extend(logits.float().log_softmax(dim=-1)[:, list(choices)].cpu().numpy())
+            self._kept = self._kept or computed
+        number = {prompt: row for row, prompt in enumerate(distinct)}
+        return to_reading(np.stack([logps[number[prompt]] for prompt in prompts]))
 
     @torch.inference_mode()
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
@@ -121,25 +183,60 @@ class TransformersEngine:
         return to_completions(tokens_BT.tolist(), logps_BT.tolist(), lengths_B.tolist(), stopped_B.tolist())
 
     def _prefill(self, requests: Sequence[Request]) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
-        """Compute each distinct prompt once (padded on the left); logits, cache, mask and last position of each row."""
-        prompts = list(dict.fromkeys(request.prompt for request in requests))
-        self.prefill_tokens += sum(map(len, prompts))
+        """Each distinct prompt, kept from a reading or computed now; logits, cache, mask, last position of each row."""
+        kept = self._kept if self._kept and self._kept.holds_for == self._state() else None
+        prompts = [request.prompt for request in requests]
+        new = [prompt for prompt in dict.fromkeys(prompts) if not kept or prompt not in kept.rows]
+        parts = [part for part in (kept, self._compute(new)[0] if new else None) if part]
+        device = self.model.device
+        lengths_B1 = torch.tensor([[len(prompt)] for prompt in prompts], device=device)
         width = max(map(len, prompts))
-        ids = torch.zeros(len(prompts), width, dtype=torch.long)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt):] = torch.tensor(prompt)
-            mask[row, width - len(prompt):] = 1
-        ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+        mask = (torch.arange(width, device=device) >= width - lengths_B1).long()
+        return *_deal(parts, prompts, width), mask, lengths_B1 - 1
+
+    def _compute(self, prompts: Sequence[tuple[int, ...]],
+                 suffix: tuple[int, ...] = ()) -> tuple[_Computed, torch.Tensor]:
+        """Compute different prompts (padded on the left); they, and the logits behind the suffix that follows each."""
+        texts = [prompt + suffix for prompt in prompts]
+        self.prefill_tokens += sum(map(len, texts))
+        width, device = max(map(len, texts)), self.model.device
+        ids = torch.zeros(len(texts), width, dtype=torch.long)
+        mask = torch.zeros(len(texts), width, dtype=torch.long)
+        for row, text in enumerate(texts):
+            ids[row, width - len(text):] = torch.tensor(text)
+            mask[row, width - len(text):] = 1
+        ids, mask = ids.to(device), mask.to(device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         cache = Cache(layer_class_to_replicate=_RoomyLayer)
+        ends = torch.tensor([width - 1 - len(suffix), width - 1], device=device)
         logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                            use_cache=True, logits_to_keep=1).logits[:, -1]
-        number = {prompt: row for row, prompt in enumerate(prompts)}
-        rows = torch.tensor([number[request.prompt] for request in requests], device=self.model.device)
+                            use_cache=True, logits_to_keep=ends if suffix else ends[1:]).logits
         for layer in cache.layers:
-            layer.select(rows)
-        return logits[rows], cache, mask[rows], positions[rows, -1:]
+            layer.crop(len(suffix))
+        number = {prompt: row for row, prompt in enumerate(prompts)}
+        return _Computed(number, logits[:, 0], cache, self._state()), logits[:, -1]
+
+    def _state(self) -> tuple[Any, ...]:
+        """What computed prompts hold for: these weights, in this precision."""
+        kind = self.model.device.type
+        return (sum(parameter._version for parameter in self.model.parameters()), torch.is_autocast_enabled(kind),
+                torch.get_autocast_dtype(kind))
+
+
+def _deal(parts: Sequence[_Computed], prompts: Sequence[tuple[int, ...]], width: int) -> tuple[torch.Tensor, Cache]:
+    """Logits and keys and values of each prompt, out of the part that has it; the width is that of the longest."""
+    logits_BV = parts[0].logits_BV.new_empty(len(prompts), parts[0].logits_BV.shape[1])
+    cache = Cache(layers=[_RoomyLayer() for _ in parts[0].cache.layers])
+    for part in parts:
+        mine = [place for place, prompt in enumerate(prompts) if prompt in part.rows]
+        if not mine:
+            continue
+        places = torch.tensor(mine, device=logits_BV.device)
+        rows = torch.tensor([part.rows[prompts[place]] for place in mine], device=logits_BV.device)
+        logits_BV[places] = part.logits_BV[rows]
+        for layer, theirs in zip(cache.layers, part.cache.layers, strict=True):
+            layer.put(theirs, rows, places, (len(prompts), width))
+    return logits_BV, cache
 
 
 def uniforms(requests: Sequence[Request], length: int) -> np.ndarray:

@@ -5,6 +5,7 @@ well. A manager lives for one call: one that outlives an optimiser step would go
 works in a thread of its own, where the caller's autocast does not reach: `_Policy` takes it there. Sampling is that of
 the in-process engine (one seed a request, inverse of the cumulative distribution), done by a logits processor that
 leaves the manager only the sampled token to choose. There is no copy of the weights, hence nothing to synchronise.
+The manager tells the probability of sampled tokens only, so a reading is the in-process engine's forward pass.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from masa_lib.engine.base import Completion, EngineError, Request, check_requests, explain_memory, kv_bytes
-from masa_lib.engine.in_process import inverse_cdf, to_completions, uniforms
+from masa_lib.engine.base import Completion, EngineError, Reading, Request, check_requests, explain_memory, kv_bytes
+from masa_lib.engine.in_process import TransformersEngine, inverse_cdf, to_completions, uniforms
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # what fails is raised as an EngineError
 
@@ -71,6 +72,13 @@ class PagedEngine:
         lengths = [len(tokens) for tokens in rows]
         return to_completions(rows, sampler.logps_BT[:-1].tolist(), lengths,
                               [tokens[-1] in self._ends for tokens in rows])
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """Read the next token's probabilities; see `Engine.read`. No prompt stays computed."""
+        reader = TransformersEngine(self.model, self._ends, batch=self.batch)
+        reading = reader.read(prompts, suffix, choices)
+        self.prefill_tokens = reader.prefill_tokens
+        return reading
 
     def _collect(self, manager: Any, count: int, progress: Callable[[int], Any] | None) -> list[list[int]]:
         """Wait for every request's tokens."""

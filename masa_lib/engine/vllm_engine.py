@@ -20,7 +20,17 @@ import psutil
 import torch
 
 from masa_lib import models
-from masa_lib.engine.base import Completion, EngineError, Request, check_requests, explain_memory, kv_bytes
+from masa_lib.engine.base import (
+    Completion,
+    EngineError,
+    Reading,
+    Request,
+    check_reading,
+    check_requests,
+    explain_memory,
+    kv_bytes,
+    to_reading,
+)
 
 #: set before vLLM is imported: no processes of its own, no report of its use
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
@@ -49,6 +59,7 @@ class VllmEngine:
         check_installation()
         os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.model, self.prefill_tokens, self._ends = model, 0, sorted(end_tokens)
+        self._read_last = False
         options: dict[str, Any] = {"gpu_memory_utilization": memory}
         if model.device.type == "cpu":
             options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
@@ -76,20 +87,51 @@ class VllmEngine:
             if self.model.config.tie_word_embeddings and self.model.device.type == "cpu":
                 self.llm.apply_model(_repack_head)
         self.llm.reset_prefix_cache()
+        self._read_last = False
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
         from vllm import SamplingParams
 
         check_requests(requests, self.llm.model_config.max_model_len)
-        self.llm.reset_prefix_cache()  # so that an answer does not depend, by rounding, on earlier calls
+        if not self._read_last:
+            self.llm.reset_prefix_cache()  # so that an answer does not depend, by rounding, on earlier calls
+        self._read_last = False
+        outputs = self._run(
+            [request.prompt for request in requests],
+            [SamplingParams(temperature=r.temperature, max_tokens=r.max_tokens, seed=r.seed % 2**63, logprobs=0,
+                            flat_logprobs=True, detokenize=False, ignore_eos=True, stop_token_ids=self._ends)
+             for r in requests], progress)
+        return [Completion(tuple(answer.token_ids), tuple(answer.logprobs.logprobs), answer.finish_reason)
+                for answer in (output.outputs[0] for output in outputs)]
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """Read the next token's probabilities; see `Engine.read`. One token is sampled and left aside.
+
+        Prompts stay computed, in whole blocks, for the one `generate` that may follow. At most 128 choices.
+        """
+        from vllm import SamplingParams
+
+        check_reading(prompts, suffix, choices, self.llm.model_config.max_model_len,
+                      self.llm.model_config.get_vocab_size())
+        self.llm.reset_prefix_cache()
+        self._read_last = True
+        distinct = list(dict.fromkeys(prompts))
+        # Not `allowed_token_ids`: it leaves the choices alone, made to add up, and what lies outside is lost.
+        params = SamplingParams(temperature=1.0, max_tokens=1, seed=0, logprob_token_ids=list(choices),
+                                flat_logprobs=True, detokenize=False, ignore_eos=True)
+        outputs = self._run([prompt + suffix for prompt in distinct], [params] * len(distinct))
+        found = {prompt: output.outputs[0].logprobs.logprobs[1:]  # the sampled token's comes first
+                 for prompt, output in zip(distinct, outputs, strict=True)}
+        return to_reading(np.array([found[prompt] for prompt in prompts]))
+
+    def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any],
+             progress: Callable[[int], Any] | None = None) -> list[Any]:
+        """Outputs of vLLM, in the order of the prompts; an interrupted call leaves nothing behind."""
         engine, done = self.llm.llm_engine, {}
         with explain_memory(), _no_autocast(self.model.device.type):
-            running = self.llm.enqueue(
-                [{"prompt_token_ids": list(request.prompt)} for request in requests],
-                [SamplingParams(temperature=r.temperature, max_tokens=r.max_tokens, seed=r.seed % 2**63, logprobs=0,
-                                flat_logprobs=True, detokenize=False, ignore_eos=True, stop_token_ids=self._ends)
-                 for r in requests], use_tqdm=False)
+            running = self.llm.enqueue([{"prompt_token_ids": list(prompt)} for prompt in prompts], params,
+                                       use_tqdm=False)
             try:
                 while engine.has_unfinished_requests():
                     finished = [output for output in engine.step() if output.finished]
@@ -101,8 +143,7 @@ class VllmEngine:
                 raise
         outputs = [done[key] for key in sorted(done)]
         self.prefill_tokens = sum(len(output.prompt_token_ids) - output.num_cached_tokens for output in outputs)
-        return [Completion(tuple(answer.token_ids), tuple(answer.logprobs.logprobs), answer.finish_reason)
-                for answer in (output.outputs[0] for output in outputs)]
+        return outputs
 
 
 def _repack_head(model: Any) -> None:

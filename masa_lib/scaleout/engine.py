@@ -10,11 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from masa_lib.engine import Completion, Engine, Request
+from masa_lib.engine import Completion, Engine, EngineError, Reading, Request
+from masa_lib.engine.base import to_reading
 
 
 class SharedEngine:
@@ -43,6 +45,17 @@ class SharedEngine:
         done = {row: completion for part, _ in parts for row, completion in part.items()}
         self.prefill_tokens = sum(prefill for _, prefill in parts)
         return [done[row] for row in range(len(requests))]
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """See `Engine.read`; distinct prompts are dealt out in turn, as in `generate`."""
+        state = PartialState()
+        distinct = list(dict.fromkeys(prompts))
+        mine = distinct[state.process_index::state.num_processes] or distinct[:1]  # see `generate`
+        found = self.engine.read(mine, suffix, choices).logps
+        parts = gather_object([(dict(zip(mine, found, strict=True)), self.engine.prefill_tokens)])
+        done = {prompt: logps for part, _ in parts for prompt, logps in part.items()}
+        self.prefill_tokens = sum(prefill for _, prefill in parts)
+        return to_reading(np.stack([done[prompt] for prompt in prompts]))
 
 
 class TrlEngine:
@@ -74,6 +87,16 @@ class TrlEngine:
             progress(len(rows))
         self.prefill_tokens = sum(len(request.prompt) for request in requests)
         return [self._completion(row, request.max_tokens) for row, request in zip(rows, requests, strict=True)]
+
+    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
+        """Refused: TRL samples, and reads nothing.
+
+        Raises:
+            EngineError: always.
+        """
+        raise EngineError("On sharded weights TRL samples, and it cannot read the probabilities of chosen "
+                          "tokens; sample the predictions (prediction.mode=sampled), or keep the weights whole in each "
+                          "process.")
 
     def _completion(self, row: Sequence[int], cap: int) -> Completion:
         tokens = tuple(row[:cap])
