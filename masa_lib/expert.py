@@ -15,9 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import grpo, models, rollouts
+from masa_lib import grpo, models, rollouts, safeguards
 from masa_lib.config import CloningConfig, Config, UpdateConfig
 from masa_lib.predictions import PASS_RATE_STEPS, parse_prediction
+from masa_lib.safeguards import TokenBudget
 
 
 def expert_text(text: str, pass_rate: int, length: int) -> str:
@@ -95,7 +96,7 @@ class Store:
                          for prompt, completion in state]
 
 
-def clone(model: Any, samples: Sequence[grpo.Sample], config: Config) -> dict[str, float]:
+def clone(model: Any, samples: Sequence[grpo.Sample], config: Config, budget: TokenBudget) -> dict[str, float]:
     """Behaviour cloning: `cloning.updates` gradient updates, each on all samples.
 
     Their AdamW is a new one each time: the moments of reinforcement belong to another loss and must not be mixed with
@@ -105,6 +106,7 @@ def clone(model: Any, samples: Sequence[grpo.Sample], config: Config) -> dict[st
         model: is trained in place; its engine has to be told of the new weights.
         samples: at least one.
         config: of the run.
+        budget: of its micro-batches.
 
     Returns:
         `loss_cloning`: before the first update, nats a token; `tokens_cloning`: tokens through all updates.
@@ -112,13 +114,13 @@ def clone(model: Any, samples: Sequence[grpo.Sample], config: Config) -> dict[st
     optimizer = torch.optim.AdamW(models.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
                                   betas=(config.update.beta1, config.update.beta2))
     model.train(config.model.gradient_checkpointing)
-    done = [imitate(model, optimizer, samples, config.update) for _ in range(config.cloning.updates)]
+    done = [imitate(model, optimizer, samples, config.update, budget) for _ in range(config.cloning.updates)]
     model.eval()
     return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
 
 
-def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo.Sample],
-            config: UpdateConfig) -> tuple[float, int]:
+def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo.Sample], config: UpdateConfig,
+            budget: TokenBudget) -> tuple[float, int]:
     """One optimiser update on the cross-entropy of the samples' completions, a mean over their tokens.
 
     Args:
@@ -126,18 +128,28 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo
         optimizer: of its trained parameters.
         samples: at least one; advantages and weights play no part.
         config: token budget, log-prob chunk, gradient clip.
+        budget: of the micro-batches, halved where memory runs out.
 
     Returns:
         The loss before the update, nats a token, and the tokens that went through the model.
+
+    Raises:
+        UpdateError: loss or gradient is not finite, or one sequence is too much for the memory.
     """
-    optimizer.zero_grad()
-    total, losses, computed = sum(len(sample.completion) for sample in samples), 0.0, 0
-    for batch in grpo.micro_batches(samples, config.token_budget):
-        loss = -grpo.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
-        loss.backward()
-        losses += loss.item()
-        computed += grpo.computed_tokens(model, batch)
-    torch.nn.utils.clip_grad_norm_(models.trainable(model), config.gradient_clip)
+    total = sum(len(sample.completion) for sample in samples)
+
+    def passes(tokens: int) -> tuple[float, int]:
+        optimizer.zero_grad()
+        losses, computed = 0.0, 0
+        for batch in grpo.micro_batches(samples, tokens):
+            loss = -grpo.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
+            loss.backward()
+            losses += loss.item()
+            computed += grpo.computed_tokens(model, batch)
+        return losses, computed
+
+    losses, computed = budget.spend(passes, samples, config.token_budget)
+    safeguards.clip_gradients(models.trainable(model), config.gradient_clip, losses)
     optimizer.step()
     torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
     return losses, computed

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import arithmetic, prompts
+from masa_lib import arithmetic, prompts, safeguards
 from masa_lib.arithmetic import Chain, Habits
 from masa_lib.config import PromptConfig
 
@@ -166,7 +166,7 @@ def _teach(model: Any, tokenizer: Any, recipe: Recipe) -> float:
             loss = _loss(model, part, tokenizer.pad_token_id) / total
             loss.backward()
             losses[-1] += loss.item()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        safeguards.clip_gradients(model.parameters(), 1.0, losses[-1])
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{losses[-1]:.3f}")

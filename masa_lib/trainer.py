@@ -26,7 +26,7 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import control, evaluation, expert, gating, grpo, models, rollouts, selection
+from masa_lib import control, evaluation, expert, gating, grpo, models, rollouts, safeguards, selection
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import make_engine
 from masa_lib.problems import Problem, ProblemPool, held_out
@@ -71,7 +71,7 @@ class Trainer:
                                            fused=self._fused)
         self.step = self.cursor = self._oracle_tokens = 0  # finished steps; problems drawn; tokens that are no cost
         self._memory: dict[str, Any] = {}  # of the gates, by method
-        self._experts = expert.Store()
+        self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self.stop, self.board = Stop(), None
         if checkpoint:
@@ -177,20 +177,22 @@ class Trainer:
         old = None
         if len(parts) > 1:
             everything = [sample for part in parts for sample in part]
-            old = grpo.reference_logps(self.model, everything, config, self._config.sampling.temperature)
+            old = self._budget.spend(lambda budget: grpo.reference_logps(
+                self.model, everything, dataclasses.replace(config, token_budget=budget),
+                self._config.sampling.temperature), everything, config.token_budget)
         rate = learning_rate(self._config, self.step + 1)
         for group in self.optimizer.param_groups:
             group |= {"lr": rate, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
         sums, norms = [], []
         self.model.train(self._config.model.gradient_checkpointing)  # layers checkpoint in training mode alone
         for samples in parts:
-            self.optimizer.zero_grad(set_to_none=False)
-            sums.append(grpo.accumulate_gradients(self.model, samples, config, self._config.sampling.temperature, old))
+            sums.append(self._gradients(samples, config, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
             for parameter in models.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            norms.append(torch.nn.utils.clip_grad_norm_(models.trainable(self.model), config.gradient_clip))
+            norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip,
+                                                   sums[-1]["loss_solution"] + sums[-1]["loss_meta"]))
             self.optimizer.step()
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
         self.model.eval()
@@ -202,7 +204,18 @@ class Trainer:
                 "loss_solution": total["loss_solution"] / len(parts), "loss_meta": total["loss_meta"] / len(parts),
                 "clip_share": total["clipped"] / tokens, "entropy": total["entropy"] / tokens,
                 "logp_gap": total["gap"] / tokens, "gradient_norm": norm, "learning_rate": rate,
-                "updates": len(parts), "tokens_update": int(total["computed"])}
+                "updates": len(parts), "tokens_update": int(total["computed"]),
+                "token_budget": self._budget.within(config.token_budget)}
+
+    def _gradients(self, samples: list[grpo.Sample], config: UpdateConfig,
+                   old: dict[int, torch.Tensor] | None) -> dict[str, float]:
+        """The gradient of an update in the parameters, and the sums of `grpo.accumulate_gradients`."""
+        def passes(budget: int) -> dict[str, float]:
+            self.optimizer.zero_grad(set_to_none=False)
+            return grpo.accumulate_gradients(self.model, samples, dataclasses.replace(config, token_budget=budget),
+                                             self._config.sampling.temperature, old)
+
+        return self._budget.spend(passes, samples, config.token_budget)
 
     def _clone(self, table: pd.DataFrame) -> dict[str, float]:
         """Collect the step's expert predictions, and clone them once there are enough."""
@@ -211,7 +224,7 @@ class Trainer:
             experts.add(group, self.tokenizer, settings)
         if not experts.full(settings):
             return {"loss_cloning": math.nan, "tokens_cloning": 0}
-        found = expert.clone(self.model, experts.samples(), self._config)
+        found = expert.clone(self.model, experts.samples(), self._config, self._budget)
         experts.clear()
         self.engine.sync()
         return found
@@ -241,7 +254,8 @@ class Trainer:
         models.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.optimizer.state_dict(), file)
-        state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state()}
+        state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state(),
+                 "token_budget": self._budget.most}
         (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
 
     def save_model(self) -> None:
@@ -254,6 +268,7 @@ class Trainer:
         state = json.loads((folder / "state.json").read_text(encoding="utf8"))
         self.step, self.cursor, self._memory = state["step"], state["cursor"], state.get("gates", {})
         self._experts.restore(state.get("experts", []))
+        self._budget.most = state.get("token_budget")
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step

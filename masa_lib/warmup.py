@@ -27,6 +27,7 @@ from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
+from masa_lib.safeguards import TokenBudget
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps
 SEED_TAG = 15485863
@@ -184,12 +185,12 @@ def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, r
     batches = [[sample for group in order[i:i + recipe.batch] for sample in group]
                for order in (rng.sample(groups, len(groups)) for _ in range(recipe.epochs))
                for i in range(0, len(groups), recipe.batch)]
-    losses = []
+    losses, budget = [], TokenBudget()
     model.train(config.model.gradient_checkpointing)
     for number, batch in enumerate(bar := tqdm(batches, desc="warm-up", unit="step")):
         rise = min(1.0, (number + 1) / max(1, len(batches) // 10))
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * rise * (1 - number / len(batches))
-        losses.append(expert.imitate(model, optimizer, batch, config.update)[0])
+        losses.append(expert.imitate(model, optimizer, batch, config.update, budget)[0])
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     model.eval()
     return losses

@@ -18,6 +18,7 @@ from masa_lib import expert, grpo, models, rollouts
 from masa_lib.engine import make_engine
 from masa_lib.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
 from masa_lib.problems import ProblemPool
+from masa_lib.safeguards import TokenBudget
 
 CONFIG = small({"problems.levels": "1-3", "sampling.solutions": 8, "sampling.predictions": 8, "cloning.store": 4,
                 "cloning.learning_rate": 1e-4, "cloning.updates": 3})
@@ -145,7 +146,7 @@ def test_cloning_makes_the_expert_texts_more_likely_and_counts_its_tokens(scored
     model, _ = models.load(CONFIG.model)
     samples = filled(table, tokenizer).samples()
     before = logps(model, samples)
-    metrics = expert.clone(model, samples, CONFIG)
+    metrics = expert.clone(model, samples, CONFIG, TokenBudget())
     after = logps(model, samples)
     assert (after > before).all()
     tokens = sum(len(sample.completion) for sample in samples)

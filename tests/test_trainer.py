@@ -321,6 +321,7 @@ def test_the_token_budget_and_the_chunk_change_nothing_but_float_noise() -> None
     whole, moved = first(10**6, 10**6)
     for budget, chunk in ((1, 10**6), (600, 50)):
         row, other = first(budget, chunk)
+        assert (row.pop("token_budget"), whole["token_budget"]) == (budget, 10**6)
         assert row.pop("tokens_update") > whole["tokens_update"]  # prompts are shared within a micro-batch only
         assert_close(row, whole)
         assert distance(other, moved) < 0.02
@@ -345,7 +346,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing() -> N
     assert len(calls) == 2 * len(found)  # one micro-batch a step, forward and once more in the backward pass
     assert not trainer.model.training
     for row, expected in zip(found, plain, strict=True):
-        del row["tokens_update"]
+        del row["tokens_update"], row["token_budget"]
         assert_close(row, expected, rel=1e-3)
 
 
@@ -400,7 +401,7 @@ KEYS = {
     "loss_solution", "loss_meta", "loss_cloning", "updates", "candidates", "dropped", "rechecked", "gate_on", "cap_on",
     "gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "stopped", "predictions_collapsed",
     "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_oracle", "tokens_prefill",
-    "tokens_decode", "tokens_update",
+    "tokens_decode", "tokens_update", "token_budget",
     "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb", "cores_others"}
 
 

@@ -326,7 +326,8 @@ class Recorder(TrainerCallback):
             "loss": logs["loss"], "loss_solution": solution, "loss_meta": logs["loss"] - solution,
             "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
             "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,
-            "tokens_update": tokens, "loss_cloning": math.nan, "tokens_cloning": 0,
+            "tokens_update": tokens, "token_budget": config.update.token_budget,
+            "loss_cloning": math.nan, "tokens_cloning": 0,
             "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
             "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(), "memory_mb": memory_mb()}
 

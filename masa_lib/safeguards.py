@@ -1,0 +1,133 @@
+"""What keeps an update from ruining a run: memory that runs out halves the micro-batch, and NaN ends the step.
+
+Both act before the optimiser moves, so that weights and moments are always those of a whole update.
+"""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from masa_lib import grpo
+from masa_lib.errors import MasaError
+from masa_lib.files import logger
+from masa_lib.grpo import Sample
+
+Passed = TypeVar("Passed")
+#: what torch, CUDA's libraries and the C library say where memory is short; other errors name memory, too
+SHORTAGES = ("out of memory", "not enough memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+
+
+class UpdateError(MasaError, RuntimeError):
+    """An update cannot be made; the message says what to change."""
+
+
+class TokenBudget:
+    """The tokens of a micro-batch, halved where memory runs out; what was halved stays so.
+
+    Args:
+        most: of the budget, from an earlier life of the run; None: whatever is set.
+    """
+
+    def __init__(self, most: int | None = None) -> None:
+        self.most = most
+
+    def within(self, wanted: int) -> int:
+        """The budget in force where `wanted` tokens are set."""
+        return wanted if self.most is None else min(wanted, self.most)
+
+    def spend(self, passes: Callable[[int], Passed], samples: Sequence[Sample], wanted: int) -> Passed:
+        """What the passes over the samples give; out of memory halves the budget and begins all of them again.
+
+        Args:
+            passes: forward and backward over all samples, at the budget given. They clear the gradients first: one that
+                ends in the middle of a backward pass leaves a part of them.
+            samples: of the update.
+            wanted: `update.token_budget`.
+
+        Raises:
+            UpdateError: one sequence alone is too much.
+        """
+        budget = self.within(wanted)
+        while True:
+            try:
+                found = passes(budget)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                budget = _half(samples, budget, error)
+            else:
+                break
+            free_memory()  # only here, where the error is gone, does nothing hold the tensors of the passes any more
+        if budget < self.within(wanted):
+            self.most = budget
+            logger.warning("An update ran out of memory; from here on its micro-batches have at most %d tokens instead "
+                           "of update.token_budget=%d.", budget, wanted)
+        return found
+
+
+def _half(samples: Sequence[Sample], budget: int, error: Exception) -> int:
+    """Half of what the largest micro-batch of several sequences takes, tokens."""
+    batches = [batch for batch in grpo.micro_batches(samples, budget) if len(batch) > 1]
+    if not batches:
+        longest = max((sample.length for sample in samples), default=0)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UpdateError(f"An update ran out of memory with one sequence at a time, of {longest} tokens at most "
+                          f"({reason}); set model.gradient_checkpointing=true, model.lora_rank=32, or lower "
+                          "update.logprob_chunk, sampling.solution_tokens or sampling.meta_tokens.") from error
+    return max(len(batch) * max(sample.length for sample in batch) for batch in batches) // 2
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the many that say that memory has run out."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES))
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more, and the weights that autocast keeps in another precision."""
+    torch.clear_autocast_cache()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # pragma: no cover
+
+
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, loss: float) -> torch.Tensor:
+    """Clip gradients to a norm, and give the norm that they had.
+
+    Args:
+        parameters: with their gradients.
+        limit: `update.gradient_clip`.
+        loss: whose gradients they are.
+
+    Raises:
+        UpdateError: norm or loss is not finite; clipping has written it into every gradient by then.
+    """
+    norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+    check_finite(norm.item(), loss)
+    return norm
+
+
+def check_finite(norm: float, loss: float) -> None:
+    """Refuse an update whose gradient norm or loss is no finite number: the optimiser would write it everywhere.
+
+    Raises:
+        UpdateError: says what to change.
+    """
+    if not (math.isfinite(norm) and math.isfinite(loss)):
+        raise UpdateError(f"The update was left out, so the weights are whole: its loss is {loss:g} and the norm of "
+                          f"its gradient {norm:g}, where both must be finite. Lower update.learning_rate or set "
+                          "model.precision=float32, in a new run.")
+
+
+def not_finite(tensors: Iterable[tuple[str, Any]]) -> str:
+    """The name of the first tensor that holds NaN or infinity; empty where none does."""
+    for name, tensor in tensors:
+        if tensor.is_floating_point() and tensor.numel() and not all(
+                map(math.isfinite, torch.stack(torch.aminmax(tensor.detach())).tolist())):
+            return name
+    return ""
