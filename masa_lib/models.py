@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -55,25 +55,26 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         (2106.09685) the rest is frozen, in the precision of the computation.
 
     Raises:
-        ModelError: unknown id, unreadable folder, no tokenizer or no chat template.
+        ModelError: unknown id, unreadable folder, no tokenizer or no chat template, weights that are missing or not
+            finite, or a large model where a GPU is there that torch cannot use.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()  # its bars for a second of loading break ours
-
+    device = pick_device(config)
     # A checkpoint of all weights needs nothing else: the run may be on another computer by now.
     lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
     where = (config.weights or folder(config.name)) if lora or not weights else str(weights)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(weights or where)
-        model = AutoModelForCausalLM.from_pretrained(
-            where, dtype=getattr(torch, config.precision) if lora else torch.float32)
-        if lora:
-            _add_adapters(model, config, weights)
+        tokenizer = AutoTokenizer.from_pretrained(weights or where, trust_remote_code=False)
+        with _quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
+                trust_remote_code=False)
+        missing = sorted(found["missing_keys"]) + (_add_adapters(model, config, weights) if lora else [])
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(config.weights or config.name, where, error)) from error
+    _check_weights(model, missing, weights.name if weights else config.weights or config.name)
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where the files are missing
         raise ModelError(f"The tokenizer of {config.name!r} knows no token; its files are missing. Save it beside the "
                          "weights (tokenizer.save_pretrained(folder)).")
@@ -82,7 +83,44 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
                          "(tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and pass that folder.")
     if config.gradient_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    return model.to(pick_device(config)).eval(), tokenizer
+    return model.to(device).eval(), tokenizer
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' bars and tables of weights off the screen: what they say comes as one sentence."""
+    from transformers.utils import logging
+
+    said = logging.get_verbosity()
+    logging.disable_progress_bar()  # its bars for a second of loading break ours
+    logging.set_verbosity(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.set_verbosity(said)
+
+
+def _check_weights(model: Any, missing: Sequence[str], name: str) -> None:
+    """Refuse weights of which some are missing, and so random, or not finite.
+
+    Raises:
+        ModelError: names the first of them.
+    """
+    if missing:
+        raise ModelError(f"The weights of {name!r} lack {len(missing)} tensors of the model, such as {missing[0]}, "
+                         "which would be random: take a whole folder or checkpoint.")
+    if broken := not_finite(model.state_dict()):
+        raise ModelError(f"The weights of {name!r} hold NaN or infinity, in {broken}: a training ruined them; take a "
+                         "checkpoint from before, or another model.")
+
+
+def not_finite(tensors: Mapping[str, torch.Tensor]) -> str:
+    """The name of the first tensor that holds NaN or infinity; empty where none does."""
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and tensor.element_size() > 1 and tensor.numel() and not torch.stack(
+                torch.aminmax(tensor.detach())).isfinite().all():
+            return name
+    return ""
 
 
 def folder(name: str) -> str:
@@ -141,9 +179,9 @@ def _convert(file: Path, place: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     model = AutoModelForCausalLM.from_pretrained(
-        file.parent, gguf_file=file.name, dtype=torch.float32,
+        file.parent, gguf_file=file.name, dtype=torch.float32, trust_remote_code=False,
         quantization_config=GgufConfig(gguf_file=file.name, dequantize=True))
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, trust_remote_code=False)
     for token in ("bos", "eos", "pad"):  # the tokenizer's own guess takes the first token for the last
         setattr(tokenizer, f"{token}_token",
                 tokenizer.convert_ids_to_tokens(getattr(model.config, f"{token}_token_id")))
@@ -202,18 +240,32 @@ def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
          weights: Mapping[str, torch.Tensor] | None = None) -> None:
     """Write the model as a plain folder that `from_pretrained` and vLLM load, LoRA merged in.
 
+    The copy lies in the CPU's memory, so that a GPU needs room for one more tensor, and not for a second model.
+
     `weights` are the parameters to write, by name, where the model itself does not hold them whole.
 
     Raises:
-        ModelError: what was written lacks weights of the model, or has others.
+        ModelError: some weights are not finite, or what was written lacks weights of the model or has others.
     """
     whole = policy_weights(model) if weights is None else weights.items()
-    weights = {name: value.to(getattr(torch, dtype)) for name, value in whole}
+    weights = {name: value.to(device="cpu", dtype=getattr(torch, dtype)) for name, value in whole}
+    _check_written(weights)
     model.save_pretrained(place, state_dict=weights)
     tokenizer.save_pretrained(place)
     config = json.loads((place / "config.json").read_text(encoding="utf8")) | {"dtype": dtype}
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
     check_folder(place)
+
+
+def _check_written(weights: Mapping[str, torch.Tensor]) -> None:
+    """Refuse to write weights that no `load` would take.
+
+    Raises:
+        ModelError: names the first that is not finite.
+    """
+    if broken := not_finite(weights):
+        raise ModelError(f"The weights are not written, as {broken} holds NaN or infinity: the training has ruined "
+                         "them. Go on from the last checkpoint with a lower update.learning_rate, in a new run.")
 
 
 def check_folder(place: Path) -> None:
@@ -223,18 +275,15 @@ def check_folder(place: Path) -> None:
         ModelError: they differ; the message names the first that do.
     """
     from transformers import AutoModelForCausalLM
-    from transformers.utils import logging
 
-    said = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)  # it prints a table; one sentence is enough
     try:
-        found = AutoModelForCausalLM.from_pretrained(place, device_map={"": "meta"}, output_loading_info=True)[1]
+        with _quiet():
+            found = AutoModelForCausalLM.from_pretrained(place, device_map={"": "meta"}, output_loading_info=True,
+                                                         trust_remote_code=False)[1]
         faults = {kind: sorted(map(str, found[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     except RuntimeError as error:  # shapes that differ
         raise ModelError(f"The weights written to {place.name} do not fit the model that its config describes: "
                          f"{str(error).strip().splitlines()[0]}") from error
-    finally:
-        logging.set_verbosity(said)
     named = "; ".join(f"{len(names)} {kind}, such as {names[0]}" for kind, names in faults.items() if names)
     if named:
         raise ModelError(f"The weights written to {place.name} are not those of the model ({named}): this kind of "
@@ -253,6 +302,7 @@ def save_checkpoint(model: Any, tokenizer: Any, place: Path) -> None:
 
     found = adapters(model)
     if found:
+        _check_written(found)
         place.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in found.items()}, place / ADAPTERS)
         tokenizer.save_pretrained(place)
@@ -260,8 +310,12 @@ def save_checkpoint(model: Any, tokenizer: Any, place: Path) -> None:
         save(model, tokenizer, place)
 
 
-def _add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> None:
-    """Put trainable low-rank adapters, float32, on all linear layers but the output's, and freeze the rest."""
+def _add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> list[str]:
+    """Put trainable low-rank adapters, float32, on all linear layers but the output's, and freeze the rest.
+
+    Returns:
+        The adapters that `weights` lacks.
+    """
     from peft import LoraConfig, inject_adapter_in_model
     from safetensors.torch import load_file
 
@@ -269,8 +323,13 @@ def _add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> None
         LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear"), model)
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
-    if weights:
-        model.load_state_dict(load_file(weights / ADAPTERS), strict=False)
+    if not weights:
+        return []
+    found = load_file(weights / ADAPTERS)
+    unknown = model.load_state_dict(found, strict=False).unexpected_keys
+    if unknown:
+        raise ValueError(f"{ADAPTERS} has adapters that the model has no place for, such as {unknown[0]}.")
+    return sorted(adapters(model).keys() - found.keys())
 
 
 def prepare(config: Config) -> None:

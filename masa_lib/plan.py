@@ -77,7 +77,7 @@ def architecture(name: str) -> Architecture:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(name).get_text_config()
+        found = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "

@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 
@@ -122,12 +122,3 @@ def check_finite(norm: float, loss: float) -> None:
         raise UpdateError(f"The update was left out, so the weights are whole: its loss is {loss:g} and the norm of "
                           f"its gradient {norm:g}, where both must be finite. Lower update.learning_rate or set "
                           "model.precision=float32, in a new run.")
-
-
-def not_finite(tensors: Iterable[tuple[str, Any]]) -> str:
-    """The name of the first tensor that holds NaN or infinity; empty where none does."""
-    for name, tensor in tensors:
-        if tensor.is_floating_point() and tensor.numel() and not all(
-                map(math.isfinite, torch.stack(torch.aminmax(tensor.detach())).tolist())):
-            return name
-    return ""

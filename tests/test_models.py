@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small import MODEL, small
 
 from masa_lib import models, tiers
@@ -20,6 +23,7 @@ from masa_lib.runs import Run
 from masa_lib.trainer import Trainer
 
 FOLDER = Path(tiers.resolve(MODEL))
+IDS = torch.tensor([[5, 6, 7, 8, 9]])
 
 
 @pytest.fixture
@@ -82,6 +86,70 @@ BROKEN = {
 def test_a_broken_folder_is_one_sentence_that_names_it(copy: Path, damage: str) -> None:
     BROKEN[damage](copy)
     with pytest.raises(ModelError, match="mine'") as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+
+
+def rewrite(file: Path, change: Callable[[dict], Any]) -> None:
+    """Change the tensors of a safetensors file."""
+    held = load_file(file)
+    change(held)
+    save_file(held, file, metadata={"format": "pt"})
+
+
+EMBEDDINGS = "model.embed_tokens.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
+LACKING = {
+    "a matrix": lambda held: held.pop(UP), "a norm": lambda held: held.pop("model.norm.weight"),
+    "embeddings and head": lambda held: held.pop(EMBEDDINGS),
+    "all, under other names": lambda held: [held.update({f"x.{key}": held.pop(key)}) for key in list(held)]}
+
+
+@pytest.mark.parametrize("what", LACKING)
+def test_weights_that_lack_tensors_are_refused_rather_than_filled_up_at_random(copy: Path, what: str) -> None:
+    rewrite(copy / "model.safetensors", LACKING[what])
+    with pytest.raises(ModelError, match=r"weights of '.*mine' lack \d+ tensors of the model, such as \w") as caught:
+        load(copy)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ModelError, match="weights of 'mine' lack"):  # as those of a checkpoint
+        models.load(ModelConfig(name="pocket", device="cpu"), copy)
+    with pytest.raises(ModelError, match=r"weights of '.*mine' lack"):  # as those that a warm-up made
+        load("pocket", weights=str(copy))
+
+
+def test_a_head_that_shares_the_embeddings_is_not_missed_and_either_name_will_do(copy: Path) -> None:
+    expected = load(FOLDER)[0](input_ids=IDS).logits
+    for change in (lambda held: None, lambda held: held.update({"lm_head.weight": held.pop(EMBEDDINGS)})):
+        rewrite(copy / "model.safetensors", change)
+        assert torch.equal(load(copy)[0](input_ids=IDS).logits, expected)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(copy: Path, value: float) -> None:
+    rewrite(copy / "model.safetensors", lambda held: held[UP][3].fill_(value))
+    for settings, weights in (({"name": str(copy)}, None), ({"name": "pocket", "weights": str(copy)}, None),
+                              ({"name": "pocket"}, copy)):
+        with pytest.raises(ModelError, match=rf"mine' hold NaN or infinity, in {UP}: a training ruined them") as caught:
+            models.load(ModelConfig(device="cpu", **settings), weights)
+        assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_finite_are_not_written_either(tmp_path: Path) -> None:
+    for rank, name in ((0, UP), (4, "model.layers.1.mlp.up_proj.lora_B.default.weight")):
+        model, tokenizer = load(FOLDER, lora_rank=rank)
+        dict(model.named_parameters())[name].data[0] = float("nan")
+        for write in (models.save, models.save_checkpoint):
+            with pytest.raises(ModelError, match=r"not written, as model\.layers\.1\.mlp\.up_proj\.[\w.]+ holds NaN"):
+                write(model, tokenizer, tmp_path / "place")
+    assert not (tmp_path / "place").exists()
+
+
+def test_code_that_comes_with_a_model_is_never_run(copy: Path) -> None:
+    settings = json.loads((copy / "config.json").read_text(encoding="utf8"))
+    settings |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}}
+    (copy / "config.json").write_text(json.dumps(settings), encoding="utf8")
+    (copy / "strange.py").write_text("raise SystemExit('was run')", encoding="utf8")
+    with pytest.raises(ModelError, match=r"mine' cannot be loaded: .*(custom|own) code") as caught:
         load(copy)
     assert "\n" not in str(caught.value)
 
@@ -225,9 +293,6 @@ def with_adapters(**changes):
     return model, tokenizer
 
 
-IDS = torch.tensor([[5, 6, 7, 8, 9]])
-
-
 def test_new_adapters_change_nothing_and_only_they_are_trained() -> None:
     plain, _ = load(FOLDER)
     model, _ = load(FOLDER, lora_rank=4)
@@ -257,8 +322,6 @@ def test_frozen_weights_are_held_in_the_precision_of_the_computation_and_adapter
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_says_its_precision_and_loads_with_its_tokenizer(tmp_path: Path, dtype: str) -> None:
-    from safetensors.torch import load_file
-
     model, tokenizer = load(FOLDER)
     models.save(model, tokenizer, tmp_path, dtype)
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {getattr(torch, dtype)}
@@ -278,6 +341,14 @@ def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(t
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
     with pytest.raises(ModelError, match="cannot be loaded"):
         models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=8), tmp_path)
+    B = "model.layers.1.mlp.up_proj.lora_B.default.weight"
+    for change, said in ((lambda held: held.pop(B), f"lack 1 tensors of the model, such as {B}"),
+                         (lambda held: held.update({"x": held[B].clone()}), "no place for, such as x"),
+                         (lambda held: held[B].fill_(float("nan")), f"hold NaN or infinity, in {B}")):
+        models.save_checkpoint(model, tokenizer, tmp_path)
+        rewrite(tmp_path / models.ADAPTERS, change)
+        with pytest.raises(ModelError, match=said):
+            models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
 
 
 LORA = {"model.lora_rank": 4, "update.learning_rate": 3e-3, "steps": 4}
