@@ -1,102 +1,147 @@
 r"""Is the answer in the last complete `\boxed{}` right? By value, from any thread, bounded in time and memory.
 
-Numbers, letters and words are compared here, in microseconds. The rest goes to math-verify, in a worker process with a
-limit on CPU time and memory that is started when first needed and replaced when it dies; texts that could only make it
-die are refused before. Nothing a model writes is ever evaluated as Python.
+Numbers, letters and words are compared here, in microseconds. The rest goes to math-verify as it was written, in the
+process of `grading_worker`; texts that could only make that process die are refused before. An answer that leaves
+something to be computed, or that stands in the problem, is not paid for: math-verify takes `96 * 74` for 7104, and a
+model that is paid for that learns to copy the problem.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
 import functools
-import json
-import logging
 import os
 import re
-import resource
-import select
-import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Iterable, Sequence
-from fractions import Fraction
-from typing import TextIO
 
-from masa_lib.errors import MasaError
+from masa_lib.grading_worker import GradingError, Worker
+from masa_lib.number_forms import Number, plain, read_number, same_value, unwrapped
+
+__all__ = ["MAX_ANSWER_LENGTH", "GradingError", "extract_answer", "grade", "grade_many", "limits_met",
+           "unmatchable", "unmatchable_sentence"]
 
 MAX_ANSWER_LENGTH = 1_000  # characters; a longer box holds no answer
 MAX_BOXES = 50  # boxes tried from the last one backwards
-CPU_SECONDS = 2.0  # of one comparison in the worker
-WALL_SECONDS = 60.0  # a worker that is silent for so long is replaced, however busy the machine
-MEMORY_BYTES = 2 * 1024**3  # address space of the worker
 
+_BOX = re.compile(r"\\(?:boxed|fbox) *")
 _BOX_MARK = re.compile(r"\\.|[{}]", re.DOTALL)
-# Thin spaces, \left and \right, spaces that do not part two numbers, the braces of 1{,}000.
-_NOISE = re.compile(r"\\[!,;: ]|\\(?:left|right|displaystyle)(?![a-zA-Z])"
-                    r"|(?<![0-9])\s|\s(?![0-9])|(?<=[0-9])\{,\}(?=[0-9])")
-_TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mbox|operatorname)\s*\{([^{}]*)\}")
-_GROUPED = re.compile(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]*)?")
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)")
-_FRACTION = re.compile(r"([+-]?)(?:\\[dt]?frac\{([+-]?[0-9]+)\}\{([+-]?[0-9]+)\}|([0-9]+)/([+-]?[0-9]+))")
-_LETTER = re.compile(r"\(?([A-Ea-e])(?:[).:].*)?", re.DOTALL)
-_WORDS = re.compile(r"[A-Za-z]{3,}(?:[ '-][A-Za-z]+)*")
+_UNBRACED = re.compile(r"\\[dt]?frac(?:[0-9]{2}|\{[^{}]*\}\{[^{}]*\})|[^\s${}\\]+")
+_DIGITS = re.compile(r"-?[0-9]{1,99}", re.ASCII)
+_LETTER_GOLD = re.compile(r"\(?([A-J])\)?")
+_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:].*)?", re.DOTALL)
+_WORDS = re.compile(r"(?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*")
 # A power on a power of a number, a power or factorial of five digits, a factorial of a factorial: nobody boxes these.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:[0-9.]+[\s})]*(?:\^|\*\*)|[0-9]{5})|(?:[0-9]{5}|!)[\s})]*!")
-# The commas of 1,000; fractions in an answer; an operation behind a number, or on it; a power of ten, still a number.
-_GROUP_COMMA = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-_FRACTIONS = re.compile(r"\\[dt]?frac(?:\{-?[0-9]+\}\{-?[0-9]+\}|[0-9]{2})|[0-9]+/-?[0-9]+")
-_OPERATION = re.compile(r"[0-9)}][-+*!\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|\\(?:times|cdot|ast|div|sqrt)(?![a-z])")
-_POWER_OF_TEN = re.compile(r"-?(?:[0-9.]+(?:\*|\\times|\\cdot))?10\^\{?-?[0-9]+\}?")
-_SYMPY_LITERAL = re.compile(r"(Integer|Float) \('?([0-9.]+)'? \)")
+_ROUNDED = re.compile(r"\\approx(?![a-zA-Z])|\N{ALMOST EQUAL TO}")
+_EQUALS = re.compile(rf"(?<![<>!:\\=])=(?!=)|\\in(?![a-zA-Z])|{_ROUNDED.pattern}")
+_GROUP_COMMA = re.compile(r"(?<=[0-9])(?:,|\{,\}|,\\!)(?=[0-9]{3}(?![0-9]))")
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
+_BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*|[0-9A-Fa-f]+(?=_\{?16))\)?\s*_\s*\{?\s*([0-9]+|[a-z]+)\s*\}?")
+# What parts the entries of points, sets, intervals, matrices and conditions.
+_ENTRY = re.compile(r"\\\\|\\[{}]|\\(?:begin|end)\{[a-z]*matrix\}"
+                    r"|\\(?:cup|in|leq?|geq?|lt|gt|pm|neq|and|or)(?![a-zA-Z])"
+                    r"|[\[\]();,&=<>]|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
+_OPERATION = re.compile(r"[0-9)}]\s*[-+*/!^\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|[|]|[-+]\s*[-+(]"
+                        r"|\\(?!pi|infty|begin|end|text)[a-zA-Z]{3,}")
+_LOOSE_UNIT = re.compile(r"[+-]?[0-9.,]*[0-9][\sA-Za-z.]*")
+_EDGE = "\N{BROKEN BAR}"
+_JOINING = tuple("+-*/^_(){}[]|\\<>!")
+_BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", eleven="11",
+              twelve="12", sixteen="16")
+_NAME = re.compile(r"[+-]?\s*(?:\\infty|\\?[a-zA-Z]+(?:_\{?\w+\}?)?)")
+_STORED = re.compile(r"####|\A\s*\[\s*[\"']|\A\s*\{\s*[\"']|\Ab(['\"]).*\1\Z", re.DOTALL)
 _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
 
+_WORKER = Worker()
+atexit.register(_WORKER.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_WORKER.forget)
 
-class GradingError(MasaError, RuntimeError):
-    """The grading worker cannot be started: grades would all be silently wrong."""
+
+class _LimitMet(Exception):
+    """The comparison has no result; raised, since a cache keeps results and no exceptions."""
 
 
 def extract_answer(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{}`, or None where there is none of at most `MAX_ANSWER_LENGTH`."""
+    r"""The content of the last complete `\boxed{}`, or None where there is none of at most `MAX_ANSWER_LENGTH`.
+
+    `\fbox` is a box, too, and `\boxed 72` holds what stands up to the next space.
+    """
     end = len(text)
     for _ in range(MAX_BOXES):
-        end = text.rfind("\\boxed", 0, end)
+        end = max(text.rfind("\\boxed", 0, end), text.rfind("\\fbox", 0, end))
         if end < 0:
             return None
-        start = end + len("\\boxed")
-        while text.startswith(" ", start):
-            start += 1
-        if text.startswith("{", start) and (content := _content(text, start + 1)) is not None:
+        start = _BOX.match(text, end).end()
+        if text.startswith("{", start):
+            content = _content(text, start + 1)
+        else:
+            bare = _UNBRACED.match(text, start, start + MAX_ANSWER_LENGTH)
+            content = bare[0].rstrip(".,;:") if bare else None
+        if content is not None:
             return content
     return None
 
 
-def grade(text: str, answer: str, *, percentage_slack: bool = False) -> bool:
+def grade(text: str, answer: str, *, problem: str = "", percentage_slack: bool = False) -> bool:
     r"""Whether a solution's boxed answer equals the problem's answer by value.
 
-    Plain numbers are equal as numbers (a decimal to 6 places, as in math-verify), A to E as letters, words as words;
-    the rest is what math-verify says. An answer that exceeds the limits is wrong, and so is one that leaves a number to
-    be computed: math-verify takes `96 * 74` for 7104, and a model that is paid for that learns to copy the problem.
+    Numbers are equal as numbers (a decimal to 6 places, as in math-verify; units, currency and `%` do not count), A to
+    J as letters, words as words; the rest is what math-verify says. Wrong are: an answer over the limits; where the
+    answer is a number, one that leaves a number to be computed, or ends a false chain of equations (`x = 1 = 2`);
+    digits of another base; and a formula that stands in the problem and is not the answer as it is written.
 
     Args:
         text: the whole solution.
         answer: the problem's answer.
-        percentage_slack: as the authors' code: plain numbers within 1e-4 of each other are equal, also after
-            multiplying or dividing by 100, and what is left to compute is computed.
+        problem: what was asked; without it, no answer counts as copied.
+        percentage_slack: what `reward.mode = "released"` takes from the authors' code: plain numbers within 1e-4 of
+            each other are equal, also after multiplying or dividing by 100, and none of the above is refused.
 
     Raises:
         GradingError: math-verify is needed and cannot be started.
     """
-    predicted = extract_answer(text)
-    return predicted is not None and _equal(predicted, answer, percentage_slack)
+    return grade_many([text], [answer], problems=[problem], percentage_slack=percentage_slack)[0]
 
 
-def grade_many(texts: Sequence[str], answers: Sequence[str], *, percentage_slack: bool = False) -> list[bool]:
-    """`grade` for pairs of solution and answer, in order."""
-    return [grade(text, answer, percentage_slack=percentage_slack)
-            for text, answer in zip(texts, answers, strict=True)]
+def grade_many(texts: Sequence[str], answers: Sequence[str], *, problems: Sequence[str] | None = None,
+               percentage_slack: bool = False) -> list[bool]:
+    """`grade` for solutions, answers and what was asked, in order; each different question is asked once."""
+    known: dict[tuple[str | None, str, str], bool] = {}
+    keys = [(extract_answer(text), answer, problem) for text, answer, problem in
+            zip(texts, answers, [""] * len(texts) if problems is None else problems, strict=True)]
+    for key in keys:
+        if key not in known:
+            known[key] = key[0] is not None and _has_value(*key, percentage_slack)
+    return [known[key] for key in keys]
+
+
+def limits_met() -> int:
+    """How many answers of this process so far counted as wrong because a limit kept math-verify from a result."""
+    return _WORKER.limits
+
+
+def unmatchable(answers: Iterable[str]) -> list[str]:
+    r"""The answers that no solution can match: not one that fits a box, or stored in a form that nobody writes.
+
+    Of those forms are `... #### 72`, `["5", "7"]`, `{"answer": 5}` and `b'72'`.
+    """
+    return [answer for answer in answers if _STORED.search(answer)
+            or extract_answer(f"\\boxed{{{answer}}}") != answer.strip() or not plain(answer)]
+
+
+def unmatchable_sentence(source: str, answers: Sequence[str]) -> str:
+    """One sentence on a source's answers that no solution can match, with the first three; empty where there are none.
+
+    Args:
+        source: the name of the file or data set.
+        answers: all of its answers.
+    """
+    found = unmatchable(answers)
+    shown = ", ".join(repr(answer[:60]) for answer in found[:3])
+    return (f"{len(found)} of {len(answers)} answers of {source} can never be matched by a boxed answer "
+            f"(the first: {shown}); store the final answer alone." if found else "")
 
 
 def _content(text: str, start: int) -> str | None:
@@ -108,66 +153,176 @@ def _content(text: str, start: int) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=20_000)
-def _equal(predicted: str, answer: str, percentage_slack: bool) -> bool:
-    """Letters, words and numbers at once; the worker only for what is left."""
-    predicted, answer = _plain(predicted), _plain(answer)
-    if re.fullmatch("[A-E]", answer):
-        letter = _LETTER.fullmatch(predicted)
-        return letter is not None and letter[1].upper() == answer
-    if _WORDS.fullmatch(answer):
-        return predicted.casefold() == answer.casefold()
-    predicted, answer = _compact(predicted), _compact(answer)
-    left, right = _number(predicted), _number(answer)
-    if right is not None and not percentage_slack and _is_unfinished(predicted, right):
+def _has_value(predicted: str, answer: str, problem: str, percentage_slack: bool) -> bool:
+    try:
+        return _released(predicted, answer) if percentage_slack else _is_right(predicted, answer, problem)
+    except _LimitMet:
         return False
-    if left is not None and right is not None:
-        return _close(left, right) if percentage_slack else _same_number(left, right, "." in predicted + answer)
-    if predicted == answer or not predicted:
-        return bool(predicted)
-    return _is_tame(predicted) and _is_tame(answer) and _WORKER.compare(predicted, answer)
 
 
-def _is_unfinished(predicted: str, number: Fraction) -> bool:
-    """Whether the answer, behind its last equals sign, leaves this number to be computed."""
-    last = _GROUP_COMMA.sub("", predicted.rpartition("=")[2])
-    rest, fractions = _FRACTIONS.subn("", last)
-    several = fractions > 1 or len(re.findall(r"[0-9]+(?:\.[0-9]*)?", rest)) > 1
-    divided = number.denominator == 1 and _FRACTION.fullmatch(last) is not None
-    return divided or ((several or _OPERATION.search(rest) is not None) and not _POWER_OF_TEN.fullmatch(last))
+@functools.lru_cache(maxsize=20_000)
+def _is_right(predicted: str, answer: str, problem: str) -> bool:
+    """Letters, words and numbers at once, then what is not paid, and math-verify for what is left."""
+    if _DIGITS.fullmatch(predicted) and _DIGITS.fullmatch(answer):  # nearly all answers of most problems: no detours
+        return int(predicted) == int(answer)
+    named = _named(predicted, answer)
+    if named is not None:
+        return named
+    *name, last = _sides(answer)
+    number = read_number(last)
+    if number is not None and not number.whole_fraction and len(name) < 2:
+        return _is_number(predicted, number, answer, problem)
+    if _squeezed(predicted) == _squeezed(answer):
+        return True
+    base = _BASED.fullmatch(unwrapped(plain(last)))
+    if base is not None:
+        return _is_based(predicted, base)
+    if _is_copied(predicted, answer, problem) or _leaves_entries(predicted, answer):
+        return False
+    return _compare(predicted, answer) and _is_true_chain(predicted)
 
 
-def _plain(text: str) -> str:
-    """Without dollar signs, text commands and a full stop at the end; spaces between words stay."""
-    text = _TEXT_COMMAND.sub(r"\1", text.replace("$", "").replace("\N{MINUS SIGN}", "-"))
-    return " ".join(text.split()).removesuffix(".")
+@functools.lru_cache(maxsize=20_000)
+def _released(predicted: str, answer: str) -> bool:
+    """As the authors' code, as far as numbers go: relative tolerance 1e-4, a slack of 100 either way, exactly."""
+    named = _named(predicted, answer)
+    left, right = read_number(predicted), read_number(answer)
+    if named is not None or left is None or right is None:
+        return _squeezed(predicted) == _squeezed(answer) or _compare(predicted, answer) if named is None else named
+    return any(abs(left.value - target) <= max(abs(left.value), abs(target)) / 10_000
+               for target in (right.value / 100, right.value, right.value * 100))
 
 
-def _compact(text: str) -> str:
-    text = _NOISE.sub("", text)
-    return text.replace(",", "") if _GROUPED.fullmatch(text) else text
+def _named(predicted: str, answer: str) -> bool | None:
+    """Whether a letter or a word is the right one; None where the answer is neither."""
+    gold, found = unwrapped(plain(answer)), unwrapped(plain(predicted))
+    letter = _LETTER_GOLD.fullmatch(gold)
+    if letter is not None:
+        chosen = _LETTER.fullmatch(found)
+        return chosen is not None and chosen[1].upper() == letter[1]
+    if _WORDS.fullmatch(gold):
+        return found.casefold() == gold.casefold()
+    return None if found else False
 
 
-def _number(text: str) -> Fraction | None:
-    if len(text) > MAX_ANSWER_LENGTH:
-        return None
-    if _NUMBER.fullmatch(text):
-        return Fraction(text)
-    match = _FRACTION.fullmatch(text)
-    if match is None:
-        return None
-    above, below = int(match[2] or match[4]), int(match[3] or match[5])
-    return Fraction(-above if match[1] == "-" else above, below) if below else None
+def _is_number(predicted: str, number: Number, answer: str, problem: str) -> bool:
+    """Whether an answer ends in this number, written out, behind nothing that contradicts it."""
+    *before, last = _sides(predicted)
+    found = read_number(last)
+    based = _BASED.fullmatch(unwrapped(plain(last)))
+    if found is None and based is not None:
+        found = read_number(based[1]) if based[2] in ("10", "ten") or "base" in problem.lower() else None
+    elif found is None:
+        return _LOOSE_UNIT.fullmatch(unwrapped(plain(last))) is not None and _compare(last, answer)
+    if found is None or found.whole_fraction or not same_value(found, number):
+        return False
+    if _is_converted(found, number) and _stands_in(last, problem) and _squeezed(last) != _squeezed(answer):
+        return False
+    name = _sides(answer)[:-1]
+    if name and before and _squeezed(name[0]) != _squeezed(before[0]):
+        return _compare(predicted, answer)
+    return _is_true_chain(predicted)
 
 
-def _same_number(left: Fraction, right: Fraction, decimal: bool) -> bool:
-    return left == right or (decimal and round(left, 6) == round(right, 6))
+def _is_converted(found: Number, number: Number) -> bool:
+    """Whether the answer has another form than the right one, so that writing it otherwise may be what was asked."""
+    alike = found.form == number.form or {found.form, number.form} <= {"integer", "decimal"}
+    return not alike or not found.reduced or found.value != number.value
 
 
-def _close(left: Fraction, right: Fraction) -> bool:
-    """The released comparison, in exact arithmetic: relative tolerance 1e-4, and a slack of 100 either way."""
-    return any(abs(left - target) <= max(abs(left), abs(target)) / 10_000
-               for target in (right / 100, right, right * 100))
+def _is_true_chain(text: str) -> bool:
+    r"""Whether the sides of an equation that are without a letter equal the last one; to 1 % around an `\approx`."""
+    *before, final = _sides(text)
+    last, rounded = read_number(final), _ROUNDED.search(text) is not None
+    for side in before:
+        if not side.strip() or re.search("[a-zA-Z]", _COMMAND.sub("", side)):
+            continue
+        number = read_number(side)
+        if number is None or last is None:
+            if not rounded and not _compare(side, final):
+                return False
+        elif not same_value(number, last) and not (rounded and abs(number.value - last.value) * 100 <= abs(last.value)):
+            return False
+    return True
+
+
+def _is_based(predicted: str, gold: re.Match[str]) -> bool:
+    """The same digits, and the same base where one is given: without one, it is that of the problem."""
+    found = unwrapped(_GROUP_COMMA.sub("", plain(_sides(predicted)[-1])))
+    based = _BASED.fullmatch(found)
+    digits, base = based.groups() if based else (found, gold[2])
+    same_base = _BASES.get(base, base) == _BASES.get(gold[2], gold[2])
+    return same_base and digits.upper().lstrip("0") == gold[1].upper().lstrip("0")
+
+
+def _leaves_entries(predicted: str, answer: str) -> bool:
+    """Whether points, sets, intervals or matrices of plain numbers are to have one computed."""
+    gold, found = _entries(answer), _entries(predicted)
+    if len(gold) < 2 or not all(_NAME.fullmatch(entry) or read_number(entry) for entry in gold):
+        return False
+    for entry in found:
+        number = read_number(entry)
+        if number.whole_fraction if number else _OPERATION.search(entry):
+            return True
+    return False
+
+
+def _entries(text: str) -> list[str]:
+    return [entry.strip() for entry in _ENTRY.split(unwrapped(plain(text))) if entry.strip()]
+
+
+def _is_copied(predicted: str, answer: str, problem: str) -> bool:
+    """Whether a formula stands in the problem and is not the right one as it is written."""
+    gold = {_braceless(answer), _braceless(_sides(answer)[-1])}
+    return any(_braceless(part) not in gold and _stands_in(part, problem)
+               for part in (predicted, _sides(predicted)[-1]))
+
+
+def _stands_in(formula: str, problem: str) -> bool:
+    """Whether a formula of at least two characters stands in the problem by itself, not as a part of another one."""
+    formula, problem = _visible(formula).replace(_EDGE, "").strip(), _visible(problem)
+    if len(formula) < 2 or len(formula) > len(problem):
+        return False
+    for match in re.finditer(r" *".join(re.escape(mark) for mark in formula if mark != " "), problem):
+        before, after = problem[:match.start()], problem[match.end():]
+        parted = (not before or before[-1] in f" ={_EDGE}") and not after[:1].isalnum()
+        if parted and before.rstrip()[-1:] not in _JOINING and after.lstrip()[:1] not in _JOINING:
+            return True
+    return False
+
+
+def _visible(text: str) -> str:
+    """Without braces and spacing commands; an edge where a formula begins or ends."""
+    edged = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", _EDGE, text)
+    return re.sub(r"(?<!\\)[{}]", "", plain(edged).replace("dfrac", "frac"))
+
+
+def _braceless(text: str) -> str:
+    return re.sub(r"(?<!\\)[{}]", "", _squeezed(text))
+
+
+def _squeezed(text: str) -> str:
+    return unwrapped(plain(text)).replace(" ", "").replace("dfrac", "frac").replace("tfrac", "frac")
+
+
+def _sides(text: str) -> list[str]:
+    """The sides of an equation or of a chain of them; of several equations, in a list, the whole."""
+    joined = _GROUP_COMMA.sub("", text)
+    return [text] if re.search("[,;&]|\\\\text", joined) and joined.count("=") > 1 else _EQUALS.split(text)
+
+
+def _compare(predicted: str, answer: str) -> bool:
+    """What math-verify says of the texts as they are written.
+
+    Raises:
+        _LimitMet: it cannot say anything within its limits.
+    """
+    if not (_is_tame(predicted) and _is_tame(answer)):
+        return False
+    verdict = _WORKER.compare(predicted, answer)
+    if verdict is None:
+        raise _LimitMet
+    return verdict
 
 
 def _is_tame(text: str) -> bool:
@@ -179,107 +334,3 @@ def _is_tame(text: str) -> bool:
         depth += (mark in "{([") - (mark in "})]")
         deepest = max(deepest, depth)
     return deepest <= _MAX_DEPTH
-
-
-class _Worker:
-    """The one math-verify process, shared by all threads of this process."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.process: subprocess.Popen[str] | None = None
-
-    def compare(self, predicted: str, answer: str) -> bool:
-        """What math-verify says; False where it runs into a limit."""
-        with self.lock:
-            if self.process is None:
-                self._start()
-            try:
-                print(json.dumps([predicted, answer]), file=self.process.stdin, flush=True)
-                reply = self._reply()
-            except OSError:
-                reply = ""
-            if not reply:
-                self.close()
-            return reply == "true"
-
-    def _start(self) -> None:
-        # As a file, not as a module: it needs nothing of the package, whatever the working directory is. -P keeps the
-        # package's folder off the worker's path. Its own session keeps a Ctrl-C meant for the notebook away from it.
-        self.process = subprocess.Popen([sys.executable, "-P", __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=subprocess.DEVNULL, text=True, start_new_session=True)
-        if self._reply() != "ready":
-            self.close()
-            raise GradingError("The grading worker did not start, so answers cannot be compared. Check that "
-                               f"math-verify is installed: {sys.executable} -c 'import math_verify'")
-
-    def _reply(self) -> str:
-        ready, _, _ = select.select([self.process.stdout], [], [], WALL_SECONDS)
-        return self.process.stdout.readline().strip() if ready else ""
-
-    def close(self) -> None:
-        """End the process, if there is one."""
-        process, self.process = self.process, None
-        if process is not None:
-            process.kill()
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-            process.stdout.close()
-            process.wait()
-
-    def forget(self) -> None:
-        """Leave the process to the parent: two processes reading one pipe would swap their replies."""
-        if self.process is not None:
-            self.process.returncode = 0  # otherwise Popen warns that it is still running
-            with open(os.devnull, "r+b") as nowhere:  # a half-written request must not reach the parent's pipe
-                for pipe in (self.process.stdin, self.process.stdout):
-                    os.dup2(nowhere.fileno(), pipe.fileno())
-                    pipe.close()
-        self.__init__()
-
-
-_WORKER = _Worker()
-atexit.register(_WORKER.close)
-os.register_at_fork(after_in_child=_WORKER.forget)
-
-
-def _serve(requests: Iterable[str], replies: TextIO) -> None:
-    """The worker's loop: one JSON pair a line in, one word a line out. A comparison over the limit ends the process."""
-    import sympy.physics.units  # noqa: F401 - simplify imports it late, and it reads names by the road closed here
-    from math_verify import LatexExtractionConfig, parse, verify
-    from sympy.parsing import sympy_parser
-
-    sympy_parser.eval_expr = _read_literal  # sympy's only road from a text to Python's eval
-    config = [LatexExtractionConfig()]
-    print("ready", file=replies, flush=True)
-    for request in requests:
-        predicted, answer = (f"${text}$" for text in json.loads(request))
-        signal.setitimer(signal.ITIMER_PROF, CPU_SECONDS)
-        gold = parse(answer, config, parsing_timeout=None)
-        same = verify(gold, parse(predicted, config, parsing_timeout=None), timeout_seconds=None)
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        print("true" if same else "false", file=replies, flush=True)
-
-
-def _read_literal(code: str, *_: object) -> object:
-    """What sympy would pass to Python's eval to read a number: taken as that number; anything else is refused."""
-    import sympy
-
-    match = _SYMPY_LITERAL.fullmatch(code.strip())
-    if match is None:
-        raise ValueError("model text is not evaluated")
-    return getattr(sympy, match[1])(match[2])
-
-
-def _main() -> None:
-    logging.disable()
-    with contextlib.suppress(ValueError, OSError):  # macOS refuses this limit
-        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    # Replies leave through a copy of stdout, so that nothing a library prints can pass for one.
-    replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    with contextlib.suppress(KeyboardInterrupt, BrokenPipeError):
-        _serve(sys.stdin, replies)
-
-
-if __name__ == "__main__":
-    _main()

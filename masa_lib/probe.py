@@ -101,7 +101,8 @@ def read_answers(rows: pd.DataFrame) -> dict[str, float]:
     boxed = rows["text"].map(lambda text: bool(grading.extract_answer(text)))
     accuracy = float(rows["correct"].astype(float).mean())
     forms = [in_form(text) or "" for text in rows["text"]]
-    rows["correct"] = pd.array(grading.grade_many(forms, rows["answer"].tolist()), dtype="boolean")
+    rows["correct"] = pd.array(grading.grade_many(forms, rows["answer"].tolist(), problems=rows["problem"].tolist()),
+                               dtype="boolean")
     return {"boxed": float(boxed.mean()), "accuracy_boxed": accuracy, "no_answer": forms.count("") / len(forms),
             "truncated": float(rows["finish"].eq("length").mean())}
 

@@ -305,6 +305,7 @@ def _grade(table: pd.DataFrame, texts: pd.Series, config: Config) -> None:
     rows = table["stream"] == "solution"
     correct = pd.Series(pd.NA, index=table.index, dtype="boolean")
     correct[rows] = grading.grade_many(texts[rows].tolist(), table.loc[rows, "answer"].tolist(),
+                                       problems=table.loc[rows, "problem"].tolist(),
                                        percentage_slack=config.reward.mode == "released")
     table["correct"] = correct
 

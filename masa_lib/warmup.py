@@ -124,7 +124,8 @@ def own_solutions(pool: Sequence[Problem], sampler: engine.Engine, tokenizer: An
     if not kept:
         raise WarmupError(f"None of {len(texts)} solutions ended within {config.sampling.solution_tokens} tokens with "
                           "a number; raise sampling.solution_tokens, or choose easier problems (problems.source).")
-    right = grading.grade_many([text for _, text in kept], [problem.answer for problem, _ in kept])
+    right = grading.grade_many([text for _, text in kept], [problem.answer for problem, _ in kept],
+                               problems=[problem.text for problem, _ in kept])
     table: list[list[str]] = [[] for _ in pool]
     for number, text in enumerate(texts):
         if text:

@@ -2,18 +2,22 @@
 
 import io
 import json
+import os
+import select
+import signal
 import subprocess
 import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 
+import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
-from masa_lib import grading
+from masa_lib import grading, grading_worker, math_server
 from masa_lib.grading import extract_answer, grade, grade_many
 
 
@@ -26,14 +30,17 @@ def no_worker(monkeypatch):
     def start(*_):
         raise AssertionError("the worker was asked")
 
-    monkeypatch.setattr(grading._Worker, "compare", start)
+    monkeypatch.setattr(grading_worker.Worker, "compare", start)
 
 
 @pytest.mark.parametrize(("text", "answer"), [
     (boxed("5"), "5"), ("\\boxed{1} no, \\boxed{2}", "2"), ("\\boxed{1} no, \\boxed{2", "1"), ("\\boxed {5}", "5"),
     (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"), (r"\boxed{\{1, 2\}}", r"\{1, 2\}"), (r"\boxed{\left\{ x}", r"\left\{ x"),
+    ("\\boxed 72", "72"), ("so $\\boxed 72$.", "72"), ("\\boxed 72.", "72"), (r"\boxed\frac12", r"\frac12"),
+    (r"\boxed \frac{1}{2} or", r"\frac{1}{2}"), (r"\boxed{1} \boxed -5", "-5"), (r"\fbox{5}", "5"),
+    (r"\boxed{5} \boxed", "5"),
     (r"\boxed{\boxed{5}}", "5"), ("\\boxed{ 5 \n}", "5"), (r"\boxed{a\\}", r"a\\"),
-    ("", None), ("5", None), ("\\boxed", None), ("\\boxed 5", None), ("\\boxed{5", None), ("boxed{5}", None),
+    ("", None), ("5", None), ("\\boxed", None), ("\\boxed{5", None), ("boxed 5", None), ("boxed{5}", None),
     (boxed("1" * 2000), None)])
 def test_the_last_complete_box_is_the_answer(text, answer):
     assert extract_answer(text) == answer
@@ -56,20 +63,16 @@ def test_plain_answers_are_compared_without_the_worker(predicted, answer, right,
 
 @pytest.mark.parametrize(("predicted", "answer", "right"), [
     (r"\frac{\sqrt{2}}{2}", r"\frac{1}{\sqrt{2}}", True), ("x^2-1", "(x-1)(x+1)", True), ("x^2-1", "(x-1)^2", False),
-    ("x = 5", "5", True), (r"5 \text{ cm}", "5", True), (r"\{2, 1\}", r"\{1, 2\}", True), ("(2, 1)", "(1, 2)", False),
-    (r"1.2 \times 10^{5}", "120000", True), (r"3\frac{1}{2}", "3.5", True), (r"\frac12", "0.5", True),
-    (r"7,104 \text{ cm}", "7104", True), ("1 2", "12", False), ("[1, 2)", "[1, 2]", False)])
+    (r"\{2, 1\}", r"\{1, 2\}", True), ("(2, 1)", "(1, 2)", False), ("1 2", "12", False), ("[1, 2)", "[1, 2]", False),
+    (r"\begin{pmatrix} 1 \\ 2 \end{pmatrix}", r"\begin{pmatrix} \frac22 \\ 4 - 2 \end{pmatrix}", True)])
 def test_the_rest_is_compared_by_value_by_math_verify(predicted, answer, right):
     assert grade(boxed(predicted), answer) is right
 
 
 @pytest.mark.parametrize(("predicted", "answer"), [
-    ("96 * 74", "7104"), (r"96 \times 74", "7104"), ("96 \N{MULTIPLICATION SIGN} 74", "7104"), ("0 - 8", "-8"),
-    ("5 + 7", "12"), ("96/4", "24"), (r"\frac{96}{4}", "24"), (r"96 \div 4", "24"), ("2^{10}", "1024"), ("5!", "120"),
-    (r"\sqrt{16}", "4"), (r"\binom{5}{2}", "10"), (r"\gcd(12, 8)", "4"), (r"\log_2 8", "3"), (r"12 \mod 5", "2"),
-    (r"1 - \frac12", "0.5"), (r"\frac12 + \frac13", "5/6"), ("x = 96 * 74", "7104"), ("7104 = 96 * 74", "7104"),
-    ("{96} * {74}", "7104"), ("1000 * 7.104", "7104")])
-def test_a_number_that_is_left_to_be_computed_is_no_answer(predicted, answer, no_worker):
+    ("96 * 74", "7104"), ("0 - 8", "-8"), ("96/4", "24"), (r"\sqrt{16}", "4"), (r"\gcd(12, 8)", "4"), ("|-8|", "8"),
+    (r"\log_2 8", "3"), ("7104 = 96 * 74", "7104"), ("7104x/x", "7104"), ("1, 234", "1234")])
+def test_a_number_that_is_left_to_be_computed_is_refused_without_the_worker(predicted, answer, no_worker):
     assert not grade(boxed(predicted), answer)
 
 
@@ -78,22 +81,11 @@ def test_the_released_code_computes_what_is_left(predicted):
     assert grade(boxed(predicted), "7104", percentage_slack=True)
 
 
-def test_an_equation_may_end_in_the_number():
-    assert grade(boxed(r"96 \times 74 = 7104"), "7104") and not grade(boxed(r"96 \times 74 = 7105"), "7104")
-
-
 def test_percentage_slack_accepts_what_the_released_code_accepts(no_worker):
     for predicted, answer in [("50", "0.5"), ("0.5", "50"), ("5000", "50"), ("10001", "10000"), ("0.33334", "1/3")]:
         assert not grade(boxed(predicted), answer)
         assert grade(boxed(predicted), answer, percentage_slack=True)
     assert not grade(boxed("51"), "50", percentage_slack=True)
-
-
-@given(st.fractions(-100, 100, max_denominator=60), st.fractions(-100, 100, max_denominator=60))
-def test_fractions_are_equal_exactly_when_their_values_are(left, right):
-    fraction = left.denominator > 1  # 4 is the answer, not 4/1
-    predicted = f"\\frac{{{left.numerator}}}{{{left.denominator}}}" if fraction else str(left)
-    assert grade(boxed(predicted), str(right)) == (left == right)
 
 
 HOSTILE = {"tower": "9**9**9**9", "latex tower": "10^{10^{10}}", "digits": "7" * 100_000, "power": "2^{99999999}",
@@ -106,6 +98,7 @@ HOSTILE = {"tower": "9**9**9**9", "latex tower": "10^{10^{10}}", "digits": "7" *
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_answer_is_wrong_within_seconds_and_runs_nothing(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(grading_worker, "CPU_SECONDS", 0.5)
     start = time.monotonic()
     assert not grade(boxed(HOSTILE[name]), "x+1")
     assert time.monotonic() - start < 60
@@ -123,13 +116,13 @@ def test_a_million_braces_are_read_in_a_moment(text):
     assert time.process_time() - start < 0.5
 
 
-@given(st.text(st.characters(), max_size=30), st.text(st.sampled_from("ABC.,()$%\\{}^_ 1/"), max_size=8))
+@given(st.text(st.characters(), max_size=30), st.text(st.sampled_from("ABC.,()$%\\{}^_ 1/="), max_size=8))
 def test_no_text_makes_the_checks_before_the_worker_raise(text, answer):
     extract_answer("\\boxed{" + text)
-    for side in (text, answer):
-        compact = grading._compact(grading._plain(side))
-        grading._number(compact)
-        grading._is_tame(compact)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(grading._WORKER, "compare", lambda *_: False)
+        for gold, given in ((text, answer), (answer, text)):
+            grade("\\boxed{" + given + "}", gold, problem=gold + " $" + given + "$")
 
 
 def test_many_threads_get_their_own_answers():
@@ -147,31 +140,99 @@ def test_pairs_are_graded_in_order_and_must_match_in_number():
         grade_many([boxed("1")], [])
 
 
-def test_a_killed_worker_is_replaced():
-    assert grade(boxed("y+1"), "1+y")
+@pytest.fixture
+def at_the_next_wait(monkeypatch):
+    """Have something happen once, while the worker is computing an answer."""
+    def arrange(act):
+        def wait(*arguments):
+            monkeypatch.setattr(grading_worker.select, "select", real)
+            act()
+            return real(*arguments)
+
+        real = select.select
+        assert grade(boxed("y+1"), "1+y")  # so that it runs
+        monkeypatch.setattr(grading_worker.select, "select", wait)
+
+    return arrange
+
+
+def test_a_killed_worker_is_replaced_and_asked_again(at_the_next_wait):
+    assert grade(boxed("y+2"), "2+y")
     grading._WORKER.process.kill()
-    grading._WORKER.process.wait()
-    assert not grade(boxed("y+2"), "2+y")
     assert grade(boxed("y+3"), "3+y")
+    at_the_next_wait(lambda: grading._WORKER.process.kill())
+    assert grade(boxed("y+4"), "4+y")
+
+
+def test_an_interrupt_shifts_no_later_answer(at_the_next_wait):
+    def interrupt():
+        raise KeyboardInterrupt
+
+    at_the_next_wait(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        grade(boxed("y+5"), "5+y")
+    assert [grade(boxed(f"y+{n}"), "6+y") for n in (6, 7, 5)] == [True, False, False]
+    assert grade(boxed("y+5"), "5+y")
+
+
+def test_a_worker_that_stands_still_is_replaced_and_one_that_works_is_waited_for(at_the_next_wait, monkeypatch):
+    monkeypatch.setattr(grading_worker, "WALL_SECONDS", 2.0)
+    at_the_next_wait(lambda: os.kill(grading._WORKER.process.pid, signal.SIGSTOP))
+    assert grade(boxed("y+8"), "8+y")
+    monkeypatch.setattr(grading_worker, "WALL_SECONDS", 1.0)
+    monkeypatch.setattr(grading_worker, "CPU_SECONDS", 1.5)
+    grading._WORKER.close()
+    assert not grade(boxed(HOSTILE["expansion"]), "x+1")
+    assert grading._WORKER.ended == -signal.SIGPROF  # its own clock ended it, not ours
+
+
+def test_what_came_of_a_limit_is_counted_told_once_and_not_remembered(monkeypatch, caplog):
+    monkeypatch.setattr(grading._WORKER, "limits", 0)
+    monkeypatch.setattr(grading_worker, "CPU_SECONDS", 0.2)
+    grading._WORKER.close()
+    hostile = boxed(HOSTILE["expansion"])
+    for _ in range(2):
+        assert grade_many([hostile, hostile], ["x+1", "x+1"]) == [False, False]  # one question, whatever it costs
+    assert grading.limits_met() == 2
+    assert [record.message for record in caplog.records] == [
+        "An answer counts as wrong because comparing it ran into a limit (0.2 s of CPU time, 2 GiB): "
+        "'(x+y+z+1)^{900}'. Further ones are counted in silence."]
+
+
+def test_a_comparison_that_fills_the_memory_says_nothing_of_the_answer(monkeypatch):
+    replies = serve(monkeypatch, [[7, "x+1", "1+x"]])
+    assert replies[1:] == ["[7, true]"]
+    assert serve(monkeypatch, [[8, "x+1", "1+x"]], memory_bytes=2**20)[1:] == ["[8, null]"]
 
 
 def test_a_worker_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
-    worker = grading._Worker()
-    monkeypatch.setattr(grading.sys, "executable", "/bin/false")
+    worker = grading_worker.Worker()
+    monkeypatch.setattr(grading_worker.sys, "executable", "/bin/false")
     with pytest.raises(grading.GradingError, match="math-verify is installed"):
         worker.compare("x", "y")
 
 
-def test_the_worker_answers_line_by_line_and_reads_numbers_without_eval(monkeypatch):
+def serve(monkeypatch, requests, memory_bytes=2**40):
     monkeypatch.setattr(sympy_parser, "eval_expr", sympy_parser.eval_expr)  # the worker closes it for its whole process
     replies = io.StringIO()
-    pairs = [["x+1.5", "1.5+x"], ["x+1", "x+2"], ["x(", ")"]]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        grading._serve([json.dumps(pair) for pair in pairs], replies)
-    assert replies.getvalue().split() == ["ready", "true", "false", "false"]
+        math_server.serve([json.dumps(request) for request in requests], replies, 60.0, memory_bytes)
+    return replies.getvalue().splitlines()
+
+
+def test_the_worker_answers_line_by_line_and_reads_numbers_without_eval(monkeypatch):
+    replies = serve(monkeypatch, [[1, "x+1.5", "1.5+x"], [2, "x+1", "x+2"], [3, "x(", ")"]])
+    assert replies == ["ready", "[1, true]", "[2, false]", "[3, false]"]
     with pytest.raises(ValueError, match="not evaluated"):
-        grading._read_literal("__import__ ('os' )")
+        math_server.read_literal("__import__ ('os' )")
+
+
+def test_the_worker_loads_nothing_heavy():
+    assert grade(boxed("y+9"), "9+y")
+    loaded = " ".join(part.path for part in psutil.Process(grading._WORKER.process.pid).memory_maps())
+    assert "python" in loaded
+    assert not [name for name in ("torch", "pandas", "transformers") if name in loaded]
 
 
 def test_a_process_that_reads_its_program_from_stdin_grades_in_a_thread_and_ends_silently():

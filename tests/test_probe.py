@@ -75,7 +75,8 @@ def test_a_belief_is_the_mean_of_its_probabilities(table: pd.DataFrame) -> None:
 
 def test_an_answer_without_a_box_counts_as_the_last_number_stated() -> None:
     texts = ["it is 4", "no idea", r"\boxed{4}", r"\boxed{5} or 4", "4, no: 5"]
-    rows = pd.DataFrame({"text": texts, "answer": "4", "finish": ["stop"] * 4 + ["length"],
+    rows = pd.DataFrame({"text": texts, "answer": "4", "problem": "What is 2 + 2?",
+                         "finish": ["stop"] * 4 + ["length"],
                          "correct": pd.array([False, False, True, False, False], dtype="boolean")})
     assert probe.read_answers(rows) == {"boxed": 0.4, "accuracy_boxed": 0.2, "no_answer": 0.2, "truncated": 0.2}
     assert rows["correct"].tolist() == [True, False, True, False, False]
