@@ -1,8 +1,8 @@
 """math-verify in a process of its own, so that no text a model writes can hang, crash or fill the process that grades.
 
 A pool of the standard library would import the caller's main module again in its worker, and break scripts without a
-guard; a pipe needs no more lines. What ends the process on its way (a kill, a lack of memory, a stop) says nothing of the
-answer: the question is asked once more, in a new process.
+guard; a pipe needs no more lines. What ends the process on its way (a kill, a lack of memory, a stop) says nothing of
+the answer: the question is asked once more, in a new process.
 """
 
 from __future__ import annotations

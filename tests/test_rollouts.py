@@ -140,7 +140,7 @@ def test_solutions_are_graded_and_predictions_parsed(table: pd.DataFrame) -> Non
 
 def test_what_is_cut_at_its_cap_is_read_as_far_as_it_goes_or_counts_as_wrong(parts, table: pd.DataFrame) -> None:
     good = table[(table["finish"] == "stop") & (table["correct"].eq(True) | table["predicted_pass_rate"].notna())]
-    rows = good[["stream", "group", "answer"]].to_dict("records")
+    rows = good[["stream", "group", "problem", "answer"]].to_dict("records")
     tokens, logps = good["tokens"].str[:-1], good["logps"].str[:-1]
     cut = [Completion(*sequence, "length") for sequence in zip(tokens, logps, strict=True)]
     for choice, counts in (("read", True), ("wrong", False)):
