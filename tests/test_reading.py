@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 from test_engine import ENGINES, PROMPTS, generate, make_policy, mean_gap, requests, update
+from transformers import MistralConfig, MistralForCausalLM
 
 from masa_lib import models
-from masa_lib.engine import EngineError, Reading, make_engine
+from masa_lib.config import ModelConfig
+from masa_lib.engine import EngineError, Reading, Request, make_engine
+from masa_lib.engine.in_process import TransformersEngine
 from masa_lib.selection import CountingEngine
 
 SUFFIX = (44, 45, 46)
@@ -115,6 +118,19 @@ def test_prompts_kept_in_one_precision_do_not_serve_another():
     assert policy.engine.prefill_tokens == sum(map(len, PROMPTS))
 
 
+def test_a_beginning_that_all_prompts_share_is_computed_once(policy):
+    beginning = (2, *range(30, 99))
+    prompts = [(*beginning, *range(60, 61 + 9 * number)) for number in range(4)]
+    policy.engine.sync()
+    check(policy, prompts)
+    rests = sum(len(prompt) + len(SUFFIX) - len(beginning) for prompt in prompts)
+    assert policy.engine.prefill_tokens <= rests + len(beginning) + 3 * 32  # vLLM shares whole blocks of 32
+    asked = [Request(prompt, 12, seed) for seed, prompt in enumerate(prompts)]
+    for _ in range(2):  # from what is kept, then anew
+        assert mean_gap(policy, asked, generate(policy, asked)) < 1e-5
+        policy.engine.sync()
+
+
 def test_a_reading_in_turns_keeps_a_batch_of_prompts():
     policy = make_policy("transformers", "pocket", "float32", 0.02)
     policy.engine = make_engine("transformers", policy.model, policy.tokenizer, batch=2)
@@ -144,3 +160,19 @@ def test_what_cannot_be_read_is_refused_with_a_sentence(policy, prompts, choices
 def test_the_longest_prompt_that_fits_is_read(policy):
     reading = read(policy, [(5,) * 1020])
     np.testing.assert_allclose(reading.logps, plain(policy, [(5,) * 1020]), atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes, computed", [
+    ((40, 25, 20), 40 + 25 + 20 + 3 * 3), ((20, 24, 18), 17 + 3 + 7 + 1 + 3 * 3)])
+def test_a_sliding_window_sees_what_it_should_whether_a_beginning_is_shared_or_not(sizes, computed):
+    torch.manual_seed(0)
+    model = MistralForCausalLM(MistralConfig(
+        vocab_size=130, hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=1, max_position_embeddings=99, initializer_range=0.5, sliding_window=28)).eval()
+    policy = SimpleNamespace(config=ModelConfig(device="cpu"), model=model, engine=TransformersEngine(model, [1]))
+    prompts = [tuple(range(40, 40 + size)) for size in sizes]
+    check(policy, prompts)
+    assert policy.engine.prefill_tokens == computed
+    asked = [Request(prompt, 20, seed) for seed, prompt in enumerate(prompts)]
+    assert mean_gap(policy, asked, generate(policy, asked)) < 1e-5
+    assert policy.engine.prefill_tokens == 0

@@ -9,6 +9,10 @@ weights change, so that who is read first and sampled then is computed once.
 
 from __future__ import annotations
 
+import inspect
+import itertools
+import math
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +33,8 @@ from masa_lib.engine.base import (
 
 #: the cache grows by this many tokens at a time, rather than by one
 _GROWTH = 64
+#: tokens that prompts must have in common for these to be computed apart, once
+_SHARED = 16
 #: tokens between two looks at which sequences have finished: on a GPU a look waits for the device and copies the cache
 _LOOK = {"cuda": 8}
 
@@ -62,6 +68,15 @@ class _RoomyLayer(DynamicLayer):
         """Forget the last tokens."""
         self._length -= tokens_to_remove
         self.keys, self.values = (store[:, :, :self._length] for store in self._store)
+
+    def close(self, beginning: int, gaps_B1: torch.Tensor) -> None:
+        """Move the padding that follows the first `beginning` tokens to the front, so many columns in each row."""
+        column = torch.arange(self._length, device=gaps_B1.device)
+        behind = torch.where(column < gaps_B1 + beginning, column - gaps_B1, column)
+        order = torch.where(column < gaps_B1, column + beginning, behind)[:, None, :, None]
+        self._store = [states.gather(2, order.expand(-1, states.shape[1], -1, states.shape[-1]))
+                       for states in (self.keys, self.values)]
+        self.crop(0)
 
     def put(self, other: _RoomyLayer, rows: torch.Tensor, places: torch.Tensor, shape: tuple[int, int]) -> None:
         """Copy rows of another layer to places of this one, which begins as zeros of `shape` (batch, length).
@@ -197,24 +212,48 @@ class TransformersEngine:
     def _compute(self, prompts: Sequence[tuple[int, ...]],
                  suffix: tuple[int, ...] = ()) -> tuple[_Computed, torch.Tensor]:
         """Compute different prompts (padded on the left); they, and the logits behind the suffix that follows each."""
-        texts = [prompt + suffix for prompt in prompts]
-        self.prefill_tokens += sum(map(len, texts))
-        width, device = max(map(len, texts)), self.model.device
-        ids = torch.zeros(len(texts), width, dtype=torch.long)
-        mask = torch.zeros(len(texts), width, dtype=torch.long)
-        for row, text in enumerate(texts):
-            ids[row, width - len(text):] = torch.tensor(text)
-            mask[row, width - len(text):] = 1
-        ids, mask = ids.to(device), mask.to(device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        shared = self._shared(prompts, suffix)
+        rests = [prompt[shared:] + suffix for prompt in prompts]
+        self.prefill_tokens += shared + sum(map(len, rests))
+        width, device = max(map(len, rests)), self.model.device
+        ids = torch.zeros(len(rests), width, dtype=torch.long, device=device)
+        mask = torch.zeros(len(rests), shared + width, dtype=torch.long, device=device)
+        mask[:, :shared] = 1
+        for row, rest in enumerate(rests):
+            ids[row, width - len(rest):] = torch.tensor(rest)
+            mask[row, shared + width - len(rest):] = 1
         cache = Cache(layer_class_to_replicate=_RoomyLayer)
+        if shared:
+            beginning = torch.tensor([prompts[0][:shared]], device=device)
+            self._forward(beginning, mask[:1, :shared], cache, torch.tensor([-1], device=device))
+            for layer in cache.layers:
+                layer.select(torch.zeros(len(rests), dtype=torch.long, device=device))
         ends = torch.tensor([width - 1 - len(suffix), width - 1], device=device)
-        logits = self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                            use_cache=True, logits_to_keep=ends if suffix else ends[1:]).logits
+        logits = self._forward(ids, mask, cache, ends if suffix else ends[1:])
         for layer in cache.layers:
+            if shared:
+                layer.close(shared, (mask == 0).sum(1, keepdim=True))
             layer.crop(len(suffix))
         number = {prompt: row for row, prompt in enumerate(prompts)}
         return _Computed(number, logits[:, 0], cache, self._state()), logits[:, -1]
+
+    def _shared(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...]) -> int:
+        """How many tokens all prompts begin with, where that is worth a forward pass of its own; else 0.
+
+        The padding then stands between beginning and rest, which a model must not see: layers that look back only so
+        far, and models without position ids, measure distances by columns.
+        """
+        common = sum(itertools.takewhile(bool, map(operator.eq, min(prompts), max(prompts))))
+        shared = min(common, min(map(len, prompts)) - 1)
+        window, longest = _window(self.model.config.get_text_config()), max(map(len, prompts)) + len(suffix)
+        by_columns = "position_ids" not in inspect.signature(self.model.forward).parameters or longest > window
+        return 0 if shared < _SHARED or len(prompts) == 1 or by_columns else shared
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, ends: torch.Tensor) -> torch.Tensor:
+        """Append tokens to the cache; the logits at these columns. The mask covers what the cache holds already."""
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
+        return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
+                          use_cache=True, logits_to_keep=ends).logits
 
     def _state(self) -> tuple[Any, ...]:
         """What computed prompts hold for: these weights, in this precision."""
@@ -237,6 +276,12 @@ def _deal(parts: Sequence[_Computed], prompts: Sequence[tuple[int, ...]], width:
         for layer, theirs in zip(cache.layers, part.cache.layers, strict=True):
             layer.put(theirs, rows, places, (len(prompts), width))
     return logits_BV, cache
+
+
+def _window(config: Any) -> float:
+    """How far the layer of the shortest sight looks back, tokens."""
+    sights = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    return min(filter(None, sights), default=math.inf)
 
 
 def uniforms(requests: Sequence[Request], length: int) -> np.ndarray:
