@@ -43,8 +43,11 @@ def problem_measures(table: pd.DataFrame) -> pd.DataFrame:
     def means(lists: Iterable[Any]) -> list[float]:
         return [float(np.mean(entry)) if entry is not None and len(entry) else math.nan for entry in lists]
 
+    said = means(table["predictions"])
+    if "belief" in table:  # read instead of sampled, in thousandths: the mean of the nine rates
+        said = [float(np.dot(belief, range(PASS_RATE_STEPS + 1)) / np.sum(belief)) for belief in table["belief"]]
     return table.assign(pass_rate=table["c"] / table["n"],
-                        predicted_pass_rate=np.asarray(means(table["predictions"])) / PASS_RATE_STEPS,
+                        predicted_pass_rate=np.asarray(said) / PASS_RATE_STEPS,
                         predicted_length=means(table["predicted_lengths"]))
 
 

@@ -31,9 +31,12 @@ def option(default: Any, doc: str, *, low: float | None = None, high: float | No
         "doc": doc, "low": low, "high": high, "above": above, "choices": choices})
 
 
-METHODS = ("grpo", "masa", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle")
-#: the methods with a meta stream
-PREDICTING = ("masa", "masa-efficient")
+METHODS = ("grpo", "masa", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle", "masa-read", "history",
+           "probe", "anchor", "random")
+#: the methods that predict: by a meta stream, or by a belief that is read
+PREDICTING = ("masa", "masa-efficient", "masa-read")
+#: the methods that choose by a belief about the pass rate, and their control; `belief.` has their settings
+CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
          "evaluation.problems",
@@ -95,6 +98,37 @@ class SamplingConfig:
     meta_tokens: int = option(48, "longest meta answer, tokens, end token included", low=1)
     batch: int = option(512, "sequences decoded together, at most", low=1)
     cut: str = option("read", "a text cut at its cap: read as far as it goes, or wrong", choices=("read", "wrong"))
+
+
+@dataclasses.dataclass(frozen=True)
+class PredictionConfig:
+    """How a model predicts its pass rate, and how a belief that is read is learned."""
+
+    mode: str = option("sampled", "masa: sampled, M predictions are written and rewarded; read, the probabilities of "
+                       "the nine pass rates are read and learned by what happened (masa-read always reads)",
+                       choices=("sampled", "read"))
+    score: str = option("log", "what a belief is paid: log, the log of the chance that it gave to what happened; "
+                        "brier, the expected quadratic score of its answer, which kills doubt", choices=("log", "brier"))
+    weight: float = option(1.0, "of the belief's gradient, which is first shortened to the running mean of the "
+                           "norm of the solutions'; 0: the belief is not learned", low=0.0)
+    think: bool = option(False, "the model writes a prediction up to its pass rate before the belief is read")
+
+
+@dataclasses.dataclass(frozen=True)
+class BeliefConfig:
+    """Which problems masa-read rolls out, and history, probe, anchor and random, which differ in the belief alone."""
+
+    places: float = option(0.6, "problems rolled out, as a share of sampling.problems: more of them have a signal, so "
+                           "fewer do", above=0.0, high=1.0)
+    candidates: float = option(2.0, "problems of which the belief is read, as a multiple of those rolled out: twice as "
+                               "many choose nearly as well as three times as many, and reading them is what it costs",
+                               low=1.0)
+    recheck: float = option(0.05, "share of the candidates left out that is rolled out all the same, by lot: enough to "
+                            "measure what the gate misses, half a problem a step", low=0.0, high=1.0)
+    decay: float = option(0.5, "share of a problem's counted solutions that survives a visit: the policy moves on",
+                          low=0.0, high=1.0)
+    history: float = option(0.25, "what a solution of an earlier visit counts for beside the belief, which was learned "
+                            "from it, too; 0: no history", low=0.0, high=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,6 +289,8 @@ class Config:
     problems: ProblemsConfig = dataclasses.field(default_factory=ProblemsConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     sampling: SamplingConfig = dataclasses.field(default_factory=SamplingConfig)
+    prediction: PredictionConfig = dataclasses.field(default_factory=PredictionConfig)
+    belief: BeliefConfig = dataclasses.field(default_factory=BeliefConfig)
     reward: RewardConfig = dataclasses.field(default_factory=RewardConfig)
     update: UpdateConfig = dataclasses.field(default_factory=UpdateConfig)
     gate: GateConfig = dataclasses.field(default_factory=GateConfig)
@@ -283,6 +319,16 @@ def settings(section: Any = Config, prefix: str = "") -> dict[str, dataclasses.F
 @functools.cache  # slow, and a panel replaces settings at every move
 def _hints(section: type) -> dict[str, Any]:
     return typing.get_type_hints(section)
+
+
+def reads(config: Config) -> bool:
+    """Whether the predictions are beliefs that are read."""
+    return config.method == "masa-read" or (config.method == "masa" and config.prediction.mode == "read")
+
+
+def samples_predictions(config: Config) -> bool:
+    """Whether M predictions of each problem are sampled: the methods with a meta stream."""
+    return config.method in PREDICTING and not reads(config)
 
 
 def get(config: Config, key: str) -> Any:

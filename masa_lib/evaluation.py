@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, engine, models, problems, rollouts, selection
+from masa_lib import analysis, beliefs, engine, models, problems, rollouts, selection
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engine import Engine
@@ -35,7 +35,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         config: wording, caps, temperature.
         samples: solutions a problem.
         predictions: meta rollouts a problem; 0 for none (where `cap.hint` wants hints, `sampling.predictions`). Each
-            has a beginning of its own.
+            has a beginning of its own. None are sampled where the method reads: the belief is in the table instead.
         step: of the run; it only decides the seeds.
 
     Returns:
@@ -44,11 +44,14 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
     start = time.perf_counter()
     config = configs.replace(config, {"sampling.shared_beginning": False})
     hinted = config.cap.hint in ("evaluation", "both")
+    predictions = 0 if configs.reads(config) else predictions
     predictions = predictions or (config.sampling.predictions if hinted else 0)
     asks = rollouts.whole_groups(held_out, config, solutions=samples, predictions=predictions)
     with tqdm(total=len(held_out) * (samples + predictions), desc="evaluate", unit="rollout", leave=False) as bar:
         sample = partial(rollouts.sample, engine=sampler, tokenizer=tokenizer, config=config, progress=bar.update,
                          seed=[config.seed, SEED_TAG, step], temperature=config.evaluation.temperature)
+        read, thoughts = (rollouts.believe(held_out, engine=sampler, tokenizer=tokenizer, config=config, sample=sample)
+                          if configs.reads(config) else ([], []))
         table = _sample_hinted(asks, sample, held_out) if hinted else sample(asks)
     by_problem = per_problem(table)
     solved = table[table["stream"] == "solution"]
@@ -56,8 +59,13 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
     summary = {"step": step, "problems": len(held_out), "samples": samples, "accuracy": mean, "accuracy_low": low,
                "accuracy_high": high, "mean_length": float(solved["length"].mean()),
                "truncated": float((solved["finish"] == "length").mean()),
-               "seconds": time.perf_counter() - start, "tokens": int(table["length"].sum())}
-    if predictions:
+               "seconds": time.perf_counter() - start,
+               "tokens": int(sum(rows["length"].sum() for rows in [table, *thoughts]))}
+    if read:
+        by_problem["belief"] = [beliefs.thousandths(belief.probabilities) for belief in read]
+        summary |= beliefs.measures(np.array([belief.probabilities for belief in read]), by_problem["c"].tolist(),
+                                    by_problem["n"].tolist())
+    if predictions or read:
         summary |= analysis.meta_awareness(by_problem)
     return summary, by_problem
 

@@ -19,12 +19,15 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from masa_lib.config import Config
+from masa_lib import config as configs
+from masa_lib.beliefs import Belief
+from masa_lib.config import BeliefConfig, Config, GateConfig
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem, ProblemPool
 
 #: what is measured of gate and cap; NaN where nothing was
-MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "predictions_collapsed")
+MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "predictions_collapsed",
+            "belief_trust")
 #: predictions whose mean differs less than this from problem to problem (standard deviation) say the same of all; in
 #: recorded runs it is 0.03 while they are collapsed, 0.09 when they are blind and 0.2 when they know
 COLLAPSED = 0.05
@@ -41,12 +44,14 @@ class Candidate:
     """A problem that may be rolled out, and what was predicted of it by those of the M predictions that parsed.
 
     `predictions`: pass rates, 0 to 1. `lengths`: tokens. `notions`: those that at least half of the predictions name.
+    `belief`: read instead of these, where the method reads.
     """
 
     problem: Problem
     predictions: tuple[float, ...] = ()
     lengths: tuple[int, ...] = ()
     notions: tuple[str, ...] = ()
+    belief: Belief | None = None
 
 
 class Gate(Protocol):
@@ -96,26 +101,31 @@ class Gate(Protocol):
         ...
 
 
-def make_gate(config: Config, pool: ProblemPool, solve: Callable[[Sequence[Problem], int], list[int]],
+def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]],
               memory: Mapping[str, Any] | None = None) -> Gate | None:
     """The gate of a method; None for the methods that roll out every problem they draw.
 
     Args:
         config: of the step; a changed one takes effect through a new gate that is given the old one's state.
         pool: the training problems.
-        solve: how many of so many solutions are right, for each problem; the oracle's, and no cost.
+        solve: how many of so many solutions are right, for each problem; no cost unless `counted` is True.
         memory: by method, the state that its gate goes on from; one without is as new.
     """
-    from masa_lib import rivals
+    from masa_lib import belief_gates, rivals
 
     gate: Gate | None = None
     if config.method == "masa-efficient":
         gate = MasaGate(config)
-    elif config.method in rivals.GATES:
-        gate = rivals.GATES[config.method](config, pool, solve)
+    elif config.method in (gates := rivals.GATES | belief_gates.GATES):
+        gate = gates[config.method](config, pool, solve)
     if gate and memory and config.method in memory:
         gate.restore(memory[config.method])
     return gate
+
+
+def limits(config: Config) -> GateConfig | BeliefConfig:
+    """The section whose `places`, `candidates` and `recheck` hold for the method."""
+    return config.belief if config.method in configs.CHOOSING else config.gate
 
 
 def signal_chance(pass_rate: Any, solutions: int) -> Any:
@@ -359,7 +369,7 @@ class MasaGate:
                  _ratio(2 * seen["hits"], seen["drops"] + seen["flat"]),
                  _ratio(seen["drops"] - seen["hits"], seen["signal"]), _ratio(seen["cut"], seen["right"]),
                  math.nan if math.isnan(spread) else float(spread < COLLAPSED))
-        return dict(zip(MEASURES, found, strict=True))
+        return dict(zip(MEASURES[:len(found)], found, strict=True))
 
     def state(self) -> dict[str, Any]:
         """See `Gate`."""

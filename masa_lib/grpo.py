@@ -12,9 +12,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import DynamicCache
 
+from masa_lib import beliefs
 from masa_lib.config import UpdateConfig
 
 
@@ -37,6 +39,15 @@ class Sample:
     def length(self) -> int:
         """Tokens of prompt and completion."""
         return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True)
+class BeliefSample:
+    """A problem that was rolled out: `ids` up to where its pass rate is read, and `right` of `solutions`."""
+
+    ids: tuple[int, ...]
+    right: int
+    solutions: int
 
 
 def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Tensor:
@@ -164,6 +175,14 @@ def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     return hidden_BTD[torch.arange(len(samples), device=model.device)[:, None], wanted_BT]
 
 
+@torch.no_grad()
+def prompt_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """The last hidden state at the end of each prompt, PD, without a gradient."""
+    ids_PT, lengths_P = _pad(prompts, model.device)
+    hidden_PTD = model.base_model(input_ids=ids_PT, use_cache=False).last_hidden_state
+    return hidden_PTD[torch.arange(len(prompts), device=model.device), put(lengths_P - 1, model.device)]
+
+
 def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids padded on the right, where causal attention never looks, and the lengths (on the CPU)."""
     lengths = torch.tensor([len(row) for row in rows])
@@ -274,6 +293,40 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         sums["tokens"] += int(counts.sum())
         sums["computed"] += computed_tokens(model, batch)
     return sums | dict(zip(("loss_solution", "loss_meta", "clipped", "entropy", "gap"), totals.tolist(), strict=True))
+
+
+def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Sequence[int], mode: str,
+                     token_budget: int) -> tuple[list[torch.Tensor], float]:
+    """The gradient of the beliefs' loss, minus the mean score, for each trainable parameter; exact, nothing is sampled.
+
+    Args:
+        model: the policy.
+        samples: at least one; the problems that were rolled out.
+        choices: ids of the nine answers.
+        mode: `prediction.score`.
+        token_budget: tokens (with padding) of one micro-batch.
+
+    Returns:
+        Gradients in the order of the model's trainable parameters, and the loss, nats (brier: 0 to 1).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+    size = max(token_budget // max(len(sample.ids) for sample in samples), 1)
+    for batch in (samples[start:start + size] for start in range(0, len(samples), size)):
+        ids_PT, lengths_P = _pad([sample.ids for sample in batch], model.device)
+        hidden_PTD = model.base_model(input_ids=ids_PT, use_cache=False).last_hidden_state
+        last_PD = hidden_PTD[torch.arange(len(batch), device=model.device), put(lengths_P - 1, model.device)]
+        logits_PV = model.get_output_embeddings()(last_PD)[:, list(choices)].float()
+        likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
+                                                for sample in batch]), dtype=torch.float32)
+        rates_P = torch.tensor([sample.right / sample.solutions for sample in batch])
+        scores_P = beliefs.score(logits_PV, put(likelihoods_PV, model.device), put(rates_P, model.device), mode)
+        part = -scores_P.sum() / len(samples)
+        for kept, found in zip(total, torch.autograd.grad(part, parameters, allow_unused=True), strict=True):
+            if found is not None:
+                kept += found
+        loss += part.item()
+    return total, loss
 
 
 def computed_tokens(model: Any, samples: Sequence[Sample]) -> int:

@@ -102,7 +102,7 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
     """
     sizes, sampling, low = architecture(config.model.name), config.sampling, config.model.precision == "bfloat16"
     prompt = prompt or PROMPT_TOKENS[config.prompt.wording]
-    longest = max(sampling.solution_tokens, sampling.meta_tokens if config.method in configs.PREDICTING else 0)
+    longest = max(sampling.solution_tokens, sampling.meta_tokens if configs.samples_predictions(config) else 0)
     adapters = sizes.adapters(config.model.lora_rank)
     trained = adapters or sizes.parameters
     frozen = sizes.parameters * (2 if low else 4) if adapters else 0
@@ -119,7 +119,7 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
         engine = int(sampling.gpu_memory * gpu * GB) if gpu else copy + 2 * GB
         casts = {}
     rows = min(sampling.batch, sampling.problems * (sampling.solutions + (
-        sampling.predictions if config.method in configs.PREDICTING else 0)))
+        sampling.predictions if configs.samples_predictions(config) else 0)))
     free = max(gpu * GB - sum(always.values()), 0)
     room = free * sampling.gpu_memory if gpu and sampling.engine == "paged" else math.inf
     one = (tokens + GROWTH) * sizes.key_values * kept

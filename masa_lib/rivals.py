@@ -22,7 +22,7 @@ from masa_lib.config import Config
 from masa_lib.gating import RATE, Candidate, nearest, signal_chance
 from masa_lib.problems import Problem, ProblemPool
 
-Solve = Callable[[Sequence[Problem], int], list[int]]
+Solve = Callable[..., list[int]]
 
 #: of GRESO's chances to explore: what an update changes them by, and where they stay (as released)
 EXPLORE_STEP, EXPLORE_LIMITS = 0.01, (0.05, 0.95)

@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import grading, grpo, prompts, rewards
+from masa_lib import beliefs, grading, grpo, prompts, rewards
 from masa_lib.awareness import correlation
+from masa_lib.beliefs import Belief
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Completion, Engine, Request
 from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
@@ -111,7 +112,8 @@ def _branch(rows: Sequence[dict[str, Any]], requests: Sequence[Request], engine:
     """
     first = [number for number, row in enumerate(rows) if row["stream"] == "meta" and row["member"] == 0]
     done = dict(zip(first, engine.generate([requests[number] for number in first], progress), strict=True))
-    shared = {rows[number]["group"]: _beginning(completion, tokenizer) for number, completion in done.items()}
+    shared = {rows[number]["group"]: _beginning(completion.tokens, completion.finish, tokenizer)
+              for number, completion in done.items()}
     asked = {}
     for number, (row, request) in enumerate(zip(rows, requests, strict=True)):
         tokens = shared[row["group"]] if row["stream"] == "meta" else ()
@@ -126,9 +128,9 @@ def _branch(rows: Sequence[dict[str, Any]], requests: Sequence[Request], engine:
     return [done[number] for number in range(len(rows))]
 
 
-def _beginning(completion: Completion, tokenizer: Any) -> tuple[int, ...]:
+def _beginning(tokens: tuple[int, ...], finish: str, tokenizer: Any) -> tuple[int, ...]:
     """A prediction's tokens in front of its pass rate; none where it does not parse."""
-    tokens = completion.tokens[:-1] if completion.finish == "stop" else completion.tokens
+    tokens = tokens[:-1] if finish == "stop" else tokens
     spans = parse_prediction(tokenizer.decode(tokens)).spans
     if not spans:
         return ()
@@ -138,6 +140,42 @@ def _beginning(completion: Completion, tokenizer: Any) -> tuple[int, ...]:
 
 def _decoded(tokens: Sequence[int], tokenizer: Any, count: int) -> int:
     return len(tokenizer.decode(tokens[:count]))
+
+
+def believe(problems: Sequence[Problem], first: int = 0, *, engine: Engine, tokenizer: Any, config: Config,
+            sample: Callable[[Sequence[Ask]], pd.DataFrame]) -> tuple[list[Belief], list[pd.DataFrame]]:
+    """Read the belief about each problem's pass rate.
+
+    At once, it is read behind the forced beginning of a prediction, which stands behind the prompt of the problem's
+    solutions, so that these find their prompt computed. Where the model thinks first (`prediction.think`), it writes a
+    prediction up to its pass rate, behind the prompt for predictions; one that never gets there is read at once.
+
+    Args:
+        problems: not empty.
+        first: number of the first one's group.
+        engine: who reads.
+        tokenizer: of the model.
+        config: the wording.
+        sample: `sample` with all but the groups to ask for; for what is thought.
+
+    Returns:
+        The beliefs, and the rows of what was thought: a table, or none.
+    """
+    asked = beliefs.question(tokenizer, config.prompt)
+    if not config.prediction.think:
+        places = [(tuple(prompts.encode(tokenizer, prompts.solution_messages(problem.text, config.prompt))),
+                   asked.suffix) for problem in problems]
+        reading = engine.read([prompt for prompt, _ in places], asked.suffix, asked.choices)
+        thoughts = []
+    else:
+        thoughts = [sample([Ask("meta", group, problem, (config.sampling.meta_tokens,))
+                            for group, problem in enumerate(problems, first)])]
+        places = [(row.prompt_ids + (_beginning(row.tokens, row.finish, tokenizer) or asked.suffix), ())
+                  for row in thoughts[0].itertuples()]
+        reading = engine.read([prompt for prompt, _ in places], (), asked.choices)
+    found_PV = beliefs.normalised(reading.logps)
+    return [Belief(*place, tuple(row), float(outside))
+            for place, row, outside in zip(places, found_PV.tolist(), reading.outside, strict=True)], thoughts
 
 
 def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], tokenizer: Any,
@@ -247,6 +285,30 @@ def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
     """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
     entropy, tokens = -meta["logps"].map(sum).sum(), meta["tokens"].map(len).sum()
     return 0.0 if entropy >= config.entropy_floor * tokens else config.meta_entropy
+
+
+def outcomes(table: pd.DataFrame) -> pd.DataFrame:
+    """How each rolled-out group went, by group: `right` of `solutions`."""
+    solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+    return solved.groupby("group").agg(right=("reward", "sum"), solutions=("reward", "size")).astype(int)
+
+
+def belief_metrics(table: pd.DataFrame, found: Sequence[Belief | None]) -> dict[str, float]:
+    """What a step's scored rollouts say of the beliefs about its problems, in place of what sampled predictions would.
+
+    Args:
+        table: `group` is the problem's place among the candidates.
+        found: the belief about each candidate; empty metrics where none was read.
+    """
+    if not found or found[0] is None:
+        return {}
+    went = outcomes(table)
+    read_PV = np.array([found[group].probabilities for group in went.index]).reshape(len(went), -1)
+    means, rates = pd.Series([found[group].mean for group in went.index]), went["right"] / went["solutions"]
+    return {"pass_rate_r": correlation(means, rates), "pass_rate_mae": (means.to_numpy() - rates).abs().mean(),
+            "predicted_pass_rate": means.mean(), "predicted_pass_rate_std": means.std(),
+            "belief_outside": float(np.mean([belief.outside for belief in found])),
+            **beliefs.measures(read_PV, went["right"].tolist(), went["solutions"].tolist())}
 
 
 def batch_metrics(table: pd.DataFrame) -> dict[str, float]:

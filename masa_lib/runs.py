@@ -30,7 +30,8 @@ from masa_lib.files import RunError, logger
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
 METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "evaluations.jsonl", "rollouts.jsonl"
-RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, "rollouts", "evaluations", "checkpoints")
+BELIEFS = "beliefs.jsonl"
+RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, "rollouts", "evaluations", "checkpoints")
 STATES = ("running", "paused", "finished", "stopped", "failed")
 PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "math-verify")
 
@@ -138,6 +139,26 @@ class Run:
     def metrics(self) -> pd.DataFrame:
         """One row a finished step; null reads as NaN."""
         return _frame(files.read_lines(self.path / METRICS))
+
+    def append_beliefs(self, row: Mapping[str, Any]) -> None:
+        """Record what was believed of a step's candidates; see `selection.belief_record`."""
+        self._append(BELIEFS, row)
+
+    def beliefs(self) -> pd.DataFrame:
+        """One row a candidate and step: what was believed of it (thousandths) and how its group went."""
+        packed = (self.path / BELIEFS).with_suffix(".parquet")
+        if packed.exists():
+            return files.read_tables([packed])
+        rows = pd.DataFrame(files.read_lines(self.path / BELIEFS))
+        return rows if rows.empty else rows.explode([name for name in rows.columns if name != "step"], ignore_index=True)
+
+    def pack_beliefs(self) -> None:
+        """Keep what was believed as a table, a sixth of the size, once the run is finished."""
+        table = self.beliefs()
+        if len(table):
+            table = table.astype({"right": "Int16", "solutions": "int16", "weight": "float32"})
+            files.write_table((self.path / BELIEFS).with_suffix(".parquet"), table)
+            (self.path / BELIEFS).unlink(missing_ok=True)
 
     def write_rollouts(self, step: int, table: pd.DataFrame) -> None:
         """Record the whole groups of a step, one row a rollout."""
@@ -268,12 +289,14 @@ class Run:
         A process killed here leaves the rest to the next call: checkpoints go first, the newest before the older, so
         that a checkpoint never outlives the records that lead up to it.
         """
-        records = {name: files.read_lines(self.path / name) for name in (METRICS, EVALUATIONS, ROLLOUTS)}
+        records = {name: files.read_lines(self.path / name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS)}
         with self._writing(self.path):
             for newer in self._checkpoint_steps():
                 if newer > step:
                     shutil.rmtree(self._checkpoint(newer))
             for name, rows in records.items():
+                if not (rows or (self.path / name).exists()):
+                    continue
                 kept = b"".join(files.line(row) for row in rows if row["step"] <= step)
                 files.replace(self.path / name, lambda file, kept=kept: file.write_bytes(kept))
             for shard in self.path.glob("*/step-*.parquet"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from typing import Any
 
 import pandas as pd
 
+from masa_lib import beliefs, gating, rollouts
 from masa_lib import config as configs
-from masa_lib import gating, rollouts
+from masa_lib.beliefs import Belief
 from masa_lib.config import Config
 from masa_lib.engine import Completion, Engine, Reading, Request
 from masa_lib.gating import Candidate, Gate
@@ -27,17 +29,19 @@ from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rollouts import Ask
 
 Sample = Callable[[Sequence[Ask]], pd.DataFrame]
+#: beliefs about problems whose groups are numbered from the second argument, and the rows of what was thought before
+Believe = Callable[[Sequence[Problem], int], tuple[list[Belief], list[pd.DataFrame]]]
 
 
 class CountingEngine:
     """An engine that adds up its calls.
 
-    Tokens of prompts computed to sample from them (`prefill`), tokens sampled (`decode`), tokens computed to read
-    (`reading`, forced beginnings included).
+    `prefill`: tokens of prompts computed to sample. `decode`: tokens sampled. `read_tokens`, `read_seconds`: computed
+    to read, and how long that took.
     """
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.prefill, self.decode, self.reading = engine, 0, 0, 0
+        self.engine, self.prefill, self.decode, self.read_tokens, self.read_seconds = engine, 0, 0, 0, 0.0
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """See `Engine.generate`."""
@@ -48,8 +52,10 @@ class CountingEngine:
 
     def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
         """See `Engine.read`."""
+        start = time.perf_counter()
         reading = self.engine.read(prompts, suffix, choices)
-        self.reading += self.engine.prefill_tokens
+        self.read_seconds += time.perf_counter() - start
+        self.read_tokens += self.engine.prefill_tokens
         return reading
 
 
@@ -67,7 +73,8 @@ class Selection:
     judged: int
 
 
-def collect(gate: Gate | None, pool: ProblemPool, cursor: int, sample: Sample, config: Config, step: int) -> Selection:
+def collect(gate: Gate | None, pool: ProblemPool, cursor: int, sample: Sample, config: Config, step: int,
+            believe: Believe | None = None) -> Selection:
     """The rollouts of a step.
 
     Args:
@@ -77,31 +84,38 @@ def collect(gate: Gate | None, pool: ProblemPool, cursor: int, sample: Sample, c
         sample: `rollouts.sample` with all but the groups to ask for.
         config: in force at the step.
         step: its number, counted from 1; with the run's seed it decides the lots.
+        believe: reads the beliefs about candidates; wanted where the method reads.
     """
     if gate is None:
-        return _at_once(pool, cursor, sample, config)
+        return _at_once(pool, cursor, sample, config, believe)
     gate.rng = random.Random(f"{config.seed}/{step}")
     gate.begin(step)
     if not (gate.gate_on or gate.cap_on or gate.hint_on):
-        return _at_once(pool, cursor, sample, config)
-    return _Gathering(gate, pool, cursor, sample, config).run()
+        return _at_once(pool, cursor, sample, config, believe)
+    return _Gathering(gate, pool, cursor, sample, config, believe).run()
 
 
-def _at_once(pool: ProblemPool, cursor: int, sample: Sample, config: Config) -> Selection:
+def _at_once(pool: ProblemPool, cursor: int, sample: Sample, config: Config, believe: Believe | None) -> Selection:
     sampling = config.sampling
     problems = pool.take(cursor, sampling.problems)
+    found, thoughts = believe(problems, 0) if believe and configs.reads(config) else ([], [])
     table = sample(rollouts.whole_groups(
         problems, config, solutions=sampling.solutions,
-        predictions=sampling.predictions if config.method in configs.PREDICTING else 0))
-    return Selection(table, read_candidates(problems, table), len(problems), len(problems))
+        predictions=sampling.predictions if configs.samples_predictions(config) else 0))
+    candidates = ([Candidate(problem, belief=belief) for problem, belief in zip(problems, found, strict=True)]
+                  if found else read_candidates(problems, table))
+    return Selection(pd.concat([table, *thoughts], ignore_index=True) if thoughts else table, candidates,
+                     len(problems), len(problems))
 
 
 class _Gathering:
     """One step with a gate that acts."""
 
-    def __init__(self, gate: Gate, pool: ProblemPool, cursor: int, sample: Sample, config: Config) -> None:
+    def __init__(self, gate: Gate, pool: ProblemPool, cursor: int, sample: Sample, config: Config,
+                 believe: Believe | None) -> None:
         self.gate, self.pool, self.cursor, self.sample, self.config = gate, pool, cursor, sample, config
-        self.budget = int(config.gate.candidates * config.sampling.problems)
+        self.believe, self.limits = believe, gating.limits(config)
+        self.budget = int(self.limits.candidates * config.sampling.problems)
         self.candidates: list[Candidate] = []
         self.judged = 0
         self.weights: dict[int, float] = {}  # of the groups that are rolled out
@@ -114,7 +128,7 @@ class _Gathering:
         """Fill the batch; where the gate admits nobody, the first candidate is rolled out, as a step needs a group."""
         places = self.config.sampling.problems
         if self.gate.gate_on:
-            places = max(round(self.config.gate.places * places), 1)
+            places = max(round(self.limits.places * places), 1)
         while places > 0 and len(self.candidates) < self.budget:
             before = len(self.weights)
             filled = self._choose(places)
@@ -146,13 +160,17 @@ class _Gathering:
             for group, admitted in enumerate(verdicts, first):
                 if admitted:
                     self.weights[group] = 1.0
-                elif admitted is False and gate.rechecks and gate.rng.random() < self.config.gate.recheck:
-                    self.weights[group] = 1 / self.config.gate.recheck
+                elif admitted is False and gate.rechecks and gate.rng.random() < self.limits.recheck:
+                    self.weights[group] = 1 / self.limits.recheck
                     self.rechecked.add(group)
         return chosen
 
     def _predict(self, drawn: Sequence[Problem], first: int) -> list[Candidate]:
-        """The candidates, with predictions where the gate wants them."""
+        """The candidates, with predictions or beliefs where the gate wants them."""
+        if configs.reads(self.config):
+            found, thoughts = self.believe(drawn, first)
+            self.meta += thoughts
+            return [Candidate(problem, belief=belief) for problem, belief in zip(drawn, found, strict=True)]
         asks = [self._predictions(group, problem) for group, problem in enumerate(drawn, first)
                 if self.gate.asks(problem)]
         if not asks:
@@ -163,7 +181,7 @@ class _Gathering:
 
     def _solve(self, groups: Sequence[int]) -> pd.DataFrame:
         """The solutions of candidates, and predictions that the gate did not want but the update does."""
-        late = [group for group in groups if group not in self.asked and self.config.method in configs.PREDICTING]
+        late = [group for group in groups if group not in self.asked and configs.samples_predictions(self.config)]
         table = self.sample([self._solutions(group) for group in groups]
                             + [self._predictions(group, self.candidates[group].problem) for group in late])
         for group in late:
@@ -199,6 +217,24 @@ def _candidate(problem: Problem, meta: pd.DataFrame) -> Candidate:
     rates = (meta["predicted_pass_rate"].astype(float) / PASS_RATE_STEPS).clip(0, 1)  # released mode takes any number
     return Candidate(problem, tuple(rates), tuple(meta["predicted_length"].dropna().astype(int)),
                      tuple(notion for notion, count in named.items() if 2 * count >= len(meta)))
+
+
+def belief_record(found: Selection) -> dict[str, Any]:
+    """What was believed of a step's candidates and how their groups went, compactly; empty where nothing was read.
+
+    `beliefs`: thousandths. `right`, `solutions`: None, 0 for those that were not rolled out. `weight`: of those that
+    were, one over their chance to be (0: not).
+    """
+    if not found.candidates or found.candidates[0].belief is None:
+        return {}
+    went = rollouts.outcomes(found.table)
+    weights = found.table[found.table["stream"] == "solution"].groupby("group")["weight"].first()
+    groups = range(len(found.candidates))
+    return {"problems": [candidate.problem.id for candidate in found.candidates],
+            "beliefs": [beliefs.thousandths(candidate.belief.probabilities) for candidate in found.candidates],
+            "right": [int(went["right"][group]) if group in went.index else None for group in groups],
+            "solutions": [int(went["solutions"].get(group, 0)) for group in groups],
+            "weight": [float(weights.get(group, 0.0)) for group in groups]}
 
 
 def learn(gate: Gate | None, found: Selection) -> dict[str, float]:

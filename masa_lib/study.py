@@ -344,6 +344,7 @@ class _Runner:
         planned = self.runs[name]
         for part in ("checkpoints", "tensorboard", *(["model"] if planned.changes["seed"] else [])):
             shutil.rmtree(planned.path / part, ignore_errors=True)
+        Run.open(planned.path).pack_beliefs()
         self.rows[name] = progress(planned)
         if self.commits:
             self.uncommitted.append(planned.path)

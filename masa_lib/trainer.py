@@ -20,15 +20,42 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import psutil
 import torch
 from tqdm.auto import tqdm
 
+from masa_lib import (
+    belief_gates,
+    beliefs,
+    control,
+    evaluation,
+    expert,
+    gating,
+    grpo,
+    models,
+    prompts,
+    rollouts,
+    selection,
+)
 from masa_lib import config as configs
-from masa_lib import control, evaluation, expert, gating, grpo, models, rollouts, safeguards, selection
+from masa_lib import (
+    belief_gates,
+    beliefs,
+    control,
+    evaluation,
+    expert,
+    gating,
+    grpo,
+    models,
+    prompts,
+    rollouts,
+    safeguards,
+    selection,
+)
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engine import make_engine
+from masa_lib.engine import Engine, make_engine
 from masa_lib.problems import Problem, ProblemPool, held_out
 from masa_lib.runs import Run, RunError
 from masa_lib.stopping import Stop, Stopped
@@ -36,6 +63,8 @@ from masa_lib.tensorboard import open_board
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
 SEED_TAG, ORACLE_TAG = 104729, 49979687
+#: what a step renews of the running mean of the solutions' gradient norm
+NORM_RENEWED = 0.1
 
 
 @dataclass(frozen=True)
@@ -69,7 +98,9 @@ class Trainer:
         self._fused = self.model.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(models.trainable(self.model), lr=config.update.learning_rate,
                                            fused=self._fused)
-        self.step = self.cursor = self._oracle_tokens = 0  # finished steps; problems drawn; tokens that are no cost
+        self.step = self.cursor = 0  # finished steps; problems drawn
+        self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
+        self._solution_norm = 0.0  # running mean of the norm of the solutions' gradient
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
@@ -111,17 +142,20 @@ class Trainer:
 
     def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
-        config, clock, self._oracle_tokens = self._config, Clock(), 0
-        engine, gate = selection.CountingEngine(self.engine), self._gate(clock)
+        config, clock = self._config, Clock()
+        self._oracle_tokens = self._anchor_tokens = 0
+        engine = selection.CountingEngine(self.engine)
+        gate = self._gate(clock, engine)
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
+        believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config, sample=sample)
         with models.precision(config.model, self.model.device):
-            found = selection.collect(gate, self.pool, self.cursor, sample, config, self.step + 1)
+            found = selection.collect(gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
             clock.lap("generate")
             rollouts.score(found.table, config)
             gated = selection.learn(gate, found)
             clock.lap("grade")
-            update = self._update(found.table, gate is not None and gate.refills)
+            update = self._update(found, gate is not None and gate.refills)
             cloning = self._clone(found.table)
             clock.lap("update")
         self.step += 1
@@ -129,22 +163,46 @@ class Trainer:
         if gate:
             self._memory[config.method] = gate.state()
         found.table.insert(0, "step", self.step)
-        metrics = {"step": self.step, "method": config.method, **rollouts.batch_metrics(found.table), **gated, **update,
-                   **cloning, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
-                   "tokens_oracle": self._oracle_tokens, **clock.seconds(), "memory_mb": memory_mb()}
+        metrics = {"step": self.step, "method": config.method, **rollouts.batch_metrics(found.table),
+                   **rollouts.belief_metrics(found.table, [candidate.belief for candidate in found.candidates]),
+                   **gated, **update, **cloning, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
+                   "tokens_read": engine.read_tokens, "seconds_read": engine.read_seconds,
+                   "tokens_oracle": self._oracle_tokens, "tokens_anchor": self._anchor_tokens,
+                   **clock.seconds(), "memory_mb": memory_mb()}
+        if self.run and (read := selection.belief_record(found)):
+            self.run.append_beliefs({"step": self.step, **read})
         return found.table, metrics
 
-    def _gate(self, clock: Clock) -> gating.Gate | None:
+    def _gate(self, clock: Clock, engine: Engine) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
-        return gating.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
+        gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
+        if isinstance(gate, belief_gates.Probe):
+            gate.hidden = partial(self._hidden, engine)
+        return gate
 
-    def _solve(self, clock: Clock, problems: Sequence[Problem], samples: int) -> list[int]:
-        """How many of so many solutions are right, for each problem; neither tokens nor seconds of the training."""
+    def _hidden(self, engine: selection.CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
+        """The policy's last hidden state at the end of each problem's prompt, PD; its tokens are counted as read."""
+        asked = [tuple(prompts.encode(self.tokenizer, prompts.solution_messages(problem.text, self._config.prompt)))
+                 for problem in problems]
+        start = time.perf_counter()
+        states_PD = grpo.prompt_states(self.model, asked).float().cpu().numpy()
+        engine.read_seconds += time.perf_counter() - start
+        engine.read_tokens += sum(map(len, asked))
+        return states_PD
+
+    def _solve(self, clock: Clock, problems: Sequence[Problem], samples: int, counted: bool = False) -> list[int]:
+        """How many of so many solutions are right, for each problem.
+
+        Neither tokens nor seconds of the training, unless they are `counted`.
+        """
         start = time.perf_counter()
         right, tokens = rollouts.count_right(problems, samples, self.engine, self.tokenizer, self._config,
                                              [self._config.seed, ORACLE_TAG, self.step])
-        self._oracle_tokens += tokens
-        clock.leave_out(time.perf_counter() - start)
+        if counted:
+            self._anchor_tokens += tokens
+        else:
+            self._oracle_tokens += tokens
+            clock.leave_out(time.perf_counter() - start)
         return right
 
     def evaluate(self) -> dict[str, Any] | None:
@@ -166,14 +224,15 @@ class Trainer:
         self._evaluated = self.step
         return summary
 
-    def _update(self, table: pd.DataFrame, signal_only: bool) -> dict[str, float]:
+    def _update(self, found: selection.Selection, signal_only: bool) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
-        config = self._config.update
+        config, table = self._config.update, found.table
         bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
         config = dataclasses.replace(config, meta_entropy=bonus)
-        doubled = config.released_updates and self._config.method in configs.PREDICTING
+        doubled = config.released_updates and configs.samples_predictions(self._config)
         count = config.updates_per_step * (2 if doubled else 1)
-        parts = [_samples(part, config, signal_only) for _, part in table.groupby(table["group"] % count)]
+        shares = [part for _, part in table.groupby(table["group"] % count)]
+        parts = [_samples(part, config, signal_only) for part in shares]
         old = None
         if len(parts) > 1:
             everything = [sample for part in parts for sample in part]
@@ -183,29 +242,31 @@ class Trainer:
         rate = learning_rate(self._config, self.step + 1)
         for group in self.optimizer.param_groups:
             group |= {"lr": rate, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
-        sums, norms = [], []
+        sums, norms, told = [], [], []
         self.model.train(self._config.model.gradient_checkpointing)  # layers checkpoint in training mode alone
-        for samples in parts:
+        for share, samples in zip(shares, parts, strict=True):
             sums.append(self._gradients(samples, config, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
             for parameter in models.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip,
-                                                   sums[-1]["loss_solution"] + sums[-1]["loss_meta"]))
+            told.append(self._learn_beliefs(share, found.candidates))
+            norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip, sum(
+                (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
             self.optimizer.step()
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
         self.model.eval()
         self.engine.sync()
         total = pd.DataFrame(sums).sum()
         tokens = total["tokens"] or math.nan
-        norm = torch.stack(norms).mean().item()
+        norm, read = torch.stack(norms).mean().item(), sum(row["tokens_belief"] for row in told)
         return {"loss": (total["loss_solution"] + total["loss_meta"]) / len(parts),
                 "loss_solution": total["loss_solution"] / len(parts), "loss_meta": total["loss_meta"] / len(parts),
                 "clip_share": total["clipped"] / tokens, "entropy": total["entropy"] / tokens,
                 "logp_gap": total["gap"] / tokens, "gradient_norm": norm, "learning_rate": rate,
-                "updates": len(parts), "tokens_update": int(total["computed"]),
-                "token_budget": self._budget.within(config.token_budget)}
+                "updates": len(parts), "tokens_update": int(total["computed"]) + read, "tokens_belief": read,
+                "token_budget": self._budget.within(config.token_budget),
+                **pd.DataFrame(told)[["loss_belief", "belief_gradient"]].astype(float).mean()}
 
     def _gradients(self, samples: list[grpo.Sample], config: UpdateConfig,
                    old: dict[int, torch.Tensor] | None) -> dict[str, float]:
@@ -216,6 +277,29 @@ class Trainer:
                                              self._config.sampling.temperature, old)
 
         return self._budget.spend(passes, samples, config.token_budget)
+
+    def _learn_beliefs(self, table: pd.DataFrame, candidates: Sequence[gating.Candidate]) -> dict[str, float]:
+        """Add the gradient of the beliefs about the rolled-out problems to that of their solutions.
+
+        Untrained beliefs would drown the solutions (their gradient is a hundred times as long), so it is shortened to
+        the running mean of the solutions' norm, and then weighted.
+        """
+        settings, went = self._config.prediction, rollouts.outcomes(table)
+        if not configs.reads(self._config) or went.empty or not settings.weight:
+            return {"loss_belief": None, "belief_gradient": None, "tokens_belief": 0}
+        read = [candidates[group].belief for group in went.index]
+        samples = [grpo.BeliefSample(belief.prompt + belief.suffix, *row)
+                   for belief, row in zip(read, went.itertuples(index=False), strict=True)]
+        choices = beliefs.question(self.tokenizer, self._config.prompt).choices
+        gradients, loss = grpo.belief_gradients(self.model, samples, choices, settings.score,
+                                                self._budget.within(self._config.update.token_budget))
+        solutions = [parameter.grad for parameter in models.trainable(self.model)]
+        if norm := torch.nn.utils.get_total_norm(solutions).item():
+            self._solution_norm += (norm - self._solution_norm) * (NORM_RENEWED if self._solution_norm else 1.0)
+        length = torch.nn.utils.get_total_norm(gradients).item()
+        scale = settings.weight * min(1.0, self._solution_norm / length if length else 1.0)
+        torch._foreach_add_(solutions, gradients, alpha=scale)
+        return {"loss_belief": loss, "belief_gradient": length, "tokens_belief": sum(len(sample.ids) for sample in samples)}
 
     def _clone(self, table: pd.DataFrame) -> dict[str, float]:
         """Collect the step's expert predictions, and clone them once there are enough."""
@@ -255,7 +339,7 @@ class Trainer:
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.optimizer.state_dict(), file)
         state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state(),
-                 "token_budget": self._budget.most}
+                 "token_budget": self._budget.most, "solution_norm": self._solution_norm}
         (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
 
     def save_model(self) -> None:
@@ -268,7 +352,7 @@ class Trainer:
         state = json.loads((folder / "state.json").read_text(encoding="utf8"))
         self.step, self.cursor, self._memory = state["step"], state["cursor"], state.get("gates", {})
         self._experts.restore(state.get("experts", []))
-        self._budget.most = state.get("token_budget")
+        self._budget.most, self._solution_norm = state.get("token_budget"), state.get("solution_norm", 0.0)
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step

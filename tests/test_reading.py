@@ -143,7 +143,7 @@ def test_read_tokens_are_counted_once_a_prompt_with_the_forced_beginning(policy)
     engine = CountingEngine(policy.engine)
     for _ in range(2):
         engine.read([PROMPTS[0], PROMPTS[1], PROMPTS[0]], SUFFIX, CHOICES)
-    assert engine.reading == 2 * (len(PROMPTS[0]) + len(PROMPTS[1]) + 2 * len(SUFFIX))
+    assert engine.read_tokens == 2 * (len(PROMPTS[0]) + len(PROMPTS[1]) + 2 * len(SUFFIX))
     assert engine.prefill == engine.decode == 0
 
 

@@ -53,7 +53,7 @@ def layout(config: Config, processes: int, longest_prompt: int) -> Layout:
         ConfigError: G and M have no common divisor above 1.
     """
     sampling = config.sampling
-    meta = sampling.predictions if config.method in configs.PREDICTING else 0
+    meta = sampling.predictions if configs.samples_predictions(config) else 0
     generations = math.gcd(sampling.solutions, meta)
     if generations < 2:
         raise ConfigError(f"sampling.solutions is {sampling.solutions} and sampling.predictions {meta}; on TRL both "
@@ -89,7 +89,7 @@ def data_set(config: Config, pool: ProblemPool, plan: Layout, *, first: int, cur
 
 
 def _rows(problems: Sequence[Problem], config: Config) -> Iterator[dict[str, Any]]:
-    predictions = config.sampling.predictions if config.method in configs.PREDICTING else 0
+    predictions = config.sampling.predictions if configs.samples_predictions(config) else 0
     asks = rollouts.whole_groups(problems, config, solutions=config.sampling.solutions, predictions=predictions)
     for ask in sorted(asks, key=lambda ask: ask.group):  # stable: solutions before predictions
         for member in range(len(ask.caps)):

@@ -53,7 +53,7 @@ except ImportError as error:
 
 #: settings that a training on TRL takes at one value only
 ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0,
-        "sampling.shared_beginning": False}
+        "sampling.shared_beginning": False, "prediction.mode": "sampled"}
 #: who carries messages between processes, as their errors name themselves
 BACKENDS = ("gloo", "NCCL")
 #: problems whose prompts are looked at to guess the longest
@@ -68,6 +68,9 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the setting.
     """
+    if config.method in configs.CHOOSING:
+        raise ConfigError(f"The method {config.method} chooses by a belief, which a training on TRL has no place for "
+                          "yet; train without --backend trl, or with --method masa-efficient.")
     for key, value in ONLY.items():
         if configs.get(config, key) != value:
             raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
