@@ -108,7 +108,7 @@ class PredictionConfig:
                        "the nine pass rates are read and learned by what happened (masa-read always reads)",
                        choices=("sampled", "read"))
     score: str = option("log", "what a belief is paid: log, the log of the chance that it gave to what happened; "
-                        "brier, the expected quadratic score of its answer, which kills doubt", choices=("log", "brier"))
+                        "brier, the expected quadratic score, which kills doubt", choices=("log", "brier"))
     weight: float = option(1.0, "of the belief's gradient, which is first shortened to the running mean of the "
                            "norm of the solutions'; 0: the belief is not learned", low=0.0)
     think: bool = option(False, "the model writes a prediction up to its pass rate before the belief is read")

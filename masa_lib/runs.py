@@ -150,7 +150,8 @@ class Run:
         if packed.exists():
             return files.read_tables([packed])
         rows = pd.DataFrame(files.read_lines(self.path / BELIEFS))
-        return rows if rows.empty else rows.explode([name for name in rows.columns if name != "step"], ignore_index=True)
+        lists = [name for name in rows.columns if name != "step"]
+        return rows.explode(lists, ignore_index=True) if lists else rows
 
     def pack_beliefs(self) -> None:
         """Keep what was believed as a table, a sixth of the size, once the run is finished."""

@@ -37,23 +37,10 @@ from masa_lib import (
     models,
     prompts,
     rollouts,
-    selection,
-)
-from masa_lib import config as configs
-from masa_lib import (
-    belief_gates,
-    beliefs,
-    control,
-    evaluation,
-    expert,
-    gating,
-    grpo,
-    models,
-    prompts,
-    rollouts,
     safeguards,
     selection,
 )
+from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Engine, make_engine
 from masa_lib.problems import Problem, ProblemPool, held_out
