@@ -286,7 +286,8 @@ class Trainer:
         length = torch.nn.utils.get_total_norm(gradients).item()
         scale = settings.weight * min(1.0, self._solution_norm / length if length else 1.0)
         torch._foreach_add_(solutions, gradients, alpha=scale)
-        return {"loss_belief": loss, "belief_gradient": length, "tokens_belief": sum(len(sample.ids) for sample in samples)}
+        return {"loss_belief": loss, "belief_gradient": length,
+                "tokens_belief": sum(len(sample.ids) for sample in samples)}
 
     def _clone(self, table: pd.DataFrame) -> dict[str, float]:
         """Collect the step's expert predictions, and clone them once there are enough."""
