@@ -55,7 +55,7 @@ def arm_places(arms: Iterable[str]) -> dict[str, int]:
     ordered = sorted(set(arms), key=arm_rank)
     own = {method: place for place, method in enumerate(METHODS[:len(PALETTE)])
            if method in {*ordered, "grpo", "masa", "masa-read"}}
-    free = [place for place in range(len(PALETTE)) if place not in own.values()]
+    free = [place for place in range(len(PALETTE)) if place not in own.values()] or list(range(len(PALETTE)))
     others = [arm for arm in ordered if arm not in own]
     own |= {arm: free[number % len(free)] for number, arm in enumerate(others)}
     return {arm: own[arm] for arm in ordered}
