@@ -10,3 +10,6 @@ __version__ = "0.1.0"
 
 # Before torch is imported: threads that spin while they wait make a busy machine ten times slower, not two.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# GPU memory in segments that grow leaves no gaps too small for the next batch; who sets either name decides.
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")

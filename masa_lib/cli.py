@@ -100,6 +100,7 @@ def _add_training(command: Callable[..., Parser]) -> None:
     _add_config_options(train, SHORT)
     train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
     _add_backend(train)
+    train.add_argument("--ignore-plan", action="store_true", help="begin although the memory plan does not fit")
     train.set_defaults(interrupted=lambda options: _how_to_resume(options.out))
     resume = command("resume", _resume, "continue a run that was stopped", epilog=codes, **RAW)
     resume.add_argument("run", metavar="RUN", type=Path)
@@ -187,7 +188,8 @@ def config_from(options: argparse.Namespace, base: config.Config | None = None) 
     changes: dict[str, Any] = config.read(options.config) if options.config else {}
     changes |= {key: getattr(options, name) for name, key in SHORT.items() if getattr(options, name, None) is not None}
     changes |= _set(options.set)
-    return config.replace(base, changes) if base and not options.config else tiers.config(changes)
+    cuda = True if getattr(options, "gpu", 0) else None
+    return config.replace(base, changes) if base and not options.config else tiers.config(changes, cuda)
 
 
 def _set(entries: Sequence[str]) -> dict[str, str]:
@@ -205,14 +207,27 @@ def _train(options: argparse.Namespace) -> None:
     if (options.out / "config.toml").exists():
         raise config.ConfigError(f"{options.out} holds a run already: `masa resume {shlex.quote(str(options.out))}` "
                                  "continues it, and --out names another place.")
+    _check_plan(settings, options)
+    run = _trainer(options).train(settings, options.out, options.command)
+    print(f"Trained: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
+
+
+def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
+    """Print the memory plan; several processes share what it counts as one's, and are not judged by it.
+
+    Raises:
+        PlanError: it does not fit.
+    """
     from masa_lib import plan
 
     try:
-        print(plan.text(settings), flush=True)
+        said, fits = plan.judge(settings)
     except plan.PlanError as error:
-        print(f"No memory plan: {error}", flush=True)
-    run = _trainer(options).train(settings, options.out, options.command)
-    print(f"Trained: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
+        said, fits = "\n".join(filter(None, (tiers.explain(settings), f"No memory plan: {error}"))), True
+    print(said, flush=True)
+    if not (fits or options.ignore_plan or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+        raise plan.PlanError("The training is not begun, as it does not fit by its memory plan: change what the plan "
+                             "says, or try it all the same with --ignore-plan.")
 
 
 def _resume(options: argparse.Namespace) -> None:
@@ -325,7 +340,15 @@ def _models(options: argparse.Namespace) -> None:
 def _plan(options: argparse.Namespace) -> None:
     from masa_lib import plan
 
-    print(plan.table() if options.table else plan.text(config_from(options), options.gpu))
+    if options.table:
+        print(plan.table())
+        return
+    settings = config_from(options)
+    try:
+        print(plan.text(settings, options.gpu))
+    except plan.PlanError:
+        print(tiers.explain(settings, bool(options.gpu) or None), end="\n" * (tiers.find(settings.model.name) is None))
+        raise
 
 
 def _gigabytes(text: str) -> float:

@@ -56,6 +56,8 @@ class ModelConfig:
     lora_rank: int = option(0, "train low-rank adapters of this rank on all linear layers, with about ten times the "
                             "learning rate; 0: train all weights", low=0)
     lora_alpha: float = option(32.0, "the adapters' product counts lora_alpha / lora_rank", above=0.0)
+    deterministic: bool = option(False, "only those algorithms of torch that give the same bits again, slower; the "
+                                 "CPU's do so anyway, and on CUDA a resumed run differs without them")
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's own choice", low=0)
 
 

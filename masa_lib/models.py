@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import importlib.util
 import json
@@ -18,12 +19,18 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from masa_lib import tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
+from masa_lib.files import logger
 from masa_lib.tiers import TIERS, Gguf, resolve
 
 #: the file of a checkpoint's adapters
 ADAPTERS = "adapters.safetensors"
+#: what the driver of an NVIDIA GPU says of itself
+DRIVER = Path("/proc/driver/nvidia/version")
+#: parameters from which on a CPU is no place to train (qwen3-0.6b has 596 million)
+LARGE = 0.55e9
 
 
 class ModelError(MasaError, RuntimeError):
@@ -31,16 +38,39 @@ class ModelError(MasaError, RuntimeError):
 
 
 def pick_device(config: ModelConfig) -> torch.device:
-    """The device the config asks for.
+    """The device the config asks for; a GPU that torch cannot use is not passed over in silence.
 
     Raises:
-        ModelError: when CUDA is asked for and not there.
+        ModelError: CUDA is asked for and not there, or `auto` would take a large model to the CPU beside such a GPU.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ModelError("model.device is cuda, but torch sees no CUDA device; set model.device=cpu or auto.")
-    if config.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    if torch.cuda.is_available():
+        return torch.device("cpu" if config.device == "cpu" else "cuda")
+    unused = _unused_gpu()
+    if config.device == "cuda":
+        raise ModelError(f"model.device is cuda, but torch sees no CUDA device{unused and ': ' + unused}; set "
+                         "model.device=cpu or auto.")
+    if config.device == "auto" and unused:
+        if (parameters := tiers.parameters(config.name)) >= LARGE:
+            raise ModelError(f"{config.name!r} has {parameters / 1e9:.1f} billion parameters and would be on the CPU, "
+                             f"although there is an NVIDIA GPU: {unused}. Mend that, or set model.device=cpu.")
+        _say(f"There is an NVIDIA GPU, but torch cannot use it ({unused}): the CPU computes.")
+    return torch.device("cpu")
+
+
+def _unused_gpu() -> str:
+    """Why torch does not use this computer's NVIDIA GPU; empty where it has none or `CUDA_VISIBLE_DEVICES` hides it."""
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    if hidden or not (DRIVER.exists() or shutil.which("nvidia-smi")):
+        return ""
+    if torch.version.cuda is None:
+        return "this torch is a build without CUDA"
+    return f"its driver is too old for CUDA {torch.version.cuda}, of which this torch is, or out of order"
+
+
+@functools.cache
+def _say(text: str) -> None:
+    """Warn of something, once."""
+    logger.warning(text)
 
 
 def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
@@ -333,10 +363,15 @@ def _add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> list
 
 
 def prepare(config: Config) -> None:
-    """Set torch's threads and seed as the config wants; before anything is loaded."""
+    """Set torch's threads, seed and choice of algorithms as the config wants; before anything is loaded."""
     tune_heap()
     if config.model.threads:
         torch.set_num_threads(config.model.threads)
+    if config.model.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when it starts
+        # A warning where torch knows no such way (on CUDA the running sums of sampling), as an error would end the run.
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = False
     torch.manual_seed(config.seed)
 
 

@@ -7,6 +7,7 @@ which every rollout is as long as its cap. What the formulas leave out is in `RU
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Mapping
@@ -24,12 +25,16 @@ GB = 2**30
 RUNTIME = GB
 #: of a prompt, tokens, by wording: what to expect where the problems are not known yet
 PROMPT_TOKENS = {"compact": 64, "paper": 256}
+#: sequences that vLLM has to decode together, or its share is wasted
+SEQUENCES = 32
 #: tokens by which the cache of the in-process engine grows
 GROWTH = 64
 #: numbers of four bytes that exist together for each of a chunk's logits, by precision
 LOGITS_UPDATE = {"float32": 2, "bfloat16": 3}
 #: what an allocator takes over what the tensors of an update hold, which come in many sizes
 GAPS = 1.1
+#: the least that a line of the plan is about, bytes: less would read 0.00 GB
+SHOWN = GB // 200
 #: the sizes of the table in the README, GB
 CARDS = (24, 40, 80, 141)
 #: what to try in turn where the memory does not suffice, the mildest first
@@ -47,7 +52,8 @@ class PlanError(MasaError, RuntimeError):
 class Plan:
     """Bytes by part: `always` there, while `sampling`, and in the `update` (its backward pass: AdamW needs no more).
 
-    `engine` is what vLLM takes for itself, `engine_needs` the least it can work with (its weights and one sequence).
+    `engine` is what vLLM takes for itself, `engine_needs` the least it works with: its weights, and SEQUENCES sequences
+    as long as their cap. `saving` is what the copy takes that is written: one tensor on a GPU, all of it on the CPU.
     """
 
     parameters: int
@@ -57,11 +63,13 @@ class Plan:
     update: Mapping[str, int]
     engine: int = 0
     engine_needs: int = 0
+    saving: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def peak(self) -> int:
         """The most that is there at one time, bytes."""
-        return sum(self.always.values()) + self.engine + max(sum(self.sampling.values()), sum(self.update.values()))
+        return sum(self.always.values()) + self.engine + max(
+            sum(part.values()) for part in (self.sampling, self.update, self.saving))
 
 
 @functools.cache
@@ -112,14 +120,14 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
                       "log-probs": _logprobs(sizes, config)}
     kept = 4 if not low else 2 if adapters else 3  # bytes a number: rotated keys stay float32 under autocast
     tokens = prompt + longest
+    rows = min(sampling.batch, sampling.problems * (sampling.solutions + (
+        sampling.predictions if configs.samples_predictions(config) else 0)))
     engine = needs = 0
     if sampling.engine == "vllm":
         copy = sizes.parameters * (2 if low else 4) + sizes.vocab * sizes.hidden * 4  # its head computes in float32
-        needs = copy + sizes.key_values * tokens * (2 if low else 4) + GB
+        needs = copy + min(SEQUENCES, rows) * sizes.key_values * tokens * (2 if low else 4) + GB
         engine = int(sampling.gpu_memory * gpu * GB) if gpu else copy + 2 * GB
         casts = {}
-    rows = min(sampling.batch, sampling.problems * (sampling.solutions + (
-        sampling.predictions if configs.samples_predictions(config) else 0)))
     free = max(gpu * GB - sum(always.values()), 0)
     room = free * sampling.gpu_memory if gpu and sampling.engine == "paged" else math.inf
     one = (tokens + GROWTH) * sizes.key_values * kept
@@ -128,7 +136,16 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
     copies = kv // sizes.layers * (1 if sampling.engine == "paged" else sizes.heads // sizes.kv_heads)
     decoding = {} if sampling.engine == "vllm" else casts | {
         "keys and values": kv, "decoding": rows * sizes.vocab * 4 * 2 + max(rows * sizes.vocab * 4 * 2, copies)}
-    return Plan(sizes.parameters, trained, always, decoding, update, engine, needs)
+    return Plan(sizes.parameters, trained, always, decoding, update, engine, needs, _saving(sizes, config, gpu))
+
+
+def _saving(sizes: Architecture, config: Config, gpu: float) -> dict[str, int]:
+    """Bytes of the copy of the weights that is written; see `models.save`."""
+    largest = max(*(a * b for a, b in sizes.linears), sizes.vocab * sizes.hidden)
+    if config.model.lora_rank:  # adapters are summed in float32, one matrix at a time
+        return {"merged copy": largest * 4 * 2 if gpu else sizes.parameters * 4}
+    size = {"float32": 4 if gpu else 0, "bfloat16": 2, "none": 0}[config.record.final_model]  # the CPU writes its own
+    return {"copy": size * (largest if gpu else sizes.parameters)} if size else {}
 
 
 def _activations(sizes: Architecture, config: Config, prompt: int, longest: int) -> int:
@@ -208,26 +225,33 @@ def _with_share(config: Config, changes: dict[str, Any], gpu: float) -> dict[str
 
 
 def text(config: Config, gpu: float = 0) -> str:
-    """The plan as a short table with its verdict.
+    """The plan as a short table with its verdict; see `judge`."""
+    return judge(config, gpu)[0]
+
+
+def judge(config: Config, gpu: float = 0) -> tuple[str, bool]:
+    """The plan as a short table with its verdict, and whether the training fits.
 
     Args:
-        config: of the run.
+        config: of the run; which of its settings are guesses, as the model is no tier, is said first.
         gpu: GB; 0: what this computer has, its GPU's memory or, on the CPU, its own.
     """
     on_gpu, size = (True, gpu) if gpu else _here(config)
     found = plan(config, size if on_gpu else 0)
     how = f"LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else "all weights trained"
-    lines = [f"Memory plan of {config.model.name} ({found.parameters / 1e6:,.0f} million parameters, {how}, "
+    guessed = tiers.explain(config, on_gpu)
+    lines = [*filter(None, [guessed]),
+             f"Memory plan of {config.model.name} ({found.parameters / 1e6:,.0f} million parameters, {how}, "
              f"{config.model.precision}), GB:",
              *(_line(what, parts) for what, parts in (
                  ("all the time", {**found.always, "vLLM": found.engine}), ("sampling", found.sampling),
-                 ("update", found.update)) if any(parts.values()))]
+                 ("update", found.update), ("saving", found.saving)) if sum(parts.values()) >= SHOWN)]
     verdict = f"  peak {found.peak / GB:.2f} of {size:.0f}: "
     if found.peak + (RUNTIME if on_gpu else 0) <= size * GB and (not on_gpu or found.engine >= found.engine_needs):
-        return "\n".join([*lines, verdict + "fits."])
+        return "\n".join([*lines, verdict + "fits."]), True
     changes = remedy(config, size) if on_gpu else None
-    return "\n".join([*lines, verdict + "does not fit. " + (
-        f"It does with --set {_settings(changes)}." if changes else "Take a smaller model or lower the lengths.")])
+    advice = f"It does with --set {_settings(changes)}." if changes else "Take a smaller model or lower the lengths."
+    return "\n".join([*lines, f"{verdict}does not fit. {advice}"]), False
 
 
 def _here(config: Config) -> tuple[bool, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,13 +122,31 @@ _QWEN3 = {"model.precision": "bfloat16", "model.gradient_checkpointing": True, "
           "update.weight_decay": 0.1, "update.token_budget": 16384, "update.logprob_chunk": 1024,
           "evaluation.every": 20, "evaluation.problems": 30, "evaluation.final_problems": 30,
           "evaluation.final_samples": 32, "evaluation.temperature": 0.6}
+#: what a model of this size takes of it when it is no tier
+_LARGE = ("model.gradient_checkpointing", "update.learning_rate", "update.warmup_steps", "update.weight_decay",
+          "update.token_budget", "update.logprob_chunk")
 _LORA = {"model.lora_rank": 32, "update.learning_rate": 1e-5}
+
+#: Of a model that is no tier, by its parameters: the longest answers, tokens, and what else its class has of the tiers
+#: above. The least: those of `Config`, which suit a model of about a million. From 3 billion on as qwen3-4b.
+_CLASSES: tuple[tuple[float, int, Mapping[str, Any]], ...] = (
+    (3e9, 8192, {key: _QWEN3[key] for key in _LARGE} | _LORA | {"sampling.batch": 64}),
+    (4e8, 8192, {key: _QWEN3[key] for key in _LARGE} | {"sampling.batch": 64}),
+    (2e7, 1024, {key: _SMOLLM2[key] for key in ("update.learning_rate", "update.warmup_steps", "update.token_budget",
+                                                "update.logprob_chunk", "sampling.batch")}),
+    (0, 512, {}))
+#: the least context, tokens, in which the paper's prompts have room beside an answer, and the parameters from which on
+#: bfloat16 costs nothing that shows
+_ROOM, _ROUNDED = 2048, 2e7
 
 #: layers, width, heads, key-value heads, width of the MLP, tied embeddings: table 1 of arXiv 2505.09388 and the
 #: models' config.json; all have heads of 128 and a vocabulary of 151,936
 _QWEN3_SIZES = {"0.6b": (28, 1024, 16, 8, 3072, True), "1.7b": (28, 2048, 16, 8, 6144, True),
                 "4b": (36, 2560, 32, 8, 9728, True), "8b": (36, 4096, 32, 8, 12288, False),
                 "14b": (40, 5120, 40, 8, 17408, False)}
+
+#: of the GPU for vLLM, so that 32 sequences as long as their cap have room on 80 GB, from 8B on on 141 GB
+_SHARES = {"0.6b": 0.4, "1.7b": 0.45, "4b": 0.6, "8b": 0.4, "14b": 0.55}
 
 
 def _qwen3(size: str) -> Tier:
@@ -136,7 +155,7 @@ def _qwen3(size: str) -> Tier:
     return Tier(f"qwen3-{size}", f"Qwen/Qwen3-{size.upper()}-Base", f"Qwen3 base model, {size.upper()} parameters",
                 "one GPU of 40 to 80 GB" if small else "one GPU of 80 GB or more with LoRA, several without",
                 Architecture(layers, hidden, heads, kv_heads, 128, intermediate, 151936, tied, head_norms=True),
-                _QWEN3 | ({} if small else _LORA) | ({"sampling.gpu_memory": 0.5} if size == "14b" else {}))
+                _QWEN3 | ({} if small else _LORA) | {"sampling.gpu_memory": _SHARES[size]})
 
 
 TIERS = {tier.name: tier for tier in (
@@ -180,17 +199,102 @@ def resolve(name: str) -> str:
     return TIERS[name].where if name in TIERS else name
 
 
-def config(changes: Mapping[str, Any] | None = None) -> Config:
-    """The config of a run: the defaults of the model's tier, then the changes, by dotted key.
+def model_config(name: str) -> Any:
+    """The config that a model comes with, from its folder, the hub's cache or the hub; no weights are read.
+
+    Raises:
+        OSError, ValueError, KeyError: there is none, or none that transformers knows.
+    """
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+
+
+@functools.cache
+def _measure(name: str) -> tuple[int, int]:
+    """Parameters and context (tokens) of a model, of any architecture; see `model_config`."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    found = model_config(name)
+    with torch.device("meta"):  # shapes without memory
+        model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
+    context = getattr(found.get_text_config(), "max_position_embeddings", None)
+    return sum(parameter.numel() for parameter in model.parameters()), context or 1 << 20
+
+
+def parameters(name: str) -> int:
+    """How many numbers a model's weights are; 0 where that cannot be known before it is loaded."""
+    if tier := find(name):
+        return tier.architecture.parameters
+    try:
+        return _measure(name)[0]
+    except Exception:  # the code of an architecture may fail in any way; loading it says how
+        return 0
+
+
+def class_defaults(name: str, cuda: bool) -> dict[str, Any]:
+    """The defaults of a model that is no tier, by its size and context; empty where neither is known.
+
+    Args:
+        name: a folder or a hub id.
+        cuda: whether a GPU computes.
+    """
+    if not parameters(name):
+        return {}
+    count, context = _measure(name)
+    longest, settings = next((longest, settings) for least, longest, settings in _CLASSES if count >= least)
+    found = dict(settings)
+    if cuda and count >= _ROUNDED:
+        found["model.precision"] = "bfloat16"
+    if context >= _ROOM:
+        tokens = min(longest, context // 2)
+        found |= {"prompt.wording": "paper", "sampling.solution_tokens": tokens, "sampling.meta_tokens": tokens}
+        found["prompt.min_length"] = min(_QWEN3["prompt.min_length"], tokens)
+    return found
+
+
+def explain(config: Config, cuda: bool | None = None) -> str:
+    """Which settings of a run are defaults by the class of a model that is no tier; empty for a tier."""
+    name = config.model.name
+    if find(name):
+        return ""
+    if not parameters(name):
+        return (f"{Path(name).name} is no tier (`masa models`), and its size cannot be read from a config: what is not "
+                "set has the general defaults, which suit a model of a million parameters.")
+    count, context = _measure(name)
+    given = class_defaults(name, _cuda(config.model.device) if cuda is None else cuda)
+    held = " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}"
+                    for key, value in given.items() if configs.get(config, key) == value)
+    return (f"{Path(name).name} is no tier (`masa models`). By its {count / 1e6:,.0f} million parameters and context "
+            f"of {context:,} tokens it has these defaults where nothing else is set: {held or 'the general ones'}.")
+
+
+def _cuda(device: str) -> bool:
+    """Whether a run with this `model.device` is on a GPU."""
+    import torch
+
+    return device == "cuda" or (device != "cpu" and torch.cuda.is_available())
+
+
+def config(changes: Mapping[str, Any] | None = None, cuda: bool | None = None) -> Config:
+    """The config of a run: the defaults of the model's tier, or else of its class, then the changes, by dotted key.
 
     What a tier says about problems holds for its own source of problems alone.
+
+    Args:
+        changes: what is set.
+        cuda: whether a GPU computes, which decides the precision of a model that is no tier; None: as it is here.
 
     Raises:
         ConfigError: an unknown key or a value that is not allowed.
     """
     changes = dict(changes or {})
-    name = changes.get("model.name", Config().model.name)
-    settings = dict(tier.settings) if (tier := find(name)) else {}
+    plain = configs.replace(Config(), changes)  # what is wrong is said before a model's config is looked for
+    if tier := find(plain.model.name):
+        settings = dict(tier.settings)
+    else:
+        settings = class_defaults(plain.model.name, _cuda(plain.model.device) if cuda is None else cuda)
     source = settings.get("problems.source", Config().problems.source)
     if changes.get("problems.source", source) != source:
         settings = {key: value for key, value in settings.items() if not key.startswith("problems.")}

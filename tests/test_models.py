@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,6 +169,77 @@ def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(ModelError, match=r"model\.device is cuda"):
         models.pick_device(ModelConfig(device="cuda"))
     assert models.pick_device(ModelConfig(device="auto")).type == "cpu"
+
+
+@pytest.fixture
+def broken_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str | None], None]:
+    """Let the driver of an NVIDIA GPU be there, and torch of this CUDA version see no device."""
+    def pretend(cuda: str | None) -> None:
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n", encoding="utf8")
+        (tmp_path / "nvidia-smi").chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+        models._say.cache_clear()
+
+    return pretend
+
+
+@pytest.mark.parametrize(("cuda", "why"), [("12.8", r"driver is too old for CUDA 12\.8"), (None, "without CUDA")])
+def test_a_gpu_that_torch_cannot_use_is_said_once_and_takes_no_large_model_to_the_cpu(
+        broken_gpu: Callable, cuda: str | None, why: str, caplog: pytest.LogCaptureFixture,
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    broken_gpu(cuda)
+    for _ in range(2):
+        assert models.pick_device(ModelConfig(device="auto")).type == "cpu"
+    assert len(caplog.messages) == 1 and re.search(f"cannot use it .*{why}", caplog.messages[0])
+    for name in (name for name in tiers.TIERS if name.startswith("qwen3")):
+        with pytest.raises(ModelError, match=rf"'{name}' has \d+\.\d billion .*{why}.*set model\.device=cpu\.$"):
+            load_auto(name)
+        assert models.pick_device(ModelConfig(name=name, device="cpu")).type == "cpu"
+    with pytest.raises(ModelError, match=f"is cuda, but torch sees no CUDA device: .*{why}"):
+        models.pick_device(ModelConfig(device="cuda"))
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden by hand
+    assert models.pick_device(ModelConfig(name="qwen3-8b", device="auto")).type == "cpu" and len(caplog.messages) == 1
+
+
+def load_auto(name: str):
+    return models.load(ModelConfig(name=name, device="auto"))
+
+
+def test_a_large_model_that_is_no_tier_is_not_taken_to_the_cpu_either(broken_gpu: Callable, copy: Path) -> None:
+    broken_gpu("12.8")
+    assert load_auto(str(copy))[0].device.type == "cpu"
+    settings = json.loads((copy / "config.json").read_text(encoding="utf8")) | {"vocab_size": 5_000_000}
+    (copy.parent / "large").mkdir()
+    (copy.parent / "large" / "config.json").write_text(json.dumps(settings), encoding="utf8")
+    with pytest.raises(ModelError, match=r"large' has 0\.6 billion parameters"):
+        load_auto(str(copy.parent / "large"))
+
+
+def test_deterministic_asks_torch_for_it_and_sets_cublas_up_unless_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        models.prepare(small())
+        assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+        models.prepare(small({"model.deterministic": True}))
+        assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        models.prepare(small({"model.deterministic": True}))
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize(("mine", "expected"), [
+    ({}, "expandable_segments:True"), ({"PYTORCH_CUDA_ALLOC_CONF": "max_split_size_mb:64"}, "max_split_size_mb:64"),
+    ({"PYTORCH_ALLOC_CONF": "garbage_collection_threshold:0.8"}, "None")])
+def test_gpu_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(mine: dict, expected: str) -> None:
+    code = "import os, sys, masa_lib; print(os.environ.get('PYTORCH_CUDA_ALLOC_CONF'), 'torch' in sys.modules)"
+    plain = {key: value for key, value in os.environ.items() if not key.startswith("PYTORCH_")}
+    told = subprocess.run([sys.executable, "-c", code], env=plain | mine, capture_output=True, text=True, check=True)
+    assert told.stdout.split() == [expected, "False"]
 
 
 def test_end_tokens_are_those_of_the_generation_config_and_of_the_tokenizer() -> None:

@@ -13,6 +13,7 @@ from masa_lib import cli, models, plan, tiers
 from masa_lib import config as configs
 from masa_lib.config import Config, ModelConfig
 from masa_lib.plan import GB, PlanError
+from masa_lib.runs import Run
 
 
 def config(name: str = "qwen3-1.7b", **changes: object) -> Config:
@@ -56,16 +57,41 @@ def test_the_engine_in_process_holds_keys_and_values_of_a_full_batch_and_paged_t
     sizes = tiers.TIERS["smollm2"].architecture
     found = plan.plan(config("smollm2", sampling__batch=10, sampling__solution_tokens=100), prompt=36)
     assert found.sampling["keys and values"] == 10 * (36 + 100 + plan.GROWTH) * sizes.layers * 2 * 3 * 64 * 4
-    paged = config("qwen3-4b", sampling__engine="paged", sampling__batch=512)
+    paged = config("qwen3-4b", sampling__engine="paged", sampling__batch=512, sampling__gpu_memory=0.4)
     assert plan.plan(paged, 80).sampling["keys and values"] < 0.4 * 80 * GB < plan.plan(paged).sampling[
         "keys and values"]
 
 
-def test_vllm_takes_its_share_of_the_gpu_and_needs_its_weights_and_one_sequence() -> None:
-    found = plan.plan(config("qwen3-8b"), 80)
+def test_vllm_takes_its_share_of_the_gpu_and_needs_its_weights_and_32_sequences() -> None:
+    run, sizes = config("qwen3-8b"), tiers.TIERS["qwen3-8b"].architecture
+    found = plan.plan(run, 80)
     assert found.engine == 0.4 * 80 * GB and not found.sampling
-    assert found.engine_needs > 2 * found.parameters
-    assert not plan.fits(config("qwen3-8b", sampling__gpu_memory=0.1), 80)
+    sequence = sizes.key_values * 2 * (256 + 8192)
+    assert found.engine_needs == 2 * sizes.parameters + 4 * sizes.vocab * sizes.hidden + 32 * sequence + GB
+    few = plan.plan(config("qwen3-8b", sampling__batch=5), 80)
+    assert few.engine_needs == found.engine_needs - 27 * sequence  # no more than decode together
+    enough = found.engine_needs / (141 * GB)
+    assert plan.fits(config("qwen3-8b", sampling__gpu_memory=enough + 0.01), 141)
+    assert not plan.fits(config("qwen3-8b", sampling__gpu_memory=enough - 0.01), 141)
+
+
+def test_the_copy_that_is_written_is_one_tensor_on_a_gpu_and_a_whole_model_on_the_cpu() -> None:
+    sizes = tiers.TIERS["qwen3-14b"].architecture
+    run = config("qwen3-14b", sampling__engine="paged")
+    largest = sizes.vocab * sizes.hidden
+    assert plan.plan(run, 80).saving == {"merged copy": largest * 8}
+    assert plan.plan(run).saving == {"merged copy": sizes.parameters * 4}
+    whole = config("qwen3-14b", model__lora_rank=0)
+    assert plan.plan(whole, 80).saving == {"copy": largest * 2}
+    assert plan.plan(whole).saving == {"copy": sizes.parameters * 2}
+    for final, size in (("float32", 4), ("none", 0)):
+        changed = configs.replace(whole, {"record.final_model": final})
+        assert plan.plan(changed, 80).saving.get("copy", 0) == largest * size and not plan.plan(changed).saving
+    small = config("pocket", sampling__batch=1, update__token_budget=1, update__logprob_chunk=1,
+                   sampling__solution_tokens=1, sampling__meta_tokens=1)
+    found = plan.plan(small)
+    assert found.peak == sum(found.always.values()) + max(
+        sum(part.values()) for part in (found.sampling, found.update, found.saving))
 
 
 def test_grpo_does_not_plan_for_predictions() -> None:
@@ -101,8 +127,9 @@ def test_a_remedy_makes_a_training_fit_and_every_part_of_it_is_needed(name: str,
         assert not plan.fits(configs.replace(run, {name: value for name, value in changes.items() if name != key}), gpu)
 
 
-def test_the_defaults_of_qwen3_fit_one_gpu_of_80_gb_up_to_8b() -> None:
-    assert all(plan.fits(config(name), 80) for name in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b", "qwen3-8b"))
+def test_the_defaults_of_qwen3_fit_one_gpu_of_80_gb_up_to_4b_and_larger_ones_one_of_141() -> None:
+    assert all(plan.fits(config(name), 80) for name in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"))
+    assert all(plan.fits(config(name), 141) for name in ("qwen3-8b", "qwen3-14b"))
     assert not plan.fits(config("qwen3-8b", model__lora_rank=0), 141)
 
 
@@ -122,6 +149,44 @@ def test_without_a_gpu_the_text_is_about_this_computers_memory() -> None:
     huge = config("qwen3-14b", model__device="cpu", model__lora_rank=0, sampling__engine="transformers",
                   sampling__batch=4096)
     assert plan.text(huge).endswith("does not fit. Take a smaller model or lower the lengths.")
+
+
+def test_a_plan_says_first_which_settings_are_guessed_for_a_model_that_is_no_tier(tmp_path: Path,
+                                                                                 capsys: pytest.CaptureFixture) -> None:
+    sizes = {"model_type": "llama", "num_hidden_layers": 16, "hidden_size": 2048, "num_attention_heads": 32,
+             "num_key_value_heads": 8, "intermediate_size": 8192, "vocab_size": 128256, "tie_word_embeddings": True,
+             "max_position_embeddings": 131072}
+    (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf8")
+    assert cli.main(["plan", "--model", str(tmp_path), "--gpu", "80GB", "--set", "update.learning_rate=2e-6"]) == 0
+    first, second, *_, last = capsys.readouterr().out.splitlines()
+    assert "is no tier" in first and "model.precision=bfloat16" in first and "learning_rate" not in first
+    assert re.match(r"Memory plan of .* \(1,236 million parameters, all weights trained, bfloat16\)", second)
+    assert last.endswith("fits.")
+    assert cli.main(["plan", "--model", "pocket"]) == 0 and "no tier" not in capsys.readouterr().out
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "mamba", "num_hidden_layers": 2}', encoding="utf8")
+    assert cli.main(["plan", "--model", str(tmp_path / "other")]) == 1
+    told = capsys.readouterr()
+    assert "is no tier" in told.out and "is a mamba" in told.err
+
+
+def test_a_training_that_does_not_fit_is_refused_unless_told_otherwise(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    begun: list[str] = []
+    monkeypatch.setattr("masa_lib.trainer.train", lambda config, out, command: begun.append(config.model.name) or
+                        Run(out, config))
+    command = ["train", "--out", str(tmp_path / "run"), "--model", "qwen3-14b", "--engine", "transformers",
+               "--set", "model.device=cpu", "sampling.batch=4096"]
+    assert cli.main(command) == 1
+    told = capsys.readouterr()
+    assert "does not fit" in told.out and not begun and not (tmp_path / "run").exists()
+    assert told.err.startswith("masa: The training is not begun") and "--ignore-plan" in told.err
+    assert cli.main([*command, "--ignore-plan"]) == 0 and begun == ["qwen3-14b"]
+    monkeypatch.setenv("WORLD_SIZE", "8")  # several processes share the memory that is counted here
+    assert cli.main(command) == 0
+    monkeypatch.delenv("WORLD_SIZE")
+    assert cli.main(["train", "--out", str(tmp_path / "run"), "--set", "model.device=cpu"]) == 0
+    assert begun[1:] == ["qwen3-14b", "pocket"]
 
 
 def test_the_table_has_every_tier_and_card_in_markdown() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,10 +53,80 @@ def test_every_tier_gives_a_valid_config_and_its_hub_id_has_the_same_defaults() 
         assert configs.replace(same, {"model.name": name}) == config
 
 
-def test_changes_override_a_tier_and_no_tier_means_the_general_defaults() -> None:
+def test_changes_override_a_tier() -> None:
     changed = tiers.config({"model.name": "qwen3-8b", "model.lora_rank": 0, "sampling.solutions": 4})
     assert (changed.model.lora_rank, changed.sampling.solutions, changed.update.warmup_steps) == (0, 4, 20)
-    assert tiers.config({"model.name": "some/model"}) == configs.replace(Config(), {"model.name": "some/model"})
+
+
+# Models that are no tier.
+
+def described(folder: Path, name: str, context: int, **sizes: Any) -> str:
+    """A folder with the config of a model, and no weights."""
+    place = folder / f"{name}-{context}"
+    place.mkdir()
+    (place / "config.json").write_text(json.dumps({"max_position_embeddings": context, **sizes}), encoding="utf8")
+    return str(place)
+
+
+def llama(hidden: int, layers: int, vocab: int, **more: Any) -> dict[str, Any]:
+    return {"model_type": "llama", "num_hidden_layers": layers, "hidden_size": hidden, "num_attention_heads": 8,
+            "num_key_value_heads": 4, "intermediate_size": 4 * hidden, "vocab_size": vocab, **more}
+
+
+SIZES = {"toy": llama(64, 2, 100), "small": llama(576, 30, 49152), "middle": llama(2048, 16, 128256),
+         "large": llama(4096, 32, 128256),
+         "experts": {"model_type": "mixtral", "num_hidden_layers": 8, "hidden_size": 2048, "num_attention_heads": 8,
+                     "num_key_value_heads": 4, "intermediate_size": 4096, "vocab_size": 32000, "num_local_experts": 16}}
+#: by size: rate, LoRA, precision on CUDA, longest solution at a context without end
+WANTED = {"toy": (1e-4, 0, "float32", 512), "small": (5e-5, 0, "bfloat16", 1024),
+          "middle": (1e-6, 0, "bfloat16", 8192), "large": (1e-5, 32, "bfloat16", 8192),
+          "experts": (1e-5, 32, "bfloat16", 8192)}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_a_model_that_is_no_tier_has_the_defaults_of_its_size_and_context(tmp_path: Path, name: str) -> None:
+    for context in (2**17, 4096):
+        place = described(tmp_path, name, context, **SIZES[name])
+        found = tiers.config({"model.name": place}, cuda=True)
+        rate, rank, precision, longest = WANTED[name]
+        assert (found.update.learning_rate, found.model.lora_rank, found.model.precision) == (rate, rank, precision)
+        assert found.sampling.solution_tokens == found.sampling.meta_tokens == min(longest, context // 2)
+        assert found.prompt.wording == "paper" and found.prompt.min_length <= found.sampling.solution_tokens
+        assert found.update.token_budget >= found.sampling.solution_tokens + 256
+        assert tiers.config({"model.name": place}, cuda=False) == configs.replace(found, {"model.precision": "float32"})
+    short = tiers.config({"model.name": described(tmp_path, name, 512, **SIZES[name])}, cuda=True)
+    assert (short.prompt.wording, short.sampling.solution_tokens) == ("compact", 128)
+    assert short.update.learning_rate == rate
+
+
+def test_what_is_set_goes_before_the_defaults_of_a_class_and_tiers_have_their_own(tmp_path: Path) -> None:
+    place = described(tmp_path, "middle", 2**17, **SIZES["middle"])
+    mine = {"update.learning_rate": 3e-4, "prompt.wording": "compact", "model.precision": "float32",
+            "sampling.solution_tokens": 77}
+    found = tiers.config({"model.name": place, **mine}, cuda=True)
+    assert all(configs.get(found, key) == value for key, value in mine.items())
+    assert found.sampling.meta_tokens == 8192
+    said = tiers.explain(found, cuda=True)
+    assert not any(key in said for key in mine) and "sampling.meta_tokens=8192 " in said
+    assert re.search(r"no tier .* 1,\d{3} million parameters and context of 131,072 tokens", said) and "\n" not in said
+    for name in tiers.TIERS:
+        assert tiers.explain(tiers.config({"model.name": name})) == ""
+        assert tiers.config({"model.name": name}, cuda=True) == tiers.config({"model.name": name}, cuda=False)
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"model_type": "abacus"}', '{"model_type": "bert", "vocab_size": -1}'])
+def test_a_model_of_unknown_size_has_the_general_defaults_and_that_is_said(tmp_path: Path, content: str) -> None:
+    (tmp_path / "config.json").write_text(content, encoding="utf8")
+    for name in (str(tmp_path), "some/model"):
+        found = tiers.config({"model.name": name})
+        assert found == configs.replace(Config(), {"model.name": name})
+        assert "its size cannot be read" in tiers.explain(found)
+
+
+def test_a_wrong_value_is_refused_before_a_models_config_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tiers, "model_config", lambda name: pytest.fail("was looked for"))
+    with pytest.raises(configs.ConfigError, match="There is no setting 'nonsense'"):
+        tiers.config({"model.name": "some/model", "nonsense": 1})
 
 
 def test_a_solution_and_its_prompt_fit_the_token_budget_of_every_tier() -> None:
