@@ -2,7 +2,7 @@
 
 A trainer is an iterator: between two steps a notebook can draw, stop, or swap the config. All randomness of a step
 comes from the run's seed and the step's number, so a run killed anywhere goes on from its last checkpoint and ends with
-the same numbers. Drawing and deciding which model to use are done elsewhere.
+the same numbers: on the CPU bit for bit, on CUDA as far as `model.deterministic` gets torch to repeat itself. Drawing and deciding which model to use are done elsewhere.
 """
 
 from __future__ import annotations
@@ -366,7 +366,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 
 
 def resume(path: str | Path) -> Run:
-    """Go on with a run from its last checkpoint; what it wrote after that is written again.
+    """Go on with a run from its last checkpoint; what it wrote after that is written again, on the CPU bit for bit.
 
     Raises:
         Stopped: SIGINT or SIGTERM ended it; `resume` continues.
