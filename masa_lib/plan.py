@@ -141,11 +141,12 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
 
 def _saving(sizes: Architecture, config: Config, gpu: float) -> dict[str, int]:
     """Bytes of the copy of the weights that is written; see `models.save`."""
-    largest = max(*(a * b for a, b in sizes.linears), sizes.vocab * sizes.hidden)
-    if config.model.lora_rank:  # adapters are summed in float32, one matrix at a time
-        return {"merged copy": largest * 4 * 2 if gpu else sizes.parameters * 4}
-    size = {"float32": 4 if gpu else 0, "bfloat16": 2, "none": 0}[config.record.final_model]  # the CPU writes its own
-    return {"copy": size * (largest if gpu else sizes.parameters)} if size else {}
+    count = max(*(a * b for a, b in sizes.linears), sizes.vocab * sizes.hidden) if gpu else sizes.parameters
+    if config.record.final_model == "none":  # what checkpoints hold is written as it is
+        return {}
+    if config.model.lora_rank:  # adapters are summed in float32
+        return {"merged copy": count * (8 if gpu else 4)}
+    return {"copy": count * 2} if config.record.final_model == "bfloat16" else {}
 
 
 def _activations(sizes: Architecture, config: Config, prompt: int, longest: int) -> int:

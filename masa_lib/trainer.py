@@ -2,7 +2,8 @@
 
 A trainer is an iterator: between two steps a notebook can draw, stop, or swap the config. All randomness of a step
 comes from the run's seed and the step's number, so a run killed anywhere goes on from its last checkpoint and ends with
-the same numbers: on the CPU bit for bit, on CUDA as far as `model.deterministic` gets torch to repeat itself. Drawing and deciding which model to use are done elsewhere.
+the same numbers: on the CPU bit for bit, on CUDA as far as `model.deterministic` gets torch to repeat itself. Drawing
+and deciding which model to use are done elsewhere.
 """
 
 from __future__ import annotations
