@@ -135,9 +135,15 @@ class BeliefConfig:
 
 @dataclasses.dataclass(frozen=True)
 class RewardConfig:
-    """The rewards of a group; `mode = released` reproduces the authors' code and ignores the other choices."""
+    """The rewards of a group; `mode = released` pays predictions as the authors' code and ignores the other choices.
 
-    mode: str = option("ours", "ours or released: parser and rewards", choices=("ours", "released"))
+    Of that code's solution reward it takes one thing, the slack of 100 between plain numbers. What it does not
+    reproduce: answers without a box (`So the answer is 42.`, or the last number in the text), the stripping of units
+    and words, and a comparison that gives up after a second by the wall clock, so that grades depend on the machine.
+    """
+
+    mode: str = option("ours", "ours or released: parser and meta rewards; solutions are graded by us",
+                       choices=("ours", "released"))
     pass_rate_weight: float = option(1.0, "weight of the difficulty reward in the meta reward", low=0.0)
     length_weight: float = option(1.0, "weight of the length reward in the meta reward", low=0.0)
     notion_weight: float = option(1.0, "weight of the notion reward in the meta reward", low=0.0)

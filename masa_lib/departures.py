@@ -1,8 +1,9 @@
 """What each departure of the released code from the published formulas costs, on rollouts that were recorded.
 
 The same predictions are paid twice, once by the published rewards and once with a departure, and the two payments are
-compared group by group. Deliberately no training: whom a reward pays is a fact about a reward, what a model learns from
-it is another matter.
+compared group by group. The solutions keep their recorded grades: the authors' way of grading is not among the
+departures. Deliberately no training: whom a reward pays is a fact about a reward, what a model learns from it is
+another matter.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 Each formula stands here twice: `meta_rewards` says it for one group, to be read beside the paper, and `score_table`
 says it for a whole table of recorded rollouts at once, so that a reader can turn the knobs on 100,000 rollouts and
 watch. A property test keeps the two equal. `released` mode is the same formulas with the authors' choices and their
-matching of notions. Parsing, grading and what advantages do with a reward are elsewhere.
+matching of notions; it pays predictions as the authors' code does, not solutions (see `config.RewardConfig`). Parsing,
+grading and what advantages do with a reward are elsewhere.
 """
 
 from __future__ import annotations
