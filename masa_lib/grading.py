@@ -43,7 +43,8 @@ _ENTRY = re.compile(r"\\\\|\\[{}]|\\(?:begin|end)\{[a-z]*matrix\}"
                     r"|[\[\]();,&=<>]|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
 _OPERATION = re.compile(r"[0-9)}]\s*[-+*/!^\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|[|]|[-+]\s*[-+(]"
                         r"|\\(?!pi|infty|begin|end|text)[a-zA-Z]{3,}")
-_LOOSE_UNIT = re.compile(r"[+-]?[0-9.,]*[0-9][\sA-Za-z.]*")
+_LOOSE_UNIT = re.compile(r"[+-]?[0-9.,]*[0-9](?:\s*[A-Za-z]{2,}\.?)+")
+_COEFFICIENT = re.compile(r"[0-9][A-Za-z]\Z")  # 5m may be metres, and five times m
 _EDGE = "\N{BROKEN BAR}"
 _JOINING = tuple("+-*/^_(){}[]|\\<>!")
 _BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", eleven="11",
@@ -165,6 +166,8 @@ def _is_right(predicted: str, answer: str, problem: str) -> bool:
     """Letters, words and numbers at once, then what is not paid, and math-verify for what is left."""
     if _DIGITS.fullmatch(predicted) and _DIGITS.fullmatch(answer):  # nearly all answers of most problems: no detours
         return int(predicted) == int(answer)
+    if plain(predicted) == plain(answer) != "":
+        return True
     named = _named(predicted, answer)
     if named is not None:
         return named
@@ -216,7 +219,9 @@ def _is_number(predicted: str, number: Number, answer: str, problem: str) -> boo
         return _LOOSE_UNIT.fullmatch(unwrapped(plain(last))) is not None and _compare(last, answer)
     if found is None or found.whole_fraction or not same_value(found, number):
         return False
-    if _is_converted(found, number) and _stands_in(last, problem) and _squeezed(last) != _squeezed(answer):
+    formula = predicted if before else last
+    if ((before or _is_converted(found, number) or _COEFFICIENT.search(last)) and _stands_in(formula, problem)
+            and _squeezed(formula) != _squeezed(answer)):
         return False
     name = _sides(answer)[:-1]
     if name and before and _squeezed(name[0]) != _squeezed(before[0]):

@@ -60,7 +60,8 @@ WRITTEN_OTHERWISE = [  # right answer, answers that are paid
     (r"1110_4", ["1110_4", "1110", "1110_{4}", r"1110_{\text{four}}", "1,110_4"]), (r"2E_{16}", ["2E_{16}", "2e_{16}",
                                                                                                  "2E"]),
     ("34", [r"34_{10}"]), ("1, 234", ["1, 234", "1,234"]), ("x^2-1", ["x^2-1", "(x-1)(x+1)", r"x^{2} - 1", "-1+x^2"]),
-    ("y = 2x+3", ["y=2x+3", "y = 3 + 2x"]), (r"x > 5", ["x>5", "5 < x"]),
+    (r"$\cos x=-1.5$ never happens", [r"\cos x=-1.5$ never happens"]), ("y = 2x+3", ["y=2x+3", "y = 3 + 2x"]),
+    (r"x > 5", ["x>5", "5 < x"]),
 ]
 
 NOT_PAID = [  # right answer, answers that compute to it or only look like it
@@ -107,6 +108,10 @@ NOT_PAID = [  # right answer, answers that compute to it or only look like it
 ]
 
 WITH_PROBLEM = [
+    ("-2", "4x + 3y = -2", "Given that $2x - 3y = 8$ and $4x + 3y = -2$, what is $xy$?", False),
+    ("3", "g(x) = 3", "Let $g(x) = 3$. Find $g(2)$.", False), ("0", "x^2-1=0", "Solve \\[x^2 - 1 = 0.\\]", False),
+    ("3", "g(2) = 3", "Let $g(x) = 3$. Find $g(2)$.", True), ("2", "2d", "Given that $2d = 4$, find $d$.", False),
+    ("5", "5m", "Solve $5m = 25$.", False), ("5", r"5\text{ m}", "Twice as long as 2.5 m?", True),
     ("x^2-1", "(x+1)(x-1)", EXPAND, False), ("x^2-1", "y = (x+1)(x-1)", EXPAND, False), ("x^2-1", "x^2-1", EXPAND,
                                                                                          True),
     ("x^2-1", "(x-1)(x+1)", EXPAND, True), ("x^2-1", "x^2 - 1", "Expand (x+1)(x-1).", True),
