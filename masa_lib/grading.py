@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from masa_lib.grading_worker import GradingError, Worker
-from masa_lib.number_forms import Number, plain, read_number, same_value, unwrapped
+from masa_lib.number_forms import Number, plain, read_number, read_numbers, same_value, same_values, unwrapped
 
 __all__ = ["MAX_ANSWER_LENGTH", "GradingError", "extract_answer", "grade", "grade_many", "limits_met",
            "unmatchable", "unmatchable_sentence"]
@@ -28,7 +28,7 @@ _BOX_MARK = re.compile(r"\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\\[dt]?frac(?:[0-9]{2}|\{[^{}]*\}\{[^{}]*\})|[^\s${}\\]+")
 _DIGITS = re.compile(r"-?[0-9]{1,99}", re.ASCII)
 _LETTER_GOLD = re.compile(r"\(?([A-J])\)?")
-_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:].*)?", re.DOTALL)
+_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:](?!.*(?:\([A-J]\)|\b[A-J][).:]|\bor [A-J]\Z)).*)?", re.DOTALL)
 _WORDS = re.compile(r"(?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*")
 # A power on a power of a number, a power or factorial of five digits, a factorial of a factorial: nobody boxes these.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:[0-9.]+[\s})]*(?:\^|\*\*)|[0-9]{5})|(?:[0-9]{5}|!)[\s})]*!")
@@ -43,14 +43,14 @@ _ENTRY = re.compile(r"\\\\|\\[{}]|\\(?:begin|end)\{[a-z]*matrix\}"
                     r"|[\[\]();,&=<>]|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])")
 _OPERATION = re.compile(r"[0-9)}]\s*[-+*/!^\N{MULTIPLICATION SIGN}\N{DIVISION SIGN}]|[|]|[-+]\s*[-+(]"
                         r"|\\(?!pi|infty|begin|end|text)[a-zA-Z]{3,}")
-_LOOSE_UNIT = re.compile(r"[+-]?[0-9.,]*[0-9](?:\s*[A-Za-z]{2,}\.?)+")
+_LOOSE_UNIT = re.compile(r"[+-]?[0-9.,]*[0-9](?!.*\b(?:or|and|not|more|less|factorial)\b)(?:\s*[A-Za-z]{2,}\.?)+")
 _COEFFICIENT = re.compile(r"[0-9][A-Za-z]\Z")  # 5m may be metres, and five times m
 _EDGE = "\N{BROKEN BAR}"
 _JOINING = tuple("+-*/^_(){}[]|\\<>!")
 _BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", eleven="11",
               twelve="12", sixteen="16")
 _NAME = re.compile(r"[+-]?\s*(?:\\infty|\\?[a-zA-Z]+(?:_\{?\w+\}?)?)")
-_STORED = re.compile(r"####|\A\s*\[\s*[\"']|\A\s*\{\s*[\"']|\Ab(['\"]).*\1\Z", re.DOTALL)
+_STORED = re.compile(r"####|(?<!\\)\\[-0-9]|\A\s*\[\s*[\"']|\A\s*\{\s*[\"']|\Ab(['\"]).*\1\Z", re.DOTALL)
 _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
 
@@ -126,7 +126,8 @@ def limits_met() -> int:
 def unmatchable(answers: Iterable[str]) -> list[str]:
     r"""The answers that no solution can match: not one that fits a box, or stored in a form that nobody writes.
 
-    Of those forms are `... #### 72`, `["5", "7"]`, `{"answer": 5}` and `b'72'`.
+    Of those forms are `... #### 72`, `["5", "7"]`, `{"answer": 5}`, `b'72'`, and a matrix whose row breaks lost a
+    backslash (`1 \2`).
     """
     return [answer for answer in answers if _STORED.search(answer)
             or extract_answer(f"\\boxed{{{answer}}}") != answer.strip() or not plain(answer)]
@@ -177,9 +178,12 @@ def _is_right(predicted: str, answer: str, problem: str) -> bool:
         return _is_number(predicted, number, answer, problem)
     if _squeezed(predicted) == _squeezed(answer):
         return True
-    base = _BASED.fullmatch(unwrapped(plain(last)))
+    base, golds = _BASED.fullmatch(unwrapped(plain(last))), read_numbers(answer)
     if base is not None:
         return _is_based(predicted, base)
+    found = read_numbers(predicted) if golds else None
+    if found is not None and found[0] == golds[0]:
+        return same_values(found[1], golds[1], ordered=golds[0] not in ("", "\\{\\}"))
     if _is_copied(predicted, answer, problem) or _leaves_entries(predicted, answer):
         return False
     return _compare(predicted, answer) and _is_true_chain(predicted)

@@ -22,25 +22,34 @@ _MARKUP = re.compile(r"(?<!\\)(?:\\[()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displa
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|(?<!\\)\\q?quad(?![a-zA-Z])|~")
 _THIN_GROUP = re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
 _BRACED_COMMA = re.compile(r"(?<=[0-9])\s?\{,\}\s?(?=[0-9])")
+_BRACED_GROUP = re.compile(r"(?<=[0-9])(?:\{,\}|,\\!\s*)(?=[0-9]{3}(?![0-9]))")
+_GROUP = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
+_CONJUNCTION = r"(?:\\text\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![a-zA-Z])(?:and|or)(?![a-zA-Z]))"
+_SEPARATOR = re.compile(rf"\s*(?:[,;]?\s*{_CONJUNCTION}|[,;])\s*")
+_BRACKETED = re.compile(r"(\(|\[|\\\{)(.*)(\)|\]|\\\})", re.DOTALL)
 _WRITTEN_FRACTION = {character: f"{above}/{below}" for character, above, below in
                      zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)}
 
 # Units are text commands without a number, or words: the short ones by name, since `5xy` is a product.
 _POWER = r"(?:\s*\^\s*\{?\s*-?[1-9]\s*\}?|[\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}])"
-_SET_UNIT = rf"{TEXT}\{{[^{{}}0-9=]*(?:\^\{{?-?[1-9]\}}?[^{{}}0-9=]*)*\}}"
+# Words that make another number of it, or none.
+_NO_UNIT = r"(?![^{}]*\b(?:or|and|not|more|less|fewer|least|most|factorial|squared|cubed)\b)"
+_SCALE = r"(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)"
+_SET_UNIT = rf"{TEXT}\{{{_NO_UNIT}[^{{}}0-9=]*(?:\^\{{?-?[1-9]\}}?[^{{}}0-9=]*)*\}}"
 _SHORT_UNITS = ("mi|mm|cm|dm|km|m|kg|mg|g|lb|lbs|oz|ft|in|yd|h|hr|hrs|min|s|sec|ms|l|L|ml|mL|cc|mph|kph|Hz|kW|J|N|W|V"
                 "|Pa|K|deg|sq|per|men|ton|tons|day|days|am|pm|USD")
-_WORD_UNIT = rf"(?:(?:{_SHORT_UNITS})(?![a-zA-Z])|(?=[a-z]*[aeiou])[A-Za-z][a-z]{{3,}}(?![a-zA-Z]))"
+_WORD_UNIT = rf"{_NO_UNIT}(?:(?:{_SHORT_UNITS})(?![a-zA-Z])|{_SCALE}(?=[a-z]*[aeiou])[A-Za-z][a-z]{{3,}}(?![a-zA-Z]))"
 _DEGREE = r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\N{DEGREE SIGN})(?:\s*[CF](?![a-zA-Z]))?"
 _UNIT = rf"(?:{_SET_UNIT}|{_WORD_UNIT}|{_DEGREE}|[\N{{EURO SIGN}}\N{{POUND SIGN}}]){_POWER}?"
 _UNITS = re.compile(rf"\s*{_UNIT}(?:\s*(?:/|\\cdot(?![a-zA-Z])|\*)?\s*{_UNIT})*\s*\Z")
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*(?:percent(?:age)?|pct)\s*\}?)\s*\Z")
-_LABEL = re.compile(rf"(?:{TEXT}\{{[^{{}}0-9=]*\}}|[A-Za-z][A-Za-z ]*:(?!=)|\([A-J]\)|=|\\approx(?![a-zA-Z])"
+_SET_LABEL = r"\s*(?:\([A-J]\)|[^{}0-9=]*(?::|\bis)|about|approximately|exactly|only)\s*"
+_LABEL = re.compile(rf"(?:{TEXT}\{{{_SET_LABEL}\}}|[A-Za-z][A-Za-z ]*:(?!=)|\([A-J]\)|=|\\approx(?![a-zA-Z])"
                     r"|\N{ALMOST EQUAL TO})\s*")
 _CURRENCY = re.compile(r"(?<![0-9])[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|\\pounds(?![a-zA-Z])")
 
 # In brackets a comma parts entries: (1,234) is a point.
-_ENCLOSED = re.compile(r"\(([^(),]*)\)|\\\{([^{},]*)\\\}|\{([^{}]*)\}")
+_ENCLOSED = re.compile(r"\(([^(),]*)\)|\[([^\[\],]*)\]|\\\{([^{},]*)\\\}|\{([^{}]*)\}")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}\.?[0-9]*|\.[0-9]+)"
 _PART = rf"(?:\{{\s*([+-]?\s*{_INTEGER})\s*\}}|([0-9]))"
@@ -108,6 +117,28 @@ def read_number(text: str) -> Number | None:
     return None
 
 
+def read_numbers(text: str) -> tuple[str, list[Number]] | None:
+    """The brackets around a list of at least two finished numbers (empty without any) and the numbers; else None.
+
+    A comma before three digits marks thousands where something else parts the numbers (a comma and a space, `and`).
+    """
+    text = plain(_BRACED_GROUP.sub("", text))
+    bracketed = _BRACKETED.fullmatch(text)
+    brackets, text = (bracketed[1] + bracketed[3], bracketed[2]) if bracketed else ("", text)
+    text = _GROUP.sub("", text) if re.search(rf",\s|{_CONJUNCTION}", text) else text
+    numbers = [read_number(entry) for entry in _SEPARATOR.split(text)]
+    if len(numbers) < 2 or any(number is None or number.whole_fraction for number in numbers):
+        return None
+    return brackets, numbers
+
+
+def same_values(left: list[Number], right: list[Number], ordered: bool) -> bool:
+    """Whether two lists hold equal numbers, equally often; in the same order where that counts."""
+    if not ordered:
+        left, right = (sorted(numbers, key=lambda number: number.value) for numbers in (left, right))
+    return len(left) == len(right) and all(map(same_value, left, right))
+
+
 def same_value(left: Number, right: Number) -> bool:
     """Equal as numbers; a decimal to 6 places, as in math-verify, unless that makes it 0.
 
@@ -125,18 +156,21 @@ def _same(one: Fraction, other: Fraction, left: Number, right: Number) -> bool:
 
 def _signed(text: str, percent: bool) -> Number | None:
     """One sign in all, braces or brackets around it all, and for what else is written out a form of `_FORMS`."""
-    text = text.strip()
-    enclosed = _ENCLOSED.fullmatch(text)
-    text = next(filter(None, enclosed.groups())) if enclosed else text
+    text = _opened(text)
     for character, ratio in _WRITTEN_FRACTION.items():
         text = text.replace(character, f" {ratio}")
     sign = re.match(r"\s*[+-]?\s*", text)[0].strip()
-    body = text.strip().removeprefix(sign).strip()
+    body = _opened(text.strip().removeprefix(sign))
     for form, pattern in _FORMS.items():
         match = pattern.fullmatch(body)
         if match is not None:
             return _number(form, match, sign, percent)
     return None
+
+
+def _opened(text: str) -> str:
+    enclosed = _ENCLOSED.fullmatch(text.strip())
+    return (next(filter(None, enclosed.groups()), "") if enclosed else text).strip()
 
 
 def _number(form: str, match: re.Match[str], sign: str, percent: bool) -> Number | None:
