@@ -46,10 +46,16 @@ def answer_text(value: Any) -> str:
     return str(value).strip()
 
 
-def level_number(value: Any) -> int:
-    """A level as data sets write it: `3`, `"3"` or `"Level 3"`; 0 where it is unknown (`"Level ?"`)."""
-    found = re.fullmatch(r"(?:Level )?(\d+)", answer_text(value))
-    return int(found.group(1)) if found else 0
+def level_number(value: Any) -> int | None:
+    """A level as data sets write it: `3`, `"3"` or `"Level 3"`; 0 where it is unknown (`"Level ?"`, `"unknown"`).
+
+    None is what cannot be a level, as `"hard"`.
+    """
+    text = re.sub(r"(?i)^level\b\s*", "", answer_text(value))
+    if re.fullmatch(r"(?i)\W*|unknown|none|null|nan|n/?a|unrated", text):
+        return 0
+    found = re.fullmatch(r"(\d+)(?:\.0+)?", text)
+    return int(found.group(1)) if found else None
 
 
 def multiple_choice(question: str, options: Sequence[str], right: int) -> tuple[str, str]:
@@ -61,7 +67,7 @@ def multiple_choice(question: str, options: Sequence[str], right: int) -> tuple[
 def read_columns(problem: str, answer: str, level: str = "") -> RowReader:
     """A reader of sets that store problem, final answer and perhaps level in columns of these names."""
     def read(row: Row, rng: random.Random) -> tuple[str, str, int]:
-        return row[problem], answer_text(row[answer]), level_number(row[level]) if level else 1
+        return row[problem], answer_text(row[answer]), level_number(row[level]) or 0 if level else 1
     return read
 
 
@@ -69,7 +75,7 @@ def read_math(row: Row, rng: random.Random) -> tuple[str, str, int]:
     r"""MATH: the answer is what the solution puts into its last `\boxed{}`."""
     from masa_lib.grading import extract_answer
 
-    return row["problem"], extract_answer(row["solution"]) or "", level_number(row["level"])
+    return row["problem"], extract_answer(row["solution"]) or "", level_number(row["level"]) or 0
 
 
 def read_gsm8k(row: Row, rng: random.Random) -> tuple[str, str, int]:

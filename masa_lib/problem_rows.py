@@ -1,12 +1,14 @@
 """What a problem is, and how the rows of local files and of Hugging Face data sets become problems.
 
-A file is JSONL or Parquet, with the columns `problem` and `answer` (and perhaps `id` and `level`), or in the layout of
-verl (`prompt` chat messages, `reward_model.ground_truth`). The first thing wrong with it is told in one sentence that
-names file, column or row. Nothing here chooses, divides or orders problems.
+A file is JSONL, CSV or Parquet, with the columns `problem` and `answer` (and perhaps `id` and `level`), or in the
+layout of verl (`prompt` chat messages, `reward_model.ground_truth`). The first thing wrong with it is told in one
+sentence that names file, column or row. What a data set's authors told their model about the form of an answer is cut
+off its problems: `prompts` words our own. Nothing here chooses, divides or orders problems.
 """
 
 from __future__ import annotations
 
+import csv
 import json
 import random
 import re
@@ -18,9 +20,26 @@ from typing import Any
 from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
 from masa_lib.errors import MasaError
 
-_INSTRUCTION = re.compile(
-    r"\s*(?:Let's|Please) (?:think|reason) step by step,? and (?:output|put) (?:the|your) final answer "
-    r"(?:(?:with)?in \\boxed\{\}|after \"####\")\.?\s*\Z")
+#: where a text falls into sentences; some instructions follow a problem without a full stop
+_BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|\s+(?=(?:Let's|Let us|Please) (?:think|reason|solve|put)\b)""")
+#: sentences that tell a model how to write its answer: by what no problem says of itself ...
+_FORM = re.compile(r"""(?i)
+    .*\b(?:answers?|response|result|solution|value|output)\b.*(?:\\boxed\b|\#{4}|</?answer>|["'`]answer:)
+  | .*(?:\\boxed\b|\#{4}|</?answer>).*\b(?:answers?|response|result|solution)\b
+  | .*</?think>
+  | .*\bwithout\ quotes\b
+  | .*\blast\ line\ of\ your\ (?:response|answer|solution)\b
+  | .*\byou\ first\ think\ about\ the\ reasoning
+  | (?:remember\ to\ )?(?:please\ )?(?:put|place|enclose|box|return|give|write|present)\b[^$]*\\boxed
+    (?:\{\s*(?:your\ answer|answer)?\s*\})?\W*$""", re.VERBOSE)
+#: ... or by asking for steps and for nothing else
+_STEPS = re.compile(r"""(?i)\W*(?:(?:and|now|please|let's|let\ us|you\ should|remember\ to|carefully)\s+)*
+    (?:think|reason|solve|work|go|explain|show|answer)\b
+    (?:\s+(?:through|about|out|on|it|this|the|following|above|given|math|mathematical|mathematics|problem|question
+       |task|your|reasoning|work|solution|carefully|efficiently|and|clearly))*
+    [,\s]+step[ -]by[ -]step\b(?:\s+(?:before|first|and|to|then)\b[^$]*)?\W*$""", re.VERBOSE)
+#: what stands between an instruction and the problem behind it
+_LABEL = re.compile(r"(?i)(?:this is the |here is the )?(?:problem|question):\s*")
 
 
 class ProblemError(MasaError, ValueError):
@@ -36,6 +55,25 @@ class Problem:
     answer: str
     level: int
     source: str
+
+
+def without_instruction(text: str) -> str:
+    """A problem's text without what precedes or follows it about the form of an answer.
+
+    Such sentences name `\\boxed{}`, tags, a last line, or ask for steps alone; those within the text are left.
+    """
+    borders = [0, *(border.end() for border in _BORDER.finditer(text)), len(text)]
+    parts = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    while parts and _instructs(parts[-1]):
+        parts.pop()
+    first = next((number for number, part in enumerate(parts) if not _instructs(part)), len(parts))
+    left = "".join(parts[first:]).strip()
+    return _LABEL.sub("", left, count=1) if first and _LABEL.match(left) else left
+
+
+def _instructs(sentence: str) -> bool:
+    sentence = sentence.strip()
+    return not sentence or bool(_FORM.match(sentence) or _STEPS.match(sentence))
 
 
 def read_hub(name: str, split: str, seed: int) -> list[Problem]:
@@ -65,7 +103,7 @@ def read_hub(name: str, split: str, seed: int) -> list[Problem]:
     for number, row in enumerate(table):
         try:
             text, answer, level = entry.read(row, random.Random(f"{seed}/{name}/{number}"))
-            problems.append(Problem(f"{name}-{split}-{number}", text.strip(), answer, level, name))
+            problems.append(Problem(f"{name}-{split}-{number}", without_instruction(text), answer, level, name))
         except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
             raise ProblemError(f"Row {number} of the data set {name} ({entry.hub}) is not laid out as expected: "
                                f"{error!r}.") from error
@@ -73,24 +111,24 @@ def read_hub(name: str, split: str, seed: int) -> list[Problem]:
 
 
 def read_file(source: str) -> Iterator[Problem]:
-    """The problems of a JSONL or Parquet file, in its order.
+    """The problems of a JSONL, CSV or Parquet file, in its order.
 
     Raises:
-        ProblemError: unreadable file, missing column, bad row, empty answer, duplicate id.
+        ProblemError: unreadable file, missing column, bad row, empty answer, one id of two problems.
     """
-    first: dict[str, int] = {}
+    first: dict[str, tuple[int, str]] = {}
     columns: tuple[str, str] | None = None
     for number, row in _rows(source):
         columns = columns or _layout(source, row)
         text, answer = _text_and_answer(source, number, row, columns)
         identifier = answer_text(row.get("id")) or f"{Path(source).stem}-{number}"
-        if identifier in first:
-            raise ProblemError(f"Rows {first[identifier]} and {number} of {source} have the same id {identifier!r}.")
-        first[identifier] = number
+        before, asked = first.setdefault(identifier, (number, text))
+        if asked != text:
+            raise ProblemError(f"Rows {before} and {number} of {source} have the same id {identifier!r}.")
         level = level_number(row["level"]) if answer_text(row.get("level")) else 1
-        if not level:
+        if level is None:
             raise ProblemError(f"Row {number} of {source} has the level {row['level']!r}; it takes a whole number "
-                               "from 1.")
+                               "from 1, or ? where it is unknown.")
         yield Problem(identifier, text, answer, level, answer_text(row.get("data_source")) or source)
 
 
@@ -98,14 +136,19 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """The rows of a file, counted from 1 (of a JSONL file: the line numbers)."""
     import pyarrow.parquet
 
+    kind = Path(source).suffix.lower()
     try:
-        if source.endswith(".parquet"):
+        if kind == ".parquet":
             yield from enumerate(pyarrow.parquet.ParquetFile(source).read().to_pylist(), start=1)
             return
-        lines = Path(source).read_text(encoding="utf-8-sig").split("\n")
+        text = Path(source).read_text(encoding="utf-8-sig")
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         raise ProblemError(f"The file {source} cannot be read: {error}") from error
-    for number, line in enumerate(lines, start=1):
+    yield from (_csv_rows if kind == ".csv" else _json_rows)(source, text)
+
+
+def _json_rows(source: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -115,6 +158,21 @@ def _rows(source: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
         if not isinstance(row, dict):
             raise ProblemError(f"Row {number} of {source} is no JSON object, but {line.strip()[:40]!r}.")
         yield number, row
+
+
+def _csv_rows(source: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Rows below the header, which names the columns; a cell that holds a comma or a line break stands in quotes."""
+    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    try:
+        rows = [row for row in reader if any(cell.strip() for cell in row)]
+    except csv.Error as error:
+        raise ProblemError(f"Line {reader.line_num} of {source} is no CSV: {error}.") from error
+    header = [name.strip() for name in rows[0]] if rows else []
+    for number, row in enumerate(rows[1:], start=1):
+        if len(row) != len(header):
+            raise ProblemError(f"Row {number} of {source} has {len(row)} cells where its header has {len(header)}; a "
+                               "text with a comma or a line break stands in double quotes.")
+        yield number, dict(zip(header, row, strict=True))
 
 
 def _layout(source: str, row: Mapping[str, Any]) -> tuple[str, str]:
@@ -131,22 +189,22 @@ def _text_and_answer(source: str, number: int, row: Mapping[str, Any], columns: 
     text, answer = row.get(columns[0]), row.get(columns[1])
     if columns == ("prompt", "reward_model"):
         text, answer = _from_verl(text, answer)
-    if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
+    if not isinstance(text, str) or not _is_unicode(text) or not without_instruction(text):
         raise ProblemError(f"Row {number} of {source} has no usable text in its column {columns[0]}.")
     if isinstance(answer, dict) or not answer_text(answer):
         raise ProblemError(f"Row {number} of {source} has an empty or unreadable answer in its column {columns[1]}.")
-    return text.strip(), answer_text(answer)
+    return without_instruction(text), answer_text(answer)
 
 
 def _from_verl(prompt: Any, reward_model: Any) -> tuple[Any, Any]:
-    """The last user message without its instruction (prompts.py words our own), and the ground truth."""
+    """The last user message, and the ground truth."""
     if isinstance(prompt, list):
         asked = [message.get("content") for message in prompt
                  if isinstance(message, dict) and message.get("role") == "user"]
         prompt = asked[-1] if asked else None
     answer = reward_model.get("ground_truth") if isinstance(reward_model, dict) else None
     answer = answer.get("target") if isinstance(answer, dict) else answer
-    return _INSTRUCTION.sub("", prompt) if isinstance(prompt, str) else None, answer
+    return prompt, answer
 
 
 def _is_unicode(text: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import random
 import re
 from collections.abc import Callable, Collection, Sequence
@@ -22,12 +23,12 @@ from masa_lib.config import ProblemsConfig
 from masa_lib.datasets_table import DATA_SETS
 from masa_lib.problem_rows import Problem, ProblemError, read_file, read_hub
 
-__all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "load_problems", "sources"]
+__all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "sources"]
 
 Split = Literal["train", "evaluation"]
 GYM = "reasoning-gym:"
 GYM_LEVELS = range(1, 5)
-FILES = (".jsonl", ".parquet")
+FILES = (".jsonl", ".csv", ".parquet")
 #: draws of one problem before its generator counts as exhausted: for a set without duplicates, for a fresh stream
 TRIES, FRESH_TRIES = 1000, 20
 #: reasoning-gym builds its problems in blocks of this many
@@ -35,6 +36,10 @@ GYM_BLOCK = 1000
 #: tasks whose problems follow the hashing of strings or a global generator: no other process could draw them again
 GYM_UNSTEADY = frozenset({"codeio", "intermediate_integration", "isomorphic_strings", "list_functions",
                           "polynomial_multiplication", "ransom_note", "word_ladder"})
+
+
+#: whether a model has room for a problem of this text
+Fits = Callable[[str], bool]
 
 
 @dataclass(frozen=True)
@@ -54,8 +59,8 @@ class ProblemPool:
     """The training problems in their order: `take` is a pure function of config, seed and cursor.
 
     With `pool` above 0 a fixed set of so many problems comes back, in a new order each pass; with 0 a generated source
-    never repeats itself on purpose, and a finite one is used whole (`note` says so). `problems` is the fixed set, empty
-    for a fresh stream.
+    never repeats itself on purpose, and a finite one is used whole (`note` says so, and what was left out). `problems`
+    is the fixed set, empty for a fresh stream.
 
     Args:
         config: the sources; a text that stands in `evaluation_source` is never trained on.
@@ -68,16 +73,24 @@ class ProblemPool:
     def __init__(self, config: ProblemsConfig, seed: int) -> None:
         self.note = ""
         self.problems: list[Problem] = []
-        self._source, self._seed = config.source, seed
+        self._source, self._seed, self._fits = config.source, seed, None
         other = _other_evaluation_source(config)
-        self._excluded = {problem.text for problem in _finite(other, "evaluation", config.seed, undivided=True)
+        self._excluded = {_key(problem.text) for problem in _finite(other, "evaluation", config.seed, undivided=True)[0]
                           } if other and not _is_generated(other) else set()
         if not config.pool and _is_generated(config.source):
             self._stream = _stream(config.source, f"{config.seed}/{seed}", config.levels)
         else:
-            self.problems = _load(config.source, "train", config.pool or None, config.seed, config.levels,
-                                  undivided=bool(other), excluded=self._excluded)
-            self.note = self._shortage(config.pool)
+            self.problems, notes = _load(config.source, "train", config.pool or None, config.seed, config.levels,
+                                         undivided=bool(other), excluded=self._excluded)
+            self.note = " ".join(filter(None, [*notes, self._shortage(config.pool)]))
+
+    def keep(self, fits: Fits) -> str:
+        """Leave out the problems that do not fit, now or when a stream draws them; says how many, see `keep`."""
+        self._fits = fits
+        if self.problems:
+            self.problems, note = keep(self.problems, fits)
+            return note
+        return ""
 
     def take(self, cursor: int, count: int) -> list[Problem]:
         """The problems number `cursor` to `cursor + count - 1` of the training order."""
@@ -92,7 +105,8 @@ class ProblemPool:
         first = number // len(self._stream.slots) * FRESH_TRIES
         for index in range(first, first + FRESH_TRIES):
             problem = self._stream.problem(slot, index, self._source)
-            if not arithmetic.is_held_out(problem.text) and problem.text not in self._excluded:
+            if (not arithmetic.is_held_out(problem.text) and _key(problem.text) not in self._excluded
+                    and (self._fits is None or self._fits(problem.text))):
                 return problem
         raise _exhausted(self._source, slot, FRESH_TRIES)
 
@@ -110,7 +124,7 @@ def load_problems(source: str, split: Split, count: int | None = None, seed: int
     """The problems of one split of a source, in a fixed order; a smaller `count` gives the first of a larger one.
 
     Args:
-        source: pocket, reasoning-gym:<task,task>, a data set's short name, or a JSONL/Parquet file.
+        source: pocket, reasoning-gym:<task,task>, a data set's short name, or a JSONL, CSV or Parquet file.
         split: train or evaluation; the two have no text in common.
         count: how many at most; a generated source needs it, None takes all of a finite one.
         seed: of the generator, of the choice of `count` problems, and of shuffled options.
@@ -120,7 +134,7 @@ def load_problems(source: str, split: Split, count: int | None = None, seed: int
     Raises:
         ProblemError: unknown source, unreadable file, missing column, bad row, duplicate id, nothing left.
     """
-    return _load(source, split, count, seed, levels, undivided, set())
+    return _load(source, split, count, seed, levels, undivided, set())[0]
 
 
 def held_out(config: ProblemsConfig, count: int) -> list[Problem]:
@@ -133,6 +147,23 @@ def held_out(config: ProblemsConfig, count: int) -> list[Problem]:
                          undivided=bool(other))
 
 
+def keep(problems: Sequence[Problem], fits: Fits) -> tuple[list[Problem], str]:
+    """The problems for which a model has room (see `prompts.room`), and what is to be said of the others.
+
+    Raises:
+        ProblemError: there is room for none.
+    """
+    kept = [problem for problem in problems if fits(problem.text)]
+    if problems and not kept:
+        raise ProblemError(f"None of the {len(problems)} problems of {problems[0].source} fits into the model's "
+                           "context beside sampling.solution_tokens and sampling.meta_tokens; lower these, or take "
+                           "other problems (problems.source).")
+    left = len(problems) - len(kept)
+    return kept, (f"{left} of {len(problems)} problems of {problems[0].source} are left out: with "
+                  "sampling.solution_tokens or sampling.meta_tokens they are longer than the model's context."
+                  if left else "")
+
+
 def sources() -> list[dict[str, Any]]:
     """One row for each kind of source: name, what it is, split sizes, columns it is read from, whether ever fetched."""
     levels = (f"levels 1 to {arithmetic.LEVELS[-1]}, by name up to {max(arithmetic.LEVEL_SPECS)}, which are beyond its "
@@ -142,43 +173,51 @@ def sources() -> list[dict[str, Any]]:
              (), "built in")]
     rows += [(name, f"{entry.what} [{entry.hub}]", entry.train_size, entry.evaluation_size, entry.columns,
               entry.fetched) for name, entry in DATA_SETS.items()]
-    rows += [("<file>.jsonl, <file>.parquet", "one row a problem; one in eight is held out", None, None,
-              ("problem", "answer"), "local"),
-             ("<file>.jsonl, <file>.parquet", "the verl layout", None, None,
-              ("prompt", "reward_model.ground_truth"), "local")]
+    files = ", ".join(f"<file>{ending}" for ending in FILES)
+    rows += [(files, "one row a problem; one in eight is held out", None, None, ("problem", "answer"), "local"),
+             (files, "the verl layout", None, None, ("prompt", "reward_model.ground_truth"), "local")]
     keys = ("name", "what", "train", "evaluation", "columns", "fetched")
     return [dict(zip(keys, row, strict=True)) for row in rows]
 
 
 def _load(source: str, split: Split, count: int | None, seed: int, levels: str, undivided: bool,
-          excluded: set[str]) -> list[Problem]:
+          excluded: set[str]) -> tuple[list[Problem], list[str]]:
+    """The problems of a split, and what is to be said of those left out."""
     if _is_generated(source):
         if count is None:
             raise ProblemError(f"{source} is generated without end; say how many problems are wanted.")
-        return _generate(source, split, count, seed, levels, excluded)
-    everything = _finite(source, split, seed, undivided)
+        return _generate(source, split, count, seed, levels, excluded), []
+    source = os.path.normpath(source) if _is_file(source) else source
+    everything, notes = _finite(source, split, seed, undivided)
+    problems = _of_levels(everything, source, split, levels, excluded)
+    if count is None:
+        return problems, notes
+    return [problems[n] for n in _permutation(len(problems), f"{source}/{split}/{seed}")[:count]], notes
+
+
+def _of_levels(everything: Sequence[Problem], source: str, split: Split, levels: str,
+               excluded: set[str]) -> list[Problem]:
     wanted = _level_range(levels)
     problems = [problem for problem in everything
-                if (wanted is None or problem.level in wanted) and problem.text not in excluded]
+                if (wanted is None or problem.level in wanted) and _key(problem.text) not in excluded]
     if not problems:
         have = sorted({problem.level for problem in everything})
         raise ProblemError(f"No {split} problem of {source} is left: problems.levels is {levels!r} (its levels are "
                            f"{', '.join(map(str, have))}), and what stands in problems.evaluation_source is left out.")
-    if count is None:
-        return problems
-    return [problems[n] for n in _permutation(len(problems), f"{source}/{split}/{seed}")[:count]]
+    return problems
 
 
 def _generate(source: str, split: Split, count: int, seed: int, levels: str, excluded: set[str]) -> list[Problem]:
     """Different problems of a generated source; the slots take turns, so that levels and tasks are balanced."""
     stream = _stream(source, f"{seed}/{split}", levels)
-    seen, problems = set(excluded), []
+    seen, problems = set(), []
     position = dict.fromkeys(stream.slots, 0)
     for number in range(count):
         slot = stream.slots[number % len(stream.slots)]
         for index in range(position[slot], position[slot] + TRIES):
             problem = stream.problem(slot, index, source)
-            if arithmetic.is_held_out(problem.text) == (split == "evaluation") and problem.text not in seen:
+            if (arithmetic.is_held_out(problem.text) == (split == "evaluation") and problem.text not in seen
+                    and _key(problem.text) not in excluded):
                 break
         else:
             raise _exhausted(source, slot, TRIES)
@@ -202,8 +241,20 @@ def _is_generated(source: str) -> bool:
     return source == "pocket" or source.startswith(GYM)
 
 
+def _is_file(source: str) -> bool:
+    return source.lower().endswith(FILES)
+
+
 def _other_evaluation_source(config: ProblemsConfig) -> str:
-    return config.evaluation_source if config.evaluation_source != config.source else ""
+    """`evaluation_source`, empty where it is the source itself; a file is the same by whatever path it is named."""
+    source, other = ((os.path.realpath(name) if _is_file(name) else name)
+                     for name in (config.source, config.evaluation_source))
+    return config.evaluation_source if other != source else ""
+
+
+def _key(text: str) -> str:
+    """What two copies of one problem have in common: all but white space."""
+    return " ".join(text.split())
 
 
 def _level_range(levels: str) -> range | None:
@@ -287,26 +338,40 @@ def _gym_slots(source: str, known: Collection[str], curricula: Collection[str]) 
     return slots
 
 
-def _finite(source: str, split: Split, seed: int, undivided: bool) -> list[Problem]:
-    """All problems of a split of a data set or a file, in its order; without splits of its own, divided by digest."""
-    if source in DATA_SETS:
-        entry = DATA_SETS[source]
-        if split == "train" and not entry.train:
-            raise ProblemError(f"{source} is only there to evaluate on: name it in problems.evaluation_source.")
-        problems = read_hub(source, entry.train if split == "train" else entry.evaluation or entry.train, seed)
-        divided = not entry.evaluation
-    elif source.endswith(FILES):
-        problems, divided = list(read_file(source)), True
-    else:
-        names = ["pocket", GYM + "<task,task>", *DATA_SETS]
-        close = difflib.get_close_matches(source, names, n=1)
-        raise ProblemError(f"There is no source of problems {source!r}.{f' Did you mean {close[0]}?' if close else ''} "
-                           f"problems.source takes {', '.join(names)}, or a file that ends in {' or '.join(FILES)}.")
+def _finite(source: str, split: Split, seed: int, undivided: bool) -> tuple[list[Problem], list[str]]:
+    """All problems of a split of a data set or a file, each once, in its order, and how many rows were copies.
+
+    Without splits of its own a source is divided by digest.
+    """
+    problems, divided = _read(source, split, seed)
     if not problems:
         raise ProblemError(f"{source} is empty: it holds no problem.")
+    first: dict[str, Problem] = {}
+    for problem in problems:
+        first.setdefault(_key(problem.text), problem)
+    notes = [f"{len(problems) - len(first)} of {len(problems)} rows of {source} repeat a problem and are left out."
+             ] if len(first) < len(problems) else []
+    problems = list(first.values())
     if divided and not undivided:
         problems = [p for p in problems if arithmetic.is_held_out(p.text) == (split == "evaluation")]
         if not problems:
             raise ProblemError(f"The {split} split of {source} is empty (one text in eight is held out); it is too "
                                "small to divide: name the held-out problems in problems.evaluation_source.")
-    return problems
+    return problems, notes
+
+
+def _read(source: str, split: Split, seed: int) -> tuple[list[Problem], bool]:
+    """The rows of a data set or a file as problems, and whether both splits are in them."""
+    if source in DATA_SETS:
+        entry = DATA_SETS[source]
+        if split == "train" and not entry.train:
+            raise ProblemError(f"{source} is only there to evaluate on: name it in problems.evaluation_source.")
+        name = entry.train if split == "train" else entry.evaluation or entry.train
+        return read_hub(source, name, seed), not entry.evaluation
+    if _is_file(source):
+        return list(read_file(os.path.normpath(source))), True
+    names = ["pocket", GYM + "<task,task>", *DATA_SETS]
+    close = difflib.get_close_matches(source, names, n=1)
+    raise ProblemError(f"There is no source of problems {source!r}.{f' Did you mean {close[0]}?' if close else ''} "
+                       f"problems.source takes {', '.join(names)}, or a file that ends in {', '.join(FILES[:-1])} or "
+                       f"{FILES[-1]}.")

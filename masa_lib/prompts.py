@@ -6,11 +6,18 @@ the meta prompt of a problem share their prefix. Nothing here samples or parses.
 
 from __future__ import annotations
 
+import datetime
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
-from masa_lib.config import PromptConfig
+from jinja2 import TemplateError
+
+from masa_lib.config import PREDICTING, Config, PromptConfig
 
 Messages = list[dict[str, str]]
+#: more tokens a byte of text than any tokenizer makes
+_TOKENS_A_BYTE = 2
 
 SYSTEM = "You are a helpful assistant."
 HINT = "The problem could be solved using the following math notions: {notions}."
@@ -48,8 +55,75 @@ def meta_messages(problem: str, config: PromptConfig, max_length: int) -> Messag
 
 
 def encode(tokenizer: Any, messages: Messages) -> list[int]:
-    """Token ids of a chat, up to where the model is to answer."""
-    return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    """Token ids of a chat, up to where the model is to answer.
+
+    Where a template refuses or ignores a system message, its text begins the user's. A date that a template writes is
+    that of `fix_date`.
+
+    Raises:
+        PromptError: the template cannot write this chat.
+    """
+    return tokenizer(write(tokenizer, messages), add_special_tokens=False)["input_ids"]
+
+
+def write(tokenizer: Any, messages: Messages) -> str:
+    """The text of a chat, as its template writes it; see `encode`."""
+    system = "".join(message["content"] for message in messages if message["role"] == "system")
+    try:
+        text = _render(tokenizer, messages)
+        if messages[-1]["content"].strip() not in text:
+            raise TemplateError("it leaves out what the user says")
+        if system in text:
+            return text
+    except TemplateError as error:
+        if not system:
+            raise PromptError(f"The tokenizer's chat template cannot write a chat of one user message: {error}. Save "
+                              "another with the model (tokenizer.chat_template = ...).") from error
+    first, *others = (message for message in messages if message["role"] != "system")
+    return write(tokenizer, [first | {"content": f"{system}\n\n{first['content']}"}, *others])
+
+
+def template(tokenizer: Any) -> str:
+    """The chat template that is used: of several by name the one for plain chats."""
+    found = tokenizer.chat_template
+    if isinstance(found, Mapping):
+        plain = [name for name in found if name not in ("tool_use", "rag")]
+        return found["default" if "default" in found else [*plain, *found][0]]
+    return found
+
+
+def fix_date(tokenizer: Any, day: datetime.date) -> None:
+    """Have templates that write the date write this one, whenever they do; before that it is the day's own."""
+    tokenizer.masa_date = day
+
+
+def room(tokenizer: Any, context: int, config: Config) -> Callable[[str], bool]:
+    """A function that says whether a model's context has room for a problem of a text, in each stream that asks it.
+
+    Args:
+        tokenizer: of the model.
+        context: its length, tokens.
+        config: wording, caps, and which streams there are.
+    """
+    limits, hinted = config.sampling, config.cap.hint != "none"
+    streams = [(solution_messages, context - limits.solution_tokens - hinted * 2 * limits.meta_tokens)]
+    if config.method in PREDICTING or config.evaluation.predictions or hinted:
+        streams.append((partial(meta_messages, max_length=limits.solution_tokens), context - limits.meta_tokens))
+    least = [(wording, left, left - len(encode(tokenizer, wording("", config.prompt)))) for wording, left in streams]
+
+    def fits(text: str) -> bool:
+        """By its bytes alone if these are few: a token has at least one, and the quick way is for most problems."""
+        return all(_TOKENS_A_BYTE * len(text.encode()) <= short
+                   or len(encode(tokenizer, wording(text, config.prompt))) <= left for wording, left, short in least)
+
+    return fits
+
+
+def _render(tokenizer: Any, messages: Messages) -> str:
+    day = getattr(tokenizer, "masa_date", None)
+    dated = {"strftime_now": lambda form: datetime.datetime.combine(day, datetime.time()).strftime(form)} if day else {}
+    return tokenizer.apply_chat_template(messages, chat_template=template(tokenizer), add_generation_prompt=True,
+                                         tokenize=False, **dated)
 
 
 def _user(content: str) -> Messages:

@@ -253,9 +253,9 @@ def test_file_is_divided_by_text_so_that_equal_texts_fall_on_one_side(tmp_path: 
     rows = plain_rows(400)
     path = write_jsonl(tmp_path / "sums.jsonl", rows + rows)
     train, evaluation = load_problems(path, "train"), load_problems(path, "evaluation")
-    assert len(train) + len(evaluation) == 800
+    assert len(train) + len(evaluation) == 400
     assert not set(texts(train)) & set(texts(evaluation))
-    assert 0.07 < len(evaluation) / 800 < 0.19
+    assert 0.07 < len(evaluation) / 400 < 0.19
 
 
 def test_evaluation_file_is_used_whole_and_its_texts_are_never_trained_on(tmp_path: Path):
@@ -335,7 +335,7 @@ def test_levels_restrict_a_file_and_an_empty_choice_names_its_levels(tmp_path: P
 
 
 @pytest.mark.parametrize(("source", "says"), [
-    ("gsm8", "Did you mean gsm8k.*problems.source takes pocket, reasoning-gym.*deepscaler.*jsonl or .parquet"),
+    ("gsm8", "Did you mean gsm8k.*problems.source takes pocket, reasoning-gym.*deepscaler.*jsonl, .csv or .parquet"),
     ("notes.txt", "There is no source of problems 'notes.txt'"),
     ("aime-2025", r"only there to evaluate on.*problems\.evaluation_source"),
 ])
