@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masa_lib import files
+from masa_lib import files, hub, tiers
 from masa_lib.checks import SMOKE
-from masa_lib.tiers import DATA, TIERS
+from masa_lib.tiers import DATA
 
 DEFAULT = "pocket"
 PLACE = DATA.parent / "runs" / "model.txt"
@@ -24,10 +24,15 @@ def choose(name: str) -> str:
 
     Returns:
         The name as it is kept.
+
+    Raises:
+        HubError: there is no such model; the choice before it stands.
     """
     kept = name.strip()
-    if kept not in TIERS and Path(kept).is_dir():
-        kept = str(Path(kept).resolve())
+    if tiers.find(kept) is None:  # a tier needs no network to be chosen
+        hub.reach(kept)
+        if Path(kept).is_dir():
+            kept = str(Path(kept).resolve())
     if not SMOKE:
         PLACE.parent.mkdir(exist_ok=True)
         files.replace(PLACE, lambda temporary: temporary.write_text(kept, encoding="utf8"))

@@ -9,14 +9,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from masa_lib import __version__, config, tiers
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, check_system
 
 RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -35,6 +34,9 @@ class Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a terminal of ASCII alone gets \xd7 for what it cannot show
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     parser = build_parser()
     options, options.rest = parser.parse_known_args(arguments)
@@ -42,6 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"{' '.join(options.rest)} is not an option here")
     options.command = shlex.join(["masa", *arguments])
     try:
+        check_system()
         options.run_command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `masa models | head`: who reads has seen enough, and Python is not to complain at its end
@@ -253,7 +256,7 @@ def _how_to_resume(run: Path | None) -> str:
 
 
 def _eval(options: argparse.Namespace) -> None:
-    base = weights = None
+    base = weights = run = None
     if options.run:
         from masa_lib import runs
 
@@ -266,7 +269,11 @@ def _eval(options: argparse.Namespace) -> None:
     settings = config_from(options, base)
     from masa_lib import evaluation, files
 
-    summary, table = evaluation.evaluate_model(settings, weights)
+    summary, table = evaluation.evaluate_model(settings, weights, run)
+    if run:
+        summary = {"run": run.path.name, "weights": weights.name, **summary, "step": step}
+    else:
+        del summary["step"]  # of no training
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         files.write_table(options.out / "evaluation.parquet", table)
@@ -383,7 +390,9 @@ def _lab(options: argparse.Namespace) -> None:
     root = Path(__file__).resolve().parent.parent  # the notebooks show pictures from docs, beside their own folder
     place = [str(root), "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"] if (root / "notebooks").exists(
         ) else []
-    sys.exit(subprocess.run([sys.executable, "-m", "jupyterlab", *options.rest, *place], check=False).returncode)
+    sys.stdout.flush()
+    # In the place of this process, so that a signal that is meant to end it ends JupyterLab.
+    os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options.rest, *place])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

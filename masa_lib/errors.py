@@ -1,8 +1,12 @@
-"""What the library refuses, and how a refusal quotes the value that it is about."""
+"""What the library refuses, where it runs, and how a refusal quotes the value that it is about."""
 
 from __future__ import annotations
 
+import importlib.util
 import reprlib
+
+#: modules of Python that Windows does not have
+UNIX = ("fcntl", "resource")
 
 
 class MasaError(Exception):
@@ -10,6 +14,22 @@ class MasaError(Exception):
 
     Whatever else is raised is a defect, and keeps its traceback.
     """
+
+
+class PlatformError(MasaError):
+    """The operating system is none of those that the library runs on."""
+
+
+def check_system() -> None:
+    """Refuse a system without locks on files and limits on processes.
+
+    Raises:
+        PlatformError: names what is missing.
+    """
+    missing = [name for name in UNIX if importlib.util.find_spec(name) is None]
+    if missing:
+        raise PlatformError(f"masa_lib runs on Linux and macOS, and on Windows inside WSL; this Python has no module "
+                          f"{' and no module '.join(missing)}.")
 
 
 class _Brief(reprlib.Repr):

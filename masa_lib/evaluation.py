@@ -12,12 +12,13 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, beliefs, engine, models, problems, rollouts, selection
+from masa_lib import analysis, beliefs, engine, models, problems, prompts, rollouts, selection
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engine import Engine
 from masa_lib.problems import Problem
 from masa_lib.rollouts import Ask
+from masa_lib.runs import Run
 from masa_lib.selection import Sample
 
 #: keeps the seeds of evaluations apart from those of training steps
@@ -113,18 +114,22 @@ def per_problem(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def evaluate_model(config: Config, weights: Any = None) -> tuple[dict[str, Any], pd.DataFrame]:
+def evaluate_model(config: Config, weights: Any = None, run: Run | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
     """Load a model and evaluate it as a run's last evaluation does.
 
     Args:
         config: model, problems and evaluation settings.
         weights: a folder to take the weights from, such as a run's checkpoint.
+        run: whose weights these are; it decides the date that a chat template may write.
     """
     models.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
     model, tokenizer = models.load(config.model, weights)
     sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
                                  precision=config.model.precision, memory=config.sampling.gpu_memory)
+    held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
+    if run:
+        prompts.fix_date(tokenizer, run.started)
     with models.precision(config.model, model.device):
         return evaluate(held_out, sampler, tokenizer, config, samples=config.evaluation.final_samples,
                         predictions=config.evaluation.predictions)

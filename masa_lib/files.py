@@ -26,6 +26,8 @@ import pyarrow.parquet as pq
 from masa_lib.errors import MasaError
 
 MANIFEST = "manifest.json"
+#: around a row; a file system that lost its power may leave NULs where a row was
+BLANK = b"\0 \t\r\n"
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("masa")
@@ -123,7 +125,7 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
 def seal(folder: Path) -> None:
     """Add a manifest (file name to bytes and SHA-256) and wait until everything is on the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
-    manifest = {file.relative_to(folder).as_posix(): [file.stat().st_size, _digest(file)] for file in files}
+    manifest = {file.relative_to(folder).as_posix(): [file.stat().st_size, digest(file)] for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
@@ -133,19 +135,20 @@ def fault(folder: Path) -> str:
     """What is wrong with a sealed folder; empty when it is whole."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
-        for name, (size, digest) in manifest.items():
+        for name, (size, expected) in manifest.items():
             if not (folder / name).is_file():
                 return f"{name} is missing"
             if (held := (folder / name).stat().st_size) != size:
                 return f"{name} has {held} bytes instead of {size}"
-            if _digest(folder / name) != digest:
+            if digest(folder / name) != expected:
                 return f"the content of {name} has changed"
     except (OSError, ValueError) as error:
         return f"it cannot be read: {error}"
     return ""
 
 
-def _digest(file: Path) -> str:
+def digest(file: Path) -> str:
+    """The SHA-256 of a file."""
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -167,7 +170,7 @@ def _plain(value: Any) -> Any:
 
 def _row(text: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(text)
+        row = json.loads(text.strip(BLANK))
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
@@ -180,7 +183,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         RunError: another line is not a JSON object.
     """
     lines = path.read_bytes().split(b"\n") if path.exists() else []
-    rows = [(number, _row(text)) for number, text in enumerate(lines, 1) if text.strip()]
+    rows = [(number, _row(text)) for number, text in enumerate(lines, 1) if text.strip(BLANK)]
     if rows and rows[-1][1] is None:
         logger.warning("The last line of %s is torn, as by a process killed while it wrote, and is left out.", path)
         rows.pop()

@@ -85,8 +85,9 @@ def architecture(name: str) -> Architecture:
     from transformers import AutoConfig
 
     try:
-        found = AutoConfig.from_pretrained(name, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
+        found = AutoConfig.from_pretrained(name, local_files_only=not hub.reach(name),
+                                           trust_remote_code=False).get_text_config()
+    except (HubError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "
                         f"({', '.join(tiers.TIERS)}) or a folder.") from error

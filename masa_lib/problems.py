@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import logging
 import os
 import random
 import re
@@ -23,7 +24,7 @@ from masa_lib.config import ProblemsConfig
 from masa_lib.datasets_table import DATA_SETS
 from masa_lib.problem_rows import Problem, ProblemError, read_file, read_hub
 
-__all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "sources"]
+__all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "make_room", "sources"]
 
 Split = Literal["train", "evaluation"]
 GYM = "reasoning-gym:"
@@ -162,6 +163,22 @@ def keep(problems: Sequence[Problem], fits: Fits) -> tuple[list[Problem], str]:
     return kept, (f"{left} of {len(problems)} problems of {problems[0].source} are left out: with "
                   "sampling.solution_tokens or sampling.meta_tokens they are longer than the model's context."
                   if left else "")
+
+
+def make_room(pool: ProblemPool | None, held: Sequence[Problem], fits: Fits) -> list[Problem]:
+    """Leave out the problems that do not fit, of a training pool and of held-out ones, and log what was left out.
+
+    Returns:
+        The held-out problems that fit.
+
+    Raises:
+        ProblemError: there is room for none.
+    """
+    told = [pool.note, pool.keep(fits)] if pool else []
+    held, note = keep(held, fits)
+    for said in filter(None, [*told, note]):
+        logging.getLogger("masa").warning(said)
+    return held
 
 
 def sources() -> list[dict[str, Any]]:

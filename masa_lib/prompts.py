@@ -14,6 +14,7 @@ from typing import Any
 from jinja2 import TemplateError
 
 from masa_lib.config import PREDICTING, Config, PromptConfig
+from masa_lib.errors import MasaError
 
 Messages = list[dict[str, str]]
 #: more tokens a byte of text than any tokenizer makes
@@ -21,6 +22,10 @@ _TOKENS_A_BYTE = 2
 
 SYSTEM = "You are a helpful assistant."
 HINT = "The problem could be solved using the following math notions: {notions}."
+
+
+class PromptError(MasaError, ValueError):
+    """A tokenizer's chat template cannot be used; the message says why."""
 
 
 def solution_messages(problem: str, config: PromptConfig, hint: tuple[str, ...] = ()) -> Messages:

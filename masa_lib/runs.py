@@ -74,10 +74,14 @@ class Run:
         """
         if not (Path(path) / CONFIG).is_file():
             raise RunError(f"There is no run in {path}: it has no {CONFIG}. Start one with `masa train --out {path}`.")
+        run = cls(path, Config())
         try:
-            return cls(path, configs.load(Path(path) / CONFIG))
+            run.config = configs.load(run.path / CONFIG)
         except ConfigError as error:
-            raise RunError(f"The run {path} cannot be opened: {error}") from error
+            version = run.environment.get("versions", {}).get("masa", __version__)
+            other = f"it was written by masa_lib {version}, and this is {__version__}: " if version != __version__ else ""
+            raise RunError(f"The run {path} cannot be opened: {other}{error}") from error
+        return run
 
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
@@ -98,15 +102,60 @@ class Run:
         """`{"state": one of STATES, "step": the last one, "message": text}`, as last written."""
         try:
             return json.loads((self.path / STATUS).read_text(encoding="utf8"))
-        except (OSError, ValueError) as error:
+        except OSError as error:
             raise RunError(f"The status of the run {self.path} cannot be read from {STATUS}: {error}") from error
+        except ValueError:  # an empty file is what a machine without power may leave
+            step = self._last_step()
+            done = step >= self.config_at(step + 1).steps
+            return {"state": "finished" if done else "stopped", "step": step, "message": f"{STATUS} cannot be read."}
 
     def set_status(self, state: str, message: str = "") -> None:
         """Replace the status by one of STATES, at the step of the last metrics."""
         if state not in STATES:
             raise ValueError(f"The state of a run is {state!r}; it takes one of {', '.join(STATES)}.")
+        self._write_json(STATUS, {"state": state, "step": self._last_step(), "message": message})
+
+    def _last_step(self) -> int:
         rows = files.read_lines(self.path / METRICS)
-        self._write_json(STATUS, {"state": state, "step": rows[-1]["step"] if rows else 0, "message": message})
+        return rows[-1]["step"] if rows else 0
+
+    # The machines that a run was on.
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What `environment` said when the run began, and `lives`: the same of each resume; empty if unreadable."""
+        try:
+            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf8"))
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    @property
+    def started(self) -> datetime.date:
+        """The day on which the run began (UTC); today where that is not known."""
+        try:
+            return datetime.datetime.fromisoformat(self.environment["time"]).date()
+        except (KeyError, TypeError, ValueError):
+            return datetime.datetime.now(datetime.UTC).date()
+
+    def begin_again(self, step: int, command: str = "") -> None:
+        """Record another life of the run, which goes on from a step: when, on what, with which versions.
+
+        Raises:
+            RunError: a file of problems is not what it was when the run began; nothing is recorded.
+        """
+        told, here = self.environment, environment(self.config, command or f"masa resume {self.path}")
+        for key, digest in told.get("files", {}).items():
+            if here["files"].get(key, digest) != digest:
+                raise RunError(f"{key} of the run {self.path} was edited since the run began: "
+                               f"{configs.get(self.config, key)} has the SHA-256 {here['files'][key][:12]}, not "
+                               f"{digest[:12]}. Restore it, or train with it in another folder.")
+        new = [key for key in configs.settings() if key not in configs.read(self.path / CONFIG)]
+        if new:
+            logger.warning("The config of the run %s is of another version of masa_lib; what it does not name has "
+                           "its present default: %s.", self.path, ", ".join(new))
+        life = {"step": step, **{key: here[key] for key in ("command", "time", "git", "versions", "hardware")}}
+        self._write_json(ENVIRONMENT, told | {"lives": [*told.get("lives", []), life]})
 
     def append_change(self, step: int, changes: Mapping[str, Any], **more: Any) -> None:
         """Record settings changed live: dotted keys to values, in force from `step` on; `more` is kept beside them.
@@ -258,6 +307,24 @@ class Run:
                            "rollouts are untouched; restore a checkpoint, or train in another folder.")
         return None
 
+    def resume_point(self) -> tuple[int, Path] | None:
+        """The newest whole checkpoint to which the metrics lead without a gap, None before the first.
+
+        Raises:
+            RunError: see `latest_checkpoint`; or steps are missing in front of every checkpoint.
+        """
+        found, steps = self.latest_checkpoint(), {row["step"] for row in files.read_lines(self.path / METRICS)}
+        missing = next(step for step in range(1, len(steps) + 2) if step not in steps)
+        if found is None or found[0] < missing:
+            return found
+        for step in self._checkpoint_steps():
+            if step < missing and not files.fault(self._checkpoint(step)):
+                logger.warning("%s of the run %s lacks step %d: it goes on from the checkpoint of step %d, and trains "
+                               "again what follows.", METRICS, self.path, missing, step)
+                return step, self._checkpoint(step)
+        raise RunError(f"{METRICS} of the run {self.path} lacks step {missing}, and no checkpoint is older: restore "
+                       "that file, or train in another folder. Nothing was changed.")
+
     def best_step(self, among: Collection[int] | None = None) -> int | None:
         """The step with the highest held-out accuracy, the first of several; `among` these, or all that trained."""
         accuracy = {row["step"]: row["accuracy"] for row in files.read_lines(self.path / EVALUATIONS)
@@ -345,6 +412,7 @@ def environment(config: Config, command: str) -> dict[str, Any]:
         "command": re.sub(r"(?<![^\s'\"=,])~?(?:/[^/\s'\"=,]*)*/(?=[^/\s'\"=,])", "", command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
+        "files": _file_digests(config),
         "git": git_state(),
         "versions": {"masa": __version__, "python": platform.python_version(), **installed},
         "hardware": {
@@ -356,6 +424,12 @@ def environment(config: Config, command: str) -> dict[str, Any]:
             "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         },
     }
+
+
+def _file_digests(config: Config) -> dict[str, str]:
+    """SHA-256 of the files that problems are read from, by setting."""
+    named = {key: Path(configs.get(config, key)) for key in ("problems.source", "problems.evaluation_source")}
+    return {key: files.digest(path) for key, path in named.items() if path.is_file()}
 
 
 def git_state() -> dict[str, Any]:

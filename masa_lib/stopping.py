@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 #: exit code of a training whose running step was dropped (EX_TEMPFAIL: try again); 128 + signal: the step was finished
@@ -62,6 +62,21 @@ class Stop:
             return None
         finally:
             self._repeatable = False
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Work that must not be cut in two: a first signal waits for its end, a second one cuts it all the same.
+
+        Where this stop listens already, it does so; elsewhere, as in a notebook's cell, the signal is given again
+        behind the work.
+        """
+        if self._before:
+            yield
+            return
+        with Stop() as own:
+            yield
+        if own.signal:
+            os.kill(os.getpid(), own.signal)
 
     def ask(self) -> None:
         """Stop as at a first SIGTERM; a signal that comes later drops the running step."""

@@ -9,6 +9,7 @@ and deciding which model to use are done elsewhere.
 from __future__ import annotations
 
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -43,8 +44,8 @@ from masa_lib import (
 )
 from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engine import Engine, make_engine
-from masa_lib.problems import Problem, ProblemPool, held_out
+from masa_lib.engine import Engine, context_of, make_engine
+from masa_lib.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.runs import Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tensorboard import open_board
@@ -92,7 +93,12 @@ class Trainer:
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
+        self._moving = False  # whether a step has begun to move the weights and is not over
         self.stop, self.board = Stop(), None
+        # As the run's first config sets it, whatever changed since: a resumed run draws what it would have drawn.
+        fits = prompts.room(self.tokenizer, context_of(self.engine, self.model), run.config if run else config)
+        self.held_out = make_room(self.pool, self.held_out, fits)
+        prompts.fix_date(self.tokenizer, run.started if run else datetime.datetime.now(datetime.UTC).date())
         if checkpoint:
             self._restore(checkpoint)
 
@@ -116,17 +122,25 @@ class Trainer:
 
     def __next__(self) -> StepResult:
         """Train one step; evaluate and record where it is due."""
-        if evaluation.due(self._config, self.step) and self._evaluated != self.step:  # step 0, or a stop dropped it
-            if self.run:
-                self._config = self.run.config_at(max(self.step, 1))
-            self.evaluate()
+        if self._moving:
+            raise RunError(f"Step {self.step + 1} was cut short while it moved the weights, and cannot be done again on "
+                           "these; go on from the last checkpoint (`masa resume`) or with a new trainer.")
+        self.catch_up()
         if self.run:
             self._config = control.obey(self.run, self.step, self.stop)
         if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
-        table, metrics = self.train_step()
-        evaluated = self._record(table, metrics)
-        return StepResult(self.step, metrics, table, evaluated)
+        with self.stop.whole():
+            table, metrics = self.train_step()
+            self._record(table, metrics)
+        return StepResult(self.step, metrics, table, self._finish())
+
+    def catch_up(self) -> None:
+        """Make up for an evaluation that is due and not done: before the first step, or after a stop dropped it."""
+        if evaluation.due(self._config, self.step) and self._evaluated != self.step:
+            if self.run:
+                self._config = self.run.config_at(max(self.step, 1))
+            self.evaluate()
 
     def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
         """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
@@ -143,10 +157,11 @@ class Trainer:
             rollouts.score(found.table, config)
             gated = selection.learn(gate, found)
             clock.lap("grade")
+            self._moving = True
             update = self._update(found, gate is not None and gate.refills)
             cloning = self._clone(found.table)
             clock.lap("update")
-        self.step += 1
+        self.step, self._moving = self.step + 1, False
         self.cursor += len(found.candidates)
         if gate:
             self._memory[config.method] = gate.state()
@@ -302,15 +317,20 @@ class Trainer:
         self.engine.sync()
         return found
 
-    def _record(self, table: pd.DataFrame, metrics: dict[str, Any]) -> dict[str, Any] | None:
-        config, last = self._config, self.step == self._config.steps
+    def _record(self, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
+        """Write a step down."""
+        last = self.step == self._config.steps
         if self.run:
-            every = config.record.rollouts_every
+            every = self._config.record.rollouts_every
             if every and (last or self.step == 1 or self.step % every == 0):
                 self.run.write_rollouts(self.step, table.drop(columns=rollouts.TOKEN_COLUMNS))
             self.run.append_metrics(metrics)
         if self.board:
             self.board.add("train", metrics)
+
+    def _finish(self) -> dict[str, Any] | None:
+        """What is due after a step: an evaluation, which is returned, and a checkpoint."""
+        config, last = self._config, self.step == self._config.steps
         evaluated = self.evaluate() if evaluation.due(config, self.step) else None
         best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
         if last or best or self.step % config.record.checkpoint_every == 0:
@@ -362,6 +382,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
     # Problems and model come first, so that a wrong name leaves no half-made run behind.
     trainer = Trainer(config)
     trainer.run = Run.create(out, config, command)
+    prompts.fix_date(trainer.tokenizer, trainer.run.started)  # the day may have changed while the model was loaded
     with trainer.run.lock():
         return _drive(trainer)
 
@@ -375,13 +396,14 @@ def resume(path: str | Path) -> Run:
     """
     run = Run.open(path)
     with run.lock():
-        status, found = run.status, run.latest_checkpoint()
+        status, found = run.status, run.resume_point()
         finished = status["state"] == "finished"
         if finished and status["step"] >= run.config_at(status["step"] + 1).steps:
             return run
         if finished and not found:
             raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another folder.")
         step, folder = found if found else (-1, None)
+        run.begin_again(max(step, 0))
         trainer = Trainer(run.config_at(max(step, 0)), run, folder)
         run.rewind(step)
         return _drive(trainer)
@@ -392,12 +414,14 @@ def _drive(trainer: Trainer) -> Run:
     run, stop = trainer.run, trainer.stop
     run.set_status("running")
     try:
-        with stop, tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
+        with stop:
             trainer.board = open_board(run)
-            for result in trainer:
-                bar.update()
-                bar.set_postfix({"accuracy": f"{result.metrics['accuracy']:.2f}",
-                                 "reward_meta": f"{result.metrics['reward_meta']:.2f}"})
+            trainer.catch_up()  # before the bar, which then counts the seconds of steps alone
+            with tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
+                for result in trainer:
+                    bar.update()
+                    shown = {key: result.metrics[key] for key in ("accuracy", "reward_meta")}
+                    bar.set_postfix({key: f"{value:.2f}" for key, value in shown.items() if math.isfinite(value)})
             if stop.signal:
                 trainer.save_checkpoint()
                 done = f"after step {trainer.step}, which is checkpointed" if trainer.step else "before the first step"

@@ -80,11 +80,13 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         raise WarmupError(f"A warm-up needs problems to solve; --count is {recipe.problems} and must be at least 1.")
     start, rng = time.perf_counter(), random.Random(config.seed)
     models.prepare(config)
-    pool = problems.ProblemPool(config.problems, config.seed).take(0, recipe.problems)
+    source = problems.ProblemPool(config.problems, config.seed)
     held_out = problems.held_out(config.problems, recipe.check)
     model, tokenizer = models.load(config.model)
     sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
                                  precision=config.model.precision, memory=config.sampling.gpu_memory)
+    held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
+    pool = source.take(0, recipe.problems)
     with models.precision(config.model, model.device):
         solutions, facts = own_solutions(pool, sampler, tokenizer, config, recipe)
         notions = frequent_words([text for texts in solutions for text in texts], pool, recipe.notions)

@@ -143,6 +143,13 @@ def to_reading(logps_PC: np.ndarray) -> Reading:
     return Reading(logps_PC, outside_P.clip(0, 1).astype(np.float32))
 
 
+def context_of(engine: Engine | None, model: Any) -> int:
+    """How many tokens of prompt and completion an engine (None: any) takes for a model."""
+    if llm := getattr(engine, "llm", None):  # vLLM takes what its memory has room for
+        return llm.model_config.max_model_len
+    return getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
+
+
 @contextmanager
 def explain_memory() -> Iterator[None]:
     """Turn the many ways to run out of memory into one.

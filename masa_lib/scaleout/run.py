@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import json
 import math
 import os
@@ -22,10 +23,10 @@ import torch
 from masa_lib import config as configs
 from masa_lib import evaluation, models, prompts, rollouts
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import Engine, make_engine
+from masa_lib.engine import Engine, context_of, make_engine
 from masa_lib.errors import MasaError
-from masa_lib.problems import ProblemPool, held_out
-from masa_lib.runs import Run, RunError
+from masa_lib.problems import ProblemPool, held_out, make_room
+from masa_lib.runs import CONFIG, Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tensorboard import open_board
 from masa_lib.trainer import memory_mb
@@ -89,7 +90,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 def resume(path: str | Path) -> Run:
     """Go on with a run of either engine from its last checkpoint; see `masa_lib.trainer.resume`."""
     run = Run.open(path)
-    status, found = run.status, run.latest_checkpoint()
+    status, found = run.status, run.resume_point()
     if status["state"] == "finished" and status["step"] >= run.config_at(status["step"] + 1).steps:
         return run
     if status["state"] == "finished" and not found:
@@ -123,6 +124,10 @@ class Session:
         model, self.tokenizer = models.load(dataclasses.replace(config.model, device="cpu"), checkpoint)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.rollouts = Rollouts(config, pool, None, self.tokenizer)
+        run = Run.open(out) if (Path(out) / CONFIG).exists() else None
+        prompts.fix_date(self.tokenizer, run.started if run else datetime.datetime.now(datetime.UTC).date())
+        fits = prompts.room(self.tokenizer, context_of(None, model), run.config if run else config)
+        self.held_out = make_room(pool, self.held_out, fits)
         self._restore_place()
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         plan = layout(config, processes, self._longest_prompt(pool))
@@ -172,6 +177,7 @@ class Session:
         run, stop = Run.open(self.out), Stop()
         with run.lock() if self.main else contextlib.nullcontext():
             if self.main and rewind is not None:
+                run.begin_again(max(rewind, 0))
                 run.rewind(rewind)
             with self._status(run), stop:
                 recorder = Recorder(self, run, stop)

@@ -1,0 +1,69 @@
+"""Whether a model can be had: from a folder, from the Hugging Face hub, or from the hub's local cache.
+
+The hub is asked once and briefly. Its own client asks for every file six times, half a minute long, and then blames the
+name. Nothing is loaded here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from masa_lib import tiers
+from masa_lib.errors import MasaError
+
+#: seconds that the hub has for an answer
+PATIENCE = 5.0
+
+
+class HubError(MasaError, RuntimeError):
+    """A model is nowhere to be had; the message says why."""
+
+
+def reach(name: str) -> bool:
+    """Whether the hub is to be asked for a model's files; False: they lie in a folder or in the hub's cache.
+
+    Args:
+        name: a tier's name, a hub id or a folder.
+
+    Raises:
+        HubError: it is neither there nor here.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    where = tiers.resolve(name)
+    if Path(where).is_dir():
+        return False
+    try:
+        cached = isinstance(try_to_load_from_cache(where, "config.json"), str)
+    except HFValidationError:
+        raise _nowhere(name, "no id of the Hugging Face hub (OWNER/NAME) either") from None
+    fault = "HF_HUB_OFFLINE forbids to ask the Hugging Face hub" if constants.HF_HUB_OFFLINE else _ask(where)
+    if fault and not cached:
+        raise _nowhere(name, f"{fault}, and its local cache does not hold it")
+    return not fault
+
+
+def _ask(where: str) -> str:
+    """Why the hub does not give a model's config; empty if it does."""
+    import httpx
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.utils import build_hf_headers, get_session
+
+    try:
+        reply = get_session().head(hf_hub_url(where, "config.json"), headers=build_hf_headers(), timeout=PATIENCE,
+                                   follow_redirects=True)
+    except (httpx.HTTPError, OSError) as error:
+        return f"the Hugging Face hub does not answer ({str(error) or type(error).__name__})"
+    if reply.status_code == httpx.codes.NOT_FOUND:
+        return "the Hugging Face hub has no model of this name"
+    if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
+        return "the Hugging Face hub has none of this name, or gives it only to those who agreed to its terms (`hf auth login`)"
+    return f"the Hugging Face hub answers with an error ({reply.status_code})" if reply.status_code >= 400 else ""
+
+
+def _nowhere(name: str, reason: str) -> HubError:
+    tier = tiers.find(name)
+    if tier:
+        return HubError(f"The model {name!r} ({tier.where} on the Hugging Face hub) cannot be had: {reason}.")
+    return HubError(f"The model {name!r} is neither a tier (`masa models` lists them) nor a folder; {reason}.")
