@@ -58,7 +58,8 @@ def _ask(where: str) -> str:
     if reply.status_code == httpx.codes.NOT_FOUND:
         return "the Hugging Face hub has no model of this name"
     if reply.status_code in (httpx.codes.UNAUTHORIZED, httpx.codes.FORBIDDEN):
-        return "the Hugging Face hub has none of this name, or gives it only to those who agreed to its terms (`hf auth login`)"
+        return ("the Hugging Face hub has none of this name, or gives it only to those who agreed to its terms "
+                "(`hf auth login`)")
     return f"the Hugging Face hub answers with an error ({reply.status_code})" if reply.status_code >= 400 else ""
 
 

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from masa_lib import tiers
+from masa_lib import hub, tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.files import logger
@@ -85,8 +85,9 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         (2106.09685) the rest is frozen, in the precision of the computation.
 
     Raises:
-        ModelError: unknown id, unreadable folder, no tokenizer or no chat template, weights that are missing or not
-            finite, or a large model where a GPU is there that torch cannot use.
+        HubError: it is neither a tier nor a folder, and the hub does not give it.
+        ModelError: unreadable folder, no tokenizer or no chat template, weights that are missing or not finite, or a
+            large model where a GPU is there that torch cannot use.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -96,12 +97,15 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
     where = (config.weights or folder(config.name)) if lora or not weights else str(weights)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(weights or where, trust_remote_code=False)
+        here = Path(where).is_dir() or not hub.reach(config.weights or config.name)
+        tokenizer = AutoTokenizer.from_pretrained(weights or where, local_files_only=here, trust_remote_code=False)
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
-                trust_remote_code=False)
+                local_files_only=here, trust_remote_code=False)
         missing = sorted(found["missing_keys"]) + (_add_adapters(model, config, weights) if lora else [])
+    except MasaError:
+        raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(config.weights or config.name, where, error)) from error
     _check_weights(model, missing, weights.name if weights else config.weights or config.name)
@@ -408,5 +412,4 @@ def _cannot_load(name: str, where: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(where).exists():
         return f"The folder of model {name!r} cannot be loaded: {reason}"
-    return (f"The model {name!r} is neither a tier ({', '.join(TIERS)}) nor a folder, and the Hugging Face hub did not "
-            f"give it: {reason}")
+    return f"The model {name!r} cannot be loaded from the Hugging Face hub or its cache: {reason}"

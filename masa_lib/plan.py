@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from masa_lib import config as configs
-from masa_lib import tiers
+from masa_lib import hub, tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.tiers import Architecture
@@ -77,6 +77,7 @@ def architecture(name: str) -> Architecture:
     """A model's sizes: from the table of tiers, else from its config, which alone is read.
 
     Raises:
+        HubError: there is no such model.
         PlanError: the config cannot be read, or the model is no dense decoder.
     """
     tier = tiers.find(name)
@@ -84,13 +85,12 @@ def architecture(name: str) -> Architecture:
         return tier.architecture
     from transformers import AutoConfig
 
+    online = hub.reach(name)
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=not hub.reach(name),
-                                           trust_remote_code=False).get_text_config()
-    except (HubError, OSError, ValueError, KeyError) as error:
+        found = AutoConfig.from_pretrained(name, local_files_only=not online, trust_remote_code=False).get_text_config()
+    except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "
-                        f"({', '.join(tiers.TIERS)}) or a folder.") from error
+        raise PlanError(f"The config of model {name!r} cannot be read: {reason}") from error
     try:
         return Architecture(
             found.num_hidden_layers, found.hidden_size, found.num_attention_heads, found.num_key_value_heads,

@@ -9,6 +9,7 @@ off its problems: `prompts` words our own. Nothing here chooses, divides or orde
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import random
 import re
@@ -21,7 +22,7 @@ from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
 from masa_lib.errors import MasaError
 
 #: where a text falls into sentences; some instructions follow a problem without a full stop
-_BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|\s+(?=(?:Let's|Let us|Please) (?:think|reason|solve|put)\b)""")
+_BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|\s+(?=(?:Let[\u2019']s|Let us|Please) (?:think|reason|solve|put)\b)""")
 #: sentences that tell a model how to write its answer: by what no problem says of itself ...
 _FORM = re.compile(r"""(?i)
     .*\b(?:answers?|response|result|solution|value|output)\b.*(?:\\boxed\b|\#{4}|</?answer>|["'`]answer:)
@@ -33,11 +34,16 @@ _FORM = re.compile(r"""(?i)
   | (?:remember\ to\ )?(?:please\ )?(?:put|place|enclose|box|return|give|write|present)\b[^$]*\\boxed
     (?:\{\s*(?:your\ answer|answer)?\s*\})?\W*$""", re.VERBOSE)
 #: ... or by asking for steps and for nothing else
-_STEPS = re.compile(r"""(?i)\W*(?:(?:and|now|please|let's|let\ us|you\ should|remember\ to|carefully)\s+)*
+_STEPS = re.compile(r"""(?i)\W*(?:(?:and|now|please|let[\u2019']s|let\ us|you\ should|remember\ to|carefully)\s+)*
     (?:think|reason|solve|work|go|explain|show|answer)\b
     (?:\s+(?:through|about|out|on|it|this|the|following|above|given|math|mathematical|mathematics|problem|question
        |task|your|reasoning|work|solution|carefully|efficiently|and|clearly))*
     [,\s]+step[ -]by[ -]step\b(?:\s+(?:before|first|and|to|then)\b[^$]*)?\W*$""", re.VERBOSE)
+#: a heading, or the cue for the answer
+_CUE = re.compile(r"""(?i)
+    (?:please\ )?(?:solve|answer)\ the\ following\ (?:math(?:ematic(?:al|s))?\ )?(?:problem|question)
+    (?:\ (?:carefully|efficiently|correctly|concisely|clearly|and))*[.:]?
+  | (?:final\ )?(?:answer|solution|response):""", re.VERBOSE)
 #: what stands between an instruction and the problem behind it
 _LABEL = re.compile(r"(?i)(?:this is the |here is the )?(?:problem|question):\s*")
 
@@ -58,12 +64,12 @@ class Problem:
 
 
 def without_instruction(text: str) -> str:
-    """A problem's text without what precedes or follows it about the form of an answer.
+    r"""A problem's text without what precedes or follows it about the form of an answer.
 
-    Such sentences name `\\boxed{}`, tags, a last line, or ask for steps alone; those within the text are left.
+    Such sentences name `\boxed{}`, tags, a last line, or ask for steps alone; those within the text are left.
     """
     borders = [0, *(border.end() for border in _BORDER.finditer(text)), len(text)]
-    parts = [text[start:end] for start, end in zip(borders, borders[1:], strict=False)]
+    parts = [text[start:end] for start, end in itertools.pairwise(borders)]
     while parts and _instructs(parts[-1]):
         parts.pop()
     first = next((number for number, part in enumerate(parts) if not _instructs(part)), len(parts))
@@ -73,7 +79,7 @@ def without_instruction(text: str) -> str:
 
 def _instructs(sentence: str) -> bool:
     sentence = sentence.strip()
-    return not sentence or bool(_FORM.match(sentence) or _STEPS.match(sentence))
+    return not sentence or bool(_FORM.match(sentence) or _STEPS.match(sentence) or _CUE.fullmatch(sentence))
 
 
 def read_hub(name: str, split: str, seed: int) -> list[Problem]:

@@ -79,7 +79,7 @@ class Run:
             run.config = configs.load(run.path / CONFIG)
         except ConfigError as error:
             version = run.environment.get("versions", {}).get("masa", __version__)
-            other = f"it was written by masa_lib {version}, and this is {__version__}: " if version != __version__ else ""
+            other = "" if version == __version__ else f"masa_lib {version} wrote it, and this is {__version__}: "
             raise RunError(f"The run {path} cannot be opened: {other}{error}") from error
         return run
 

@@ -123,8 +123,8 @@ class Trainer:
     def __next__(self) -> StepResult:
         """Train one step; evaluate and record where it is due."""
         if self._moving:
-            raise RunError(f"Step {self.step + 1} was cut short while it moved the weights, and cannot be done again on "
-                           "these; go on from the last checkpoint (`masa resume`) or with a new trainer.")
+            raise RunError(f"Step {self.step + 1} was cut short while it moved the weights, and cannot be done again "
+                           "on these; go on from the last checkpoint (`masa resume`) or with a new trainer.")
         self.catch_up()
         if self.run:
             self._config = control.obey(self.run, self.step, self.stop)

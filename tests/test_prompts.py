@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import datetime
+
 import pytest
+from small import small
 
 from masa_lib import pocket, prompts
 from masa_lib.config import PromptConfig
@@ -64,3 +68,65 @@ def test_encoding_ends_where_the_model_is_to_answer(tokenizer) -> None:
     text = tokenizer.decode(ids)
     assert text.startswith("<|system|>You are a helpful assistant.<|end|><|user|>Before")
     assert text.endswith("Problem: 1 + 1<|end|><|assistant|>")
+
+
+def with_template(tokenizer, template):
+    changed = copy.deepcopy(tokenizer)
+    changed.chat_template = template
+    return changed
+
+
+TURNS = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+REFUSING = "{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}" + TURNS
+DEAF = "{% for m in messages if m.role != 'system' %}<|{{ m.role }}|>{{ m.content }}<|end|>{% endfor %}<|assistant|>"
+
+
+@pytest.mark.parametrize("template", [REFUSING, DEAF])
+def test_where_a_template_has_no_system_message_its_text_begins_the_users(tokenizer, template: str) -> None:
+    messages = prompts.meta_messages(PROBLEM, PAPER, 100)
+    text = prompts.write(with_template(tokenizer, template), messages)
+    assert text.startswith("<|user|>You are a helpful assistant.\n\nBefore the problem below") and PROBLEM in text
+    plain = prompts.solution_messages(PROBLEM, PAPER)
+    assert prompts.write(with_template(tokenizer, template), plain) == prompts.write(tokenizer, plain)
+
+
+@pytest.mark.parametrize("names", [("default", "tool_use"), ("tool_use", "default"), ("tool_use", "chat"), ("rag",)])
+def test_of_several_templates_the_one_for_plain_chats_is_taken(tokenizer, names: tuple[str, ...], tmp_path) -> None:
+    wanted = "default" if "default" in names else names[-1]
+    several = with_template(tokenizer, {name: f"{name}: {TURNS}" for name in names})
+    several.save_pretrained(tmp_path)
+    loaded = type(tokenizer).from_pretrained(tmp_path)
+    for found in (several, loaded):
+        text = prompts.write(found, prompts.solution_messages("1 + 1?", COMPACT))
+        assert text.startswith(f"{wanted}: <|user|>1 + 1?")
+
+
+@pytest.mark.parametrize(("template", "says"), [
+    ("{{ raise_exception('No.') }}", "No."), ("{% for m in messages %}{{ m.content.text }}{% endfor %}", "leaves out"),
+    ("{% for m in messages %}{{ m.content", "end of template")])
+def test_a_template_that_cannot_ask_a_question_is_one_sentence(tokenizer, template: str, says: str) -> None:
+    with pytest.raises(prompts.PromptError, match=f"chat template cannot write a chat.*{says}"):
+        prompts.encode(with_template(tokenizer, template), prompts.meta_messages(PROBLEM, PAPER, 9))
+
+
+def test_a_template_that_writes_the_date_writes_the_fixed_one(tokenizer) -> None:
+    dated = with_template(tokenizer, "{{ strftime_now('%d %b %Y') }}" + TURNS)
+    messages = prompts.solution_messages("1 + 1?", COMPACT)
+    assert prompts.write(dated, messages).startswith(datetime.datetime.now().strftime("%d %b %Y"))
+    prompts.fix_date(dated, datetime.date(2025, 3, 9))
+    assert prompts.write(dated, messages).startswith("09 Mar 2025<|user|>")
+
+
+@pytest.mark.parametrize("config", [PAPER, COMPACT])
+@pytest.mark.parametrize("method", ["grpo", "masa"])
+def test_there_is_room_for_a_problem_whose_prompts_and_caps_fill_the_context_and_no_more(
+        tokenizer, config: PromptConfig, method: str) -> None:
+    settings = small({"method": method, "evaluation.predictions": 0, "prompt.wording": config.wording})
+    caps = settings.sampling
+    for text in ("", "1" * 40, "7 x " * 90):
+        wanted = [(prompts.solution_messages(text, config), caps.solution_tokens)]
+        if method == "masa":
+            wanted.append((prompts.meta_messages(text, config, caps.solution_tokens), caps.meta_tokens))
+        needed = max(len(prompts.encode(tokenizer, messages)) + cap for messages, cap in wanted)
+        assert prompts.room(tokenizer, needed, settings)(text)
+        assert not prompts.room(tokenizer, needed - 1, settings)(text)
