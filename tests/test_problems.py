@@ -336,7 +336,8 @@ BEFORE = [
     "$Answer (without quotes) where $Answer is the answer to the problem.\n\n",
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
     "following format: 'Therefore, the final answer is: $\\boxed{ANSWER}$. I hope it is correct' (without quotes) "
-    "where ANSWER is just the final number or expression that solves the problem. Think step by step before answering.\n\n",
+    "where ANSWER is just the final number or expression that solves the problem. Think step by step "
+    "before answering.\n\n",
     "You must put your answer inside <answer> </answer> tags, i.e., <answer> answer here </answer>. And your final "
     "answer will be extracted automatically by the \\boxed{} tag. This is the problem:\n",
     "Please reason step by step, and put your final answer within \\boxed{}.\nProblem: "]
