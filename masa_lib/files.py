@@ -122,11 +122,20 @@ def replace(path: Path, write: Callable[[Path], object]) -> None:
         raise
 
 
+def share(folder: Path) -> None:
+    """Give a folder and all in it the rights that the umask leaves; some libraries write what only its owner reads."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
+
+
 def seal(folder: Path) -> None:
-    """Add a manifest (file name to bytes and SHA-256) and wait until everything is on the disk."""
+    """Add a manifest (file name to bytes and SHA-256), share it, and wait until everything is on the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     manifest = {file.relative_to(folder).as_posix(): [file.stat().st_size, digest(file)] for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+    share(folder)
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 

@@ -32,7 +32,7 @@ def reach(name: str) -> bool:
     from huggingface_hub.errors import HFValidationError
 
     where = tiers.resolve(name)
-    if Path(where).is_dir():
+    if where and Path(where).is_dir():
         return False
     try:
         cached = isinstance(try_to_load_from_cache(where, "config.json"), str)

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from masa_lib import hub, tiers
+from masa_lib import files, hub, tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.files import logger
@@ -197,6 +197,7 @@ def _unpack(name: str, gguf: Gguf, place: Path) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=place.parent))
         _convert(file, temporary)
+        files.share(temporary)
         temporary.rename(place)
     except OSError as error:
         if not place.exists():  # else another process was first, with the same bytes
@@ -289,6 +290,7 @@ def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
     config = json.loads((place / "config.json").read_text(encoding="utf8")) | {"dtype": dtype}
     (place / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf8")
     check_folder(place)
+    files.share(place)
 
 
 def _check_written(weights: Mapping[str, torch.Tensor]) -> None:

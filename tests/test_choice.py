@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from masa_lib import choice
+from masa_lib.hub import HubError
 
 
 @pytest.fixture(autouse=True)
@@ -37,3 +38,11 @@ def test_automatic_checks_neither_follow_nor_change_a_choice(monkeypatch: pytest
     assert choice.chosen() == "pocket"
     monkeypatch.setattr(choice, "SMOKE", False)
     assert choice.chosen() == "smollm2"
+
+
+@pytest.mark.parametrize("name", ["no-such-model", "nobody/no-such-model", "qwen3-1.7", "/no/such/folder", "", "a b"])
+def test_a_model_that_is_nowhere_is_refused_and_the_choice_before_stands(name: str) -> None:
+    choice.choose("smollm2")
+    with pytest.raises(HubError, match="is neither a tier") as refused:
+        choice.choose(name)
+    assert "\n" not in str(refused.value) and choice.chosen() == "smollm2"
