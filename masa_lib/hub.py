@@ -67,4 +67,4 @@ def _nowhere(name: str, reason: str) -> HubError:
     tier = tiers.find(name)
     if tier:
         return HubError(f"The model {name!r} ({tier.where} on the Hugging Face hub) cannot be had: {reason}.")
-    return HubError(f"The model {name!r} is neither a tier (`masa models` lists them) nor a folder; {reason}.")
+    return HubError(f"The model {name!r} is neither a tier ({', '.join(tiers.TIERS)}) nor a folder; {reason}.")

@@ -85,9 +85,9 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         (2106.09685) the rest is frozen, in the precision of the computation.
 
     Raises:
-        HubError: it is neither a tier nor a folder, and the hub does not give it.
-        ModelError: unreadable folder, no tokenizer or no chat template, weights that are missing or not finite, or a
-            large model where a GPU is there that torch cannot use.
+        ModelError: neither a tier nor a folder nor given by the hub, unreadable folder, no tokenizer or no chat
+            template, weights that are missing or not finite, or a large model where a GPU is there that torch cannot
+            use.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -104,8 +104,8 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
                 where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
                 local_files_only=here, trust_remote_code=False)
         missing = sorted(found["missing_keys"]) + (_add_adapters(model, config, weights) if lora else [])
-    except MasaError:
-        raise
+    except hub.HubError as error:
+        raise ModelError(str(error)) from error
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(_cannot_load(config.weights or config.name, where, error)) from error
     _check_weights(model, missing, weights.name if weights else config.weights or config.name)

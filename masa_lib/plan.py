@@ -18,6 +18,7 @@ from masa_lib import config as configs
 from masa_lib import hub, tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.hub import HubError
 from masa_lib.tiers import Architecture
 
 GB = 2**30
@@ -77,7 +78,6 @@ def architecture(name: str) -> Architecture:
     """A model's sizes: from the table of tiers, else from its config, which alone is read.
 
     Raises:
-        HubError: there is no such model.
         PlanError: the config cannot be read, or the model is no dense decoder.
     """
     tier = tiers.find(name)
@@ -85,12 +85,13 @@ def architecture(name: str) -> Architecture:
         return tier.architecture
     from transformers import AutoConfig
 
-    online = hub.reach(name)
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=not online, trust_remote_code=False).get_text_config()
-    except (OSError, ValueError, KeyError) as error:
+        here = not hub.reach(name)
+        found = AutoConfig.from_pretrained(name, local_files_only=here, trust_remote_code=False).get_text_config()
+    except (HubError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise PlanError(f"The config of model {name!r} cannot be read: {reason}") from error
+        raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "
+                        f"({', '.join(tiers.TIERS)}) or a folder.") from error
     try:
         return Architecture(
             found.num_hidden_layers, found.hidden_size, found.num_attention_heads, found.num_key_value_heads,

@@ -77,7 +77,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_the_cache_serves(
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
                         "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
     for read in (plan.architecture, lambda name: models.load(ModelConfig(name=name))):
-        with pytest.raises(hub.HubError, match=r"the hub does not answer|does not answer .*cache does not hold it"):
+        with pytest.raises(MasaError, match=r"the hub does not answer|does not answer .*cache does not hold it"):
             read("someone/there")
     cached(tmp_path, "someone/there")
     assert hub.reach("someone/there") is False
