@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
+from masa_lib import health
 from masa_lib.awareness import calibration as calibration
 from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
@@ -257,6 +258,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, p
     costs = ["tokens", "seconds", *COST]
     curve[costs] = spent[costs].reindex(curve["step"], method="ffill").fillna(0.0).to_numpy()
     row = key | {"path": path.name, "steps": len(steps), "planned": run.config.steps,
+                 "collapse": health.collapse(steps),
                  "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
                  "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),
                  **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
@@ -292,6 +294,7 @@ def _warnings(runs: pd.DataFrame) -> list[str]:
     """What makes the comparison unfair, a sentence each."""
     notes = [f"{row.path} stands at step {row.steps} of {row.planned}." for row in runs.itertuples()
              if row.steps < row.planned]
+    notes += [f"{row.path}: {row.collapse}" for row in runs.itertuples() if row.collapse]
     if runs["updates"].nunique() > 1:
         notes.append("The runs took different numbers of optimiser updates, so they are not compared at equal updates: "
                      + ", ".join(f"{row.path} {row.updates:g}" for row in runs.itertuples()) + ".")

@@ -112,13 +112,14 @@ def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, loss:
     return norm
 
 
-def check_finite(norm: float, loss: float) -> None:
+def check_finite(norm: float, loss: float = 0.0) -> None:
     """Refuse an update whose gradient norm or loss is no finite number: the optimiser would write it everywhere.
 
     Raises:
         UpdateError: says what to change.
     """
-    if not (math.isfinite(norm) and math.isfinite(loss)):
-        raise UpdateError(f"The update was left out, so the weights are whole: its loss is {loss:g} and the norm of "
-                          f"its gradient {norm:g}, where both must be finite. Lower update.learning_rate or set "
-                          "model.precision=float32, in a new run.")
+    what = " and ".join(f"{name} is {value:g}" for name, value in (
+        ("its loss", loss), ("the norm of its gradient", norm)) if not math.isfinite(value))
+    if what:
+        raise UpdateError(f"The update was left out, so the weights are whole, but {what}, where a finite number is "
+                          "needed. Lower update.learning_rate or set model.precision=float32, in a new run.")

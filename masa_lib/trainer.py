@@ -36,6 +36,7 @@ from masa_lib import (
     expert,
     gating,
     grpo,
+    health,
     models,
     prompts,
     rollouts,
@@ -92,6 +93,7 @@ class Trainer:
         self._solution_norm = 0.0  # running mean of the norm of the solutions' gradient
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
+        self._health = health.Watch()
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self._moving = False  # whether a step has begun to move the weights and is not over
         self.stop, self.board = Stop(), None
@@ -325,6 +327,7 @@ class Trainer:
             if every and (last or self.step == 1 or self.step % every == 0):
                 self.run.write_rollouts(self.step, table.drop(columns=rollouts.TOKEN_COLUMNS))
             self.run.append_metrics(metrics)
+        self._health.observe(metrics)
         if self.board:
             self.board.add("train", metrics)
 

@@ -152,7 +152,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_optimiser_moves(v
     next(begun)
     before, moments = weights(begun.model), [state["exp_avg"].clone() for state in begun.optimizer.state.values()]
     spoil(begun.model, value)
-    with pytest.raises(UpdateError, match=r"^The update was left out, .* gradient (nan|inf), .*Lower "
+    with pytest.raises(UpdateError, match=r"^The update was left out, .* gradient is (nan|inf), .*Lower "
                        r"update\.learning_rate or set model\.precision=float32") as caught:
         next(begun)
     assert "\n" not in str(caught.value)
@@ -183,7 +183,7 @@ def test_a_loss_that_is_not_finite_is_refused_where_the_gradients_are() -> None:
     parameter.grad = torch.ones(2)
     assert safeguards.clip_gradients([parameter], 1.0, 0.5) == pytest.approx(2**0.5)
     for loss in (math.nan, math.inf):
-        with pytest.raises(UpdateError, match=r"its loss is (nan|inf) and the norm of its gradient 0\.99"):
+        with pytest.raises(UpdateError, match=r"whole, but its loss is (nan|inf), where"):
             safeguards.clip_gradients([parameter], 1.0, loss)
 
 

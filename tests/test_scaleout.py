@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import os
 import signal
 import socket
@@ -21,6 +22,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Request
 from masa_lib.problems import ProblemPool
 from masa_lib.runs import Run
+from masa_lib.safeguards import UpdateError
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import run as scaleout
 from masa_lib.scaleout.engine import TrlEngine
@@ -143,6 +145,24 @@ def test_one_process_is_enough_and_either_engine_goes_on_with_the_other_ones_run
     found = scaleout.resume(begun.path)
     assert [row["logp_gap"] == row["logp_gap"] for row in found.metrics().to_dict("records")] == [False, True, False]
     assert_same_training(found, own["masa"])
+
+
+def test_a_gradient_that_is_not_finite_ends_it_before_the_optimiser_moves(tmp_path: Path,
+                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    load, held = models.load, []
+
+    def spoiled(*given: Any) -> tuple[Any, Any]:
+        model, tokenizer = load(*given)
+        model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
+        held.append(model)
+        return model, tokenizer
+
+    monkeypatch.setattr(models, "load", spoiled)
+    with pytest.raises(UpdateError, match="the norm of its gradient is nan"):
+        scaleout.train(settings("grpo", steps=1), tmp_path / "run", "masa train --backend trl")
+    run = Run.open(tmp_path / "run")
+    assert run.status["state"] == "failed" and run.metrics().empty and run.latest_checkpoint() is None
+    assert all(value.isfinite().all() for value in held[0].parameters())
 
 
 def test_accelerate_launches_it(tmp_path: Path, own: dict[str, Run]) -> None:

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import evaluation, models, prompts, rollouts
+from masa_lib import evaluation, health, models, prompts, rollouts, safeguards
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Engine, context_of, make_engine
 from masa_lib.errors import MasaError
@@ -297,11 +297,19 @@ class Recorder(TrainerCallback):
         self._bar = tqdm(total=config.steps, initial=session.rollouts.step, desc=str(run.path), unit="step",
                          disable=not session.main)
         self._board = open_board(run) if session.main else None
+        self._health = health.Watch()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Restore the optimiser; evaluate what has not been."""
         self.session.restore_optimizer()
         self._evaluate_if_due()
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **others: Any) -> None:
+        """The gradients are clipped: end on all processes if on one they are not finite."""
+        gradients = [value.grad for value in self.session.trainer.model_wrapped.parameters() if value.grad is not None]
+        whole = all(bool(getattr(value, "_local_tensor", value).isfinite().all()) for value in gradients)
+        if not all(gather_object([whole])):
+            safeguards.check_finite(math.nan)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **others: Any) -> None:
         """A step is over: its loss is known."""
@@ -345,6 +353,7 @@ class Recorder(TrainerCallback):
         if every and (last or step == 1 or step % every == 0):
             self.run.write_rollouts(step, table)
         self.run.append_metrics(metrics)
+        self._health.observe(metrics)
         if self._board:
             self._board.add("train", metrics)
         self._bar.update()

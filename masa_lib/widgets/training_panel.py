@@ -23,7 +23,7 @@ import ipywidgets as widgets
 import plotly.graph_objects as go
 
 from masa_lib import config as configs
-from masa_lib import control, plan, problems, tiers
+from masa_lib import control, health, plan, problems, tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
@@ -262,6 +262,7 @@ class TrainingPanel:
         self.progress.max, self.progress.value = steps, done
         speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if done else ""
         why = Run.open(self.out.value).status["message"] if self.state in ("stopped", "failed") else ""
+        why = " ".join(filter(None, (why, health.collapse(metrics))))
         self.status.value = f"<b>{self.state}</b>: step {done} of {steps}{speed}. {html.escape(why)}"
 
     def _plan(self) -> threading.Thread:
