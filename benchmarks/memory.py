@@ -135,7 +135,6 @@ def update(model: Any, config: Any) -> None:
     count = max(config.update.token_budget // (prompt + longest), 1)
     problems = min(count, config.sampling.problems)
     samples = make_samples(problems, -(-count // problems), prompt, longest, model.config.vocab_size)[:count]
-    model.train(config.model.gradient_checkpointing)
     grpo.accumulate_gradients(model, samples, config.update, 1.0)
 
 

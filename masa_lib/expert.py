@@ -113,9 +113,7 @@ def clone(model: Any, samples: Sequence[grpo.Sample], config: Config, budget: To
     """
     optimizer = torch.optim.AdamW(models.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
                                   betas=(config.update.beta1, config.update.beta2))
-    model.train(config.model.gradient_checkpointing)
     done = [imitate(model, optimizer, samples, config.update, budget) for _ in range(config.cloning.updates)]
-    model.eval()
     return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
 
 
@@ -124,7 +122,7 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo
     """One optimiser update on the cross-entropy of the samples' completions, a mean over their tokens.
 
     Args:
-        model: in the mode that gradient checkpointing needs.
+        model: in evaluation mode.
         optimizer: of its trained parameters.
         samples: at least one; advantages and weights play no part.
         config: token budget, log-prob chunk, gradient clip.

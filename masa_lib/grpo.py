@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from masa_lib import beliefs
+from masa_lib import architecture, beliefs
 from masa_lib.config import UpdateConfig
 
 
@@ -126,15 +126,14 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     Returns:
         `logps_N` (with gradient, float32, nats) and `entropy_N`, in the order of the samples.
     """
-    hidden_BTD = (_hidden_whole if model.is_gradient_checkpointing else _hidden_shared)(model, samples)
+    hidden_BTD = (_hidden_shared if architecture.shares_prompts(model) else _hidden_whole)(model, samples)
     counts = torch.tensor([len(sample.completion) for sample in samples])
     real_BT = torch.arange(hidden_BTD.shape[1]) < counts[:, None]
     real_N = put(real_BT.flatten().nonzero()[:, 0], model.device)
     hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
     targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
-    head = model.get_output_embeddings()
-    weights = [weight for weight in head.parameters() if weight.requires_grad]
-    parts = [_ChunkLogps.apply(head, temperature, entropy_gradient, targets, hidden, *weights)
+    weights = architecture.head_weights(model)
+    parts = [_ChunkLogps.apply(model, temperature, entropy_gradient, targets, hidden, *weights)
              for hidden, targets in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True)]
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
@@ -146,29 +145,34 @@ def _hidden_shared(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     """
     prompts = list(dict.fromkeys(sample.prompt for sample in samples))
     number = {prompt: row for row, prompt in enumerate(prompts)}
-    rows_B = torch.tensor([number[sample.prompt] for sample in samples])
-    ids_PT, lengths_P = _pad(prompts, model.device)
-    rows_B, lengths_B = put(rows_B, model.device), put(lengths_P[rows_B], model.device)
+    rows_B = put(torch.tensor([number[sample.prompt] for sample in samples]), model.device)
+    # Prompts end in one column: a gap before the completions would count as distance in a window of attention.
+    ids_PT, lengths_P = _pad(prompts, model.device, left=True)
+    before_P1 = put(ids_PT.shape[1] - lengths_P[:, None], model.device)
+    columns_T = torch.arange(ids_PT.shape[1], device=model.device)
+    mask_PT = (columns_T >= before_P1).long()
     cache = DynamicCache()
-    hidden_PTD = model.base_model(input_ids=ids_PT, past_key_values=cache, use_cache=True).last_hidden_state
-    first_B1D = hidden_PTD[rows_B, lengths_B - 1][:, None]
+    hidden_PTD = architecture.body(model)(
+        input_ids=ids_PT, attention_mask=mask_PT, past_key_values=cache, use_cache=True,
+        **architecture.positions(model, (columns_T - before_P1).clamp(min=0))).last_hidden_state
+    first_B1D = hidden_PTD[rows_B, -1:]
     ids_BT, _ = _pad([sample.completion[:-1] for sample in samples], model.device)
     if not ids_BT.shape[1]:
         return first_B1D
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.index_select(0, rows_B), layer.values.index_select(0, rows_B)
-    prompt_mask = torch.arange(ids_PT.shape[1], device=model.device) < lengths_B[:, None]
-    mask = torch.cat([prompt_mask, torch.ones_like(ids_BT, dtype=torch.bool)], dim=1).long()
-    positions = lengths_B[:, None] + torch.arange(ids_BT.shape[1], device=model.device)
-    rest_BTD = model.base_model(input_ids=ids_BT, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                                use_cache=True).last_hidden_state
+    mask_BT = torch.cat([mask_PT[rows_B], torch.ones_like(ids_BT)], dim=1)
+    columns_T = ids_PT.shape[1] + torch.arange(ids_BT.shape[1], device=model.device)
+    rest_BTD = architecture.body(model)(
+        input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True,
+        **architecture.positions(model, columns_T - before_P1[rows_B])).last_hidden_state
     return torch.cat([first_B1D, rest_BTD], dim=1)
 
 
 def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
-    """The same from whole sequences: gradient checkpointing allows no cache."""
+    """The same from whole sequences: for gradient checkpointing, and for caches that cannot be shared."""
     ids_BT, _ = _pad([sample.prompt + sample.completion[:-1] for sample in samples], model.device)
-    hidden_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
+    hidden_BTD = architecture.body(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
     width = max(len(sample.completion) for sample in samples)
     starts_B1 = put(torch.tensor([[len(sample.prompt) - 1] for sample in samples]), model.device)
     wanted_BT = (starts_B1 + torch.arange(width, device=model.device)).clamp(max=hidden_BTD.shape[1] - 1)
@@ -179,16 +183,19 @@ def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
 def prompt_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     """The last hidden state at the end of each prompt, PD, without a gradient."""
     ids_PT, lengths_P = _pad(prompts, model.device)
-    hidden_PTD = model.base_model(input_ids=ids_PT, use_cache=False).last_hidden_state
+    hidden_PTD = architecture.body(model)(input_ids=ids_PT, use_cache=False).last_hidden_state
     return hidden_PTD[torch.arange(len(prompts), device=model.device), put(lengths_P - 1, model.device)]
 
 
-def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids padded on the right, where causal attention never looks, and the lengths (on the CPU)."""
+def _pad(rows: Sequence[tuple[int, ...]], device: torch.device,
+         left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded on the right, where causal attention never looks, or the left, and the lengths (on the CPU)."""
     lengths = torch.tensor([len(row) for row in rows])
-    ids_BT = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
+    width = int(lengths.max())
+    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
     for row, ids in enumerate(rows):
-        ids_BT[row, :len(ids)] = torch.tensor(ids)
+        start = width - len(ids) if left else 0
+        ids_BT[row, start:start + len(ids)] = torch.tensor(ids)
     return put(ids_BT, device), lengths
 
 
@@ -204,22 +211,22 @@ class _ChunkLogps(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, head: Any, temperature: float, entropy_gradient: bool, targets_N: torch.Tensor,
+    def forward(ctx: Any, model: Any, temperature: float, entropy_gradient: bool, targets_N: torch.Tensor,
                 hidden_ND: torch.Tensor, *weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-prob of each target and entropy at its place (N,); `weights` are the head's that want a gradient."""
+        """Log-prob of each target and entropy at its place (N,); `weights` are the trained ones behind the body."""
         kind = hidden_ND.device.type
         # No cache: a weight that is cast here, without a gradient, must not be found by the backward pass.
         ctx.autocast = {"device_type": kind, "dtype": torch.get_autocast_dtype(kind),
                         "enabled": torch.is_autocast_enabled(kind), "cache_enabled": False}
         with torch.autocast(**ctx.autocast):
-            logits_NV = head(hidden_ND).float().div_(temperature)
+            logits_NV = architecture.head_logits(model, hidden_ND).float().div_(temperature)
         highest_N = logits_NV.amax(dim=-1)
         logits_NV -= highest_N[:, None]
         target_N = logits_NV.gather(1, targets_N[:, None])[:, 0]
         odds_NV = logits_NV.exp()
         total_N = odds_NV.sum(dim=-1)
         entropy_N = total_N.log() - torch.linalg.vecdot(odds_NV, logits_NV) / total_N
-        ctx.head, ctx.temperature, ctx.entropy_gradient, ctx.weights = head, temperature, entropy_gradient, weights
+        ctx.model, ctx.temperature, ctx.entropy_gradient, ctx.weights = model, temperature, entropy_gradient, weights
         ctx.save_for_backward(hidden_ND, targets_N, highest_N + total_N.log(), entropy_N)
         if not entropy_gradient:
             ctx.mark_non_differentiable(entropy_N)
@@ -231,7 +238,7 @@ class _ChunkLogps(torch.autograd.Function):
         hidden_ND, targets_N, normaliser_N, entropy_N = ctx.saved_tensors
         with torch.enable_grad(), torch.autocast(**ctx.autocast):
             hidden_ND = hidden_ND.detach().requires_grad_()
-            raw_NV = ctx.head(hidden_ND)
+            raw_NV = architecture.head_logits(ctx.model, hidden_ND)
         logps_NV = raw_NV.detach().float().div_(ctx.temperature).sub_(normaliser_N[:, None])
         if ctx.entropy_gradient:
             grad_NV = logps_NV.exp()
@@ -240,7 +247,8 @@ class _ChunkLogps(torch.autograd.Function):
             grad_NV = logps_NV.exp_().mul_(-grad_logps_N[:, None])
         grad_NV.scatter_add_(1, targets_N[:, None], grad_logps_N[:, None])
         grad_NV /= ctx.temperature
-        return None, None, None, None, *torch.autograd.grad(raw_NV, [hidden_ND, *ctx.weights], grad_NV.to(raw_NV.dtype))
+        return None, None, None, None, *torch.autograd.grad(
+            raw_NV, [hidden_ND, *ctx.weights], grad_NV.to(raw_NV.dtype), materialize_grads=True)
 
 
 def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
@@ -314,9 +322,9 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
     size = max(token_budget // max(len(sample.ids) for sample in samples), 1)
     for batch in (samples[start:start + size] for start in range(0, len(samples), size)):
         ids_PT, lengths_P = _pad([sample.ids for sample in batch], model.device)
-        hidden_PTD = model.base_model(input_ids=ids_PT, use_cache=False).last_hidden_state
+        hidden_PTD = architecture.body(model)(input_ids=ids_PT, use_cache=False).last_hidden_state
         last_PD = hidden_PTD[torch.arange(len(batch), device=model.device), put(lengths_P - 1, model.device)]
-        logits_PV = model.get_output_embeddings()(last_PD)[:, list(choices)].float()
+        logits_PV = architecture.head_logits(model, last_PD)[:, list(choices)].float()
         likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
                                                 for sample in batch]), dtype=torch.float32)
         rates_P = torch.tensor([sample.right / sample.solutions for sample in batch])
@@ -330,10 +338,10 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
 
 
 def computed_tokens(model: Any, samples: Sequence[Sample]) -> int:
-    """Tokens of a micro-batch that go through the model: shared prompts once, unless checkpointing forbids it."""
+    """Tokens of a micro-batch that go through the model: shared prompts once, where they can be."""
     prompts = [sample.prompt for sample in samples]
     return sum(len(sample.completion) for sample in samples) + sum(
-        map(len, prompts if model.is_gradient_checkpointing else set(prompts)))
+        map(len, set(prompts) if architecture.shares_prompts(model) else prompts))
 
 
 @torch.no_grad()

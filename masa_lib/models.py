@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from masa_lib import files, hub, tiers
+from masa_lib import architecture, files, hub, tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.files import logger
@@ -116,7 +116,7 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         raise ModelError(f"The tokenizer of {config.name!r} has no chat template; save one with it "
                          "(tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and pass that folder.")
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        architecture.checkpoint_layers(model)
     return model.to(device).eval(), tokenizer
 
 

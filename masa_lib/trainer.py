@@ -42,6 +42,7 @@ from masa_lib import (
     rollouts,
     safeguards,
     selection,
+    self_check,
 )
 from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
@@ -103,6 +104,7 @@ class Trainer:
         prompts.fix_date(self.tokenizer, run.started if run else datetime.datetime.now(datetime.UTC).date())
         if checkpoint:
             self._restore(checkpoint)
+        self_check.check(self.model, self.tokenizer, self.engine, config)
 
     @property
     def config(self) -> Config:
@@ -248,7 +250,6 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group |= {"lr": rate, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
         sums, norms, told = [], [], []
-        self.model.train(self._config.model.gradient_checkpointing)  # layers checkpoint in training mode alone
         for share, samples in zip(shares, parts, strict=True):
             sums.append(self._gradients(samples, config, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
@@ -260,7 +261,6 @@ class Trainer:
                 (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
             self.optimizer.step()
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
-        self.model.eval()
         self.engine.sync()
         total = pd.DataFrame(sums).sum()
         tokens = total["tokens"] or math.nan

@@ -189,13 +189,11 @@ def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, r
                for order in (rng.sample(groups, len(groups)) for _ in range(recipe.epochs))
                for i in range(0, len(groups), recipe.batch)]
     losses, budget = [], TokenBudget()
-    model.train(config.model.gradient_checkpointing)
     for number, batch in enumerate(bar := tqdm(batches, desc="warm-up", unit="step")):
         rise = min(1.0, (number + 1) / max(1, len(batches) // 10))
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * rise * (1 - number / len(batches))
         losses.append(expert.imitate(model, optimizer, batch, config.update, budget)[0])
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
-    model.eval()
     return losses
 
 

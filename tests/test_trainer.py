@@ -340,7 +340,7 @@ def test_gradient_checkpointing_computes_layers_twice_and_changes_nothing() -> N
     plain = metrics()
     trainer = Trainer(small({"model.gradient_checkpointing": True, "update.token_budget": 10**6}))
     calls = []
-    trainer.model.base_model.layers[0].register_forward_pre_hook(
+    trainer.model.base_model.layers[0].mlp.register_forward_pre_hook(
         lambda module, inputs: calls.append(1) if torch.is_grad_enabled() else None)
     found = [timeless(result.metrics) for result in trainer]
     assert len(calls) == 2 * len(found)  # one micro-batch a step, forward and once more in the backward pass

@@ -4,23 +4,25 @@ Each distinct prompt is computed once and its cache shared out to the requests t
 the batch, so that the tail of a few long answers is cheap. Every request draws its own uniform numbers from its own
 seed and samples by the inverse of the cumulative distribution, so a request's answer does not depend on its neighbours.
 There is no copy of the weights, hence nothing to synchronise. The prompts of the last reading stay computed until the
-weights change, so that who is read first and sampled then is computed once.
+weights change, so that who is read first and sampled then is computed once. A model that remembers more than keys and
+values (states of a recurrence, of a convolution) decodes with its own cache: prompts of one length together, and none
+leaves early.
 """
 
 from __future__ import annotations
 
-import inspect
 import itertools
-import math
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from transformers.cache_utils import Cache, DynamicLayer
+from transformers.generation.utils import ALL_CACHE_NAMES
 
+from masa_lib import architecture
 from masa_lib.engine.base import (
     Completion,
     Reading,
@@ -107,6 +109,56 @@ class _Computed:
     holds_for: tuple[Any, ...]
 
 
+@dataclass
+class _Sequences:
+    """Sequences that decode together: their cache, which of its columns are tokens, and the last positions."""
+
+    model: Any
+    cache: Cache
+    mask: torch.Tensor
+    positions: torch.Tensor
+
+    def append(self, token_B: torch.Tensor) -> torch.Tensor:
+        """Add a token to each; the logits behind it."""
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
+        self.positions = self.positions + 1
+        return self.model(input_ids=token_B[:, None], attention_mask=self.mask, past_key_values=self.cache,
+                          use_cache=True, **architecture.positions(self.model, self.positions)).logits[:, -1]
+
+    def keep(self, rows: torch.Tensor) -> bool:
+        """Drop all but these rows."""
+        self.mask, self.positions = self.mask[rows], self.positions[rows]
+        for layer in self.cache.layers:
+            layer.select(rows)
+        return True
+
+
+class _Equals:
+    """Sequences of one length that decode together with whatever cache the model makes for itself, or with none."""
+
+    def __init__(self, model: Any, prompts: Sequence[tuple[int, ...]]) -> None:
+        self.model, self._cache = model, {}
+        self._ids_BT = torch.tensor(prompts, device=model.device)
+        self.logits = self._forward(self._ids_BT)
+
+    def append(self, token_B: torch.Tensor) -> torch.Tensor:
+        """Add a token to each; the logits behind it."""
+        self._ids_BT = torch.cat([self._ids_BT, token_B[:, None]], dim=1)
+        return self._forward(self._ids_BT[:, -1:] if self._cache else self._ids_BT)
+
+    def keep(self, _: torch.Tensor) -> bool:
+        """Not every such cache can drop rows, so none does."""
+        return False
+
+    def _forward(self, ids_BT: torch.Tensor) -> torch.Tensor:
+        length = self._ids_BT.shape[1]
+        places_T = torch.arange(length - ids_BT.shape[1], length, device=ids_BT.device)
+        output = self.model(input_ids=ids_BT, use_cache=True, **self._cache,
+                            **architecture.positions(self.model, places_T.expand_as(ids_BT)))
+        self._cache = {name: output[name] for name in ALL_CACHE_NAMES if name in output}
+        return output.logits[:, -1]
+
+
 class TransformersEngine:
     """The in-process engine.
 
@@ -125,36 +177,43 @@ class TransformersEngine:
         """Forget the prompts of the last reading; the policy itself samples."""
         self._kept = None
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
         """Read the next token's probabilities; see `Engine.read`. At most a batch of prompts stays computed."""
-        config = self.model.config
-        check_reading(prompts, suffix, choices, getattr(config, "max_position_embeddings", 1 << 30),
-                      config.get_text_config().vocab_size)
+        check_reading(prompts, suffix, choices, architecture.context(self.model),
+                      architecture.text_config(self.model).vocab_size)
         distinct = sorted(dict.fromkeys(prompts), key=len, reverse=True)
         self.prefill_tokens, self._kept = 0, None
         logps: list[np.ndarray] = []
-        for start in range(0, len(distinct), self.batch):
+        for part in self._batches(distinct, [len(prompt) for prompt in distinct]):
             with explain_memory():
-                computed, logits = self._compute(distinct[start:start + self.batch], suffix)
+                computed, logits = self._read(part, suffix)
                 logps.extend(logits.float().log_softmax(dim=-1)[:, list(choices)].cpu().numpy())
             self._kept = self._kept or computed
         number = {prompt: row for row, prompt in enumerate(distinct)}
         return to_reading(np.stack([logps[number[prompt]] for prompt in prompts]))
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode has no autocast cache: weights would be cast again at each token
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
-        check_requests(requests, getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        check_requests(requests, architecture.context(self.model))
         # Neighbours in length and prompt decode together: little padding, prompts shared.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, requests[i].prompt), reverse=True)
         self.prefill_tokens = 0
         done: dict[int, Completion] = {}
-        for start in range(0, len(order), self.batch):
-            part = order[start:start + self.batch]
+        for part in self._batches(order, [len(requests[i].prompt) for i in order]):
             with explain_memory():
                 done |= dict(zip(part, self._generate_batch([requests[i] for i in part], progress), strict=True))
         return [done[i] for i in range(len(requests))]
+
+    def _batches(self, items: Sequence[Any], lengths: Sequence[int]) -> Iterator[list[Any]]:
+        """Items that are computed together, in their order; where a cache knows no padding, those of one length."""
+        groups = [items]
+        if not architecture.attention_alone(self.model):
+            groups = [[item for item, own in zip(items, lengths, strict=True) if own == length]
+                      for length in dict.fromkeys(lengths)]
+        for group in groups:
+            yield from (list(group[start:start + self.batch]) for start in range(0, len(group), self.batch))
 
     def _generate_batch(self, requests: Sequence[Request], progress: Callable[[int], Any] | None) -> list[Completion]:
         device = self.model.device
@@ -168,8 +227,9 @@ class TransformersEngine:
         lengths_B = torch.zeros(count, dtype=torch.long, device=device)
         stopped_B = torch.zeros(count, dtype=torch.bool, device=device)
 
-        logits, cache, mask, positions = self._prefill(requests)
+        logits, sequences = self._begin(requests)
         rows = torch.arange(count, device=device)  # which request each row of the batch still serves
+        running = count
         live = torch.ones_like(rows, dtype=torch.bool)  # a finished row stays, and what it samples is cut off
         for step in range(longest):
             logps = torch.log_softmax(logits.float() / temperature_B1[rows], dim=-1)
@@ -182,20 +242,34 @@ class TransformersEngine:
             live = live & ~stopped & (caps[rows] > step + 1)
             if (step + 1) % look == 0 or step + 1 == longest:
                 kept = live.nonzero()[:, 0]
-                if progress is not None and len(kept) < len(rows):
-                    progress(len(rows) - len(kept))
+                if progress is not None and len(kept) < running:
+                    progress(running - len(kept))
+                running = len(kept)
                 if not len(kept):
                     break
-                if len(kept) < len(rows):
-                    rows, token, mask, positions = rows[kept], token[kept], mask[kept], positions[kept]
-                    live = live[kept]
-                    for layer in cache.layers:
-                        layer.select(kept)
-            mask = torch.cat([mask, mask.new_ones(len(rows), 1)], dim=1)
-            positions = positions + 1
-            logits = self.model(input_ids=token[:, None], attention_mask=mask, position_ids=positions,
-                                past_key_values=cache, use_cache=True).logits[:, -1]
+                if len(kept) < len(rows) and sequences.keep(kept):
+                    rows, token, live = rows[kept], token[kept], live[kept]
+            logits = sequences.append(token)
         return to_completions(tokens_BT.tolist(), logps_BT.tolist(), lengths_B.tolist(), stopped_B.tolist())
+
+    def _begin(self, requests: Sequence[Request]) -> tuple[torch.Tensor, _Sequences | _Equals]:
+        """The logits behind each prompt, and the sequences that go on from there."""
+        if architecture.attention_alone(self.model):
+            logits, cache, mask, positions = self._prefill(requests)
+            return logits, _Sequences(self.model, cache, mask, positions)
+        equals = self._equals([request.prompt for request in requests])
+        return equals.logits, equals
+
+    def _equals(self, prompts: Sequence[tuple[int, ...]]) -> _Equals:
+        self.prefill_tokens += sum(map(len, prompts))
+        return _Equals(self.model, prompts)
+
+    def _read(self, prompts: Sequence[tuple[int, ...]],
+              suffix: tuple[int, ...]) -> tuple[_Computed | None, torch.Tensor]:
+        """The prompts, computed, where they can be kept, and the logits behind the suffix that follows each."""
+        if architecture.attention_alone(self.model):
+            return self._compute(prompts, suffix)
+        return None, self._equals([prompt + suffix for prompt in prompts]).logits
 
     def _prefill(self, requests: Sequence[Request]) -> tuple[torch.Tensor, Cache, torch.Tensor, torch.Tensor]:
         """Each distinct prompt, kept from a reading or computed now; logits, cache, mask, last position of each row."""
@@ -245,15 +319,18 @@ class TransformersEngine:
         """
         common = sum(itertools.takewhile(bool, map(operator.eq, min(prompts), max(prompts))))
         shared = min(common, min(map(len, prompts)) - 1)
-        window, longest = _window(self.model.config.get_text_config()), max(map(len, prompts)) + len(suffix)
-        by_columns = "position_ids" not in inspect.signature(self.model.forward).parameters or longest > window
+        longest = max(map(len, prompts)) + len(suffix)
+        by_columns = not architecture.takes(self.model, "position_ids") or any(
+            longest > window for window in architecture.windows(self.model))
         return 0 if shared < _SHARED or len(prompts) == 1 or by_columns else shared
 
     def _forward(self, ids: torch.Tensor, mask: torch.Tensor, cache: Cache, ends: torch.Tensor) -> torch.Tensor:
         """Append tokens to the cache; the logits at these columns. The mask covers what the cache holds already."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
-        return self.model(input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache,
-                          use_cache=True, logits_to_keep=ends).logits
+        keep = {"logits_to_keep": ends} if architecture.takes(self.model, "logits_to_keep") else {}
+        logits = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **keep,
+                            **architecture.positions(self.model, positions)).logits
+        return logits if keep else logits[:, ends]
 
     def _state(self) -> tuple[Any, ...]:
         """What computed prompts hold for: these weights, in this precision."""
@@ -276,12 +353,6 @@ def _deal(parts: Sequence[_Computed], prompts: Sequence[tuple[int, ...]], width:
         for layer, theirs in zip(cache.layers, part.cache.layers, strict=True):
             layer.put(theirs, rows, places, (len(prompts), width))
     return logits_BV, cache
-
-
-def _window(config: Any) -> float:
-    """How far the layer of the shortest sight looks back, tokens."""
-    sights = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    return min(filter(None, sights), default=math.inf)
 
 
 def uniforms(requests: Sequence[Request], length: int) -> np.ndarray:

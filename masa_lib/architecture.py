@@ -1,0 +1,160 @@
+"""What of a model's architecture decides its log-probs: what it does behind its body, its caches, its windows.
+
+Everything here is read off the model's own code and config, so that no list of known models is needed; whatever cannot
+be read so is met by `masa_lib.self_check`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from masa_lib.errors import MasaError
+
+#: what configs call the number of tokens that a layer looks back
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "local_attention")
+
+
+class ArchitectureError(MasaError):
+    """A model whose log-probs cannot be computed as it computes them itself; the message names it."""
+
+
+class _Hidden:
+    """The output of a body that has not run: last hidden states, and None for all else that may be asked for."""
+
+    def __init__(self, states_1ND: torch.Tensor) -> None:
+        self.last_hidden_state = states_1ND
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+    def __getitem__(self, item: Any) -> Any:
+        return (self.last_hidden_state,)[item]
+
+
+def body(model: Any) -> Any:
+    """The part that turns tokens into last hidden states: whatever stands below the model and embeds its input."""
+    embeddings = model.get_input_embeddings()
+    return next((child for child in model.children() if embeddings in child.modules()), model.base_model)
+
+
+def head_logits(model: Any, hidden_ND: torch.Tensor) -> torch.Tensor:
+    """The logits that the model itself makes of last hidden states, shape (tokens, vocabulary).
+
+    Its own forward pass runs with a body that only hands the states over, so that scaling, soft-capping and whatever
+    else stands around the output embeddings are what they are in `model(...).logits`.
+
+    Raises:
+        ArchitectureError: the model does not compute its logits from the output of its body.
+    """
+    handed: list[bool] = []
+
+    def hand_over(*_: Any, **__: Any) -> _Hidden:
+        handed.append(True)
+        return _Hidden(hidden_ND[None])
+
+    bodies = {body(model), model.get_decoder()} - {model}
+    token_11 = torch.zeros(1, 1, dtype=torch.long, device=hidden_ND.device)
+    try:
+        for part in bodies:  # some wrappers call the decoder within the body
+            part.forward = hand_over
+        logits_NV = model(input_ids=token_11).logits[0] if bodies else None
+    finally:
+        for part in bodies:
+            del part.forward
+    if not handed:
+        raise ArchitectureError(f"A model of type {kind(model)!r} does not make its logits from the output of its "
+                                "body, so they cannot be computed piece by piece; choose another in model.name.")
+    return logits_NV
+
+
+def head_weights(model: Any) -> list[torch.nn.Parameter]:
+    """The trained parameters that logits depend on beside the hidden states, those of tied embeddings included."""
+    head = model.get_output_embeddings()
+    inside = set(map(id, body(model).parameters())) - set(map(id, head.parameters() if head else ()))
+    return [weight for weight in model.parameters() if weight.requires_grad and id(weight) not in inside]
+
+
+def attention_alone(model: Any) -> bool:
+    """Whether all that the model remembers of earlier tokens are keys and values, one of each a token.
+
+    Only then can prompts be padded, and rows of a cache be taken, dropped and shared.
+    """
+    if model._is_stateful or "past_key_values" not in inspect.signature(body(model).forward).parameters:
+        return False
+    layers = DynamicCache(config=text_config(model)).layers
+    return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
+
+
+def shares_prompts(model: Any) -> bool:
+    """Whether an update computes each distinct prompt once; otherwise it computes whole sequences."""
+    return not model.is_gradient_checkpointing and attention_alone(model)
+
+
+def takes(model: Any, argument: str) -> bool:
+    """Whether the model's forward pass knows an argument by name."""
+    return argument in inspect.signature(model.forward).parameters
+
+
+def positions(model: Any, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Position ids as an argument for a model that takes them; others count by the attention mask."""
+    return {"position_ids": position_ids} if takes(model, "position_ids") else {}
+
+
+def windows(model: Any) -> list[int]:
+    """How many tokens the layers of limited sight look back; empty where all layers see everything."""
+    found = [getattr(text_config(model), name, None) for name in _WINDOWS]
+    return [size for size in found if isinstance(size, int)]
+
+
+def context(model: Any) -> int:
+    """The longest sequence that the model can take, tokens."""
+    return getattr(text_config(model), "max_position_embeddings", None) or 1 << 30
+
+
+def text_config(model: Any) -> Any:
+    """The config of the part that writes text."""
+    return model.config.get_text_config(decoder=True)
+
+
+def kind(model: Any) -> str:
+    """What transformers calls the architecture."""
+    return model.config.model_type
+
+
+def checkpoint_layers(model: Any) -> None:
+    """Have each layer computed again in the backward pass, in evaluation mode, too.
+
+    transformers does so in training mode alone, which also switches on dropout and other noise.
+
+    Raises:
+        ArchitectureError: the model's layers cannot be computed apart.
+    """
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    if not layers or not model.supports_gradient_checkpointing:
+        raise ArchitectureError(f"A model of type {kind(model)!r} does not support gradient checkpointing; set "
+                                "model.gradient_checkpointing=false.")
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers:
+        layer.forward = _Recomputed(layer)
+
+
+class _Recomputed:
+    """A layer's forward pass whose activations are forgotten; a copy of the layer copies this with it."""
+
+    def __init__(self, layer: torch.nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """See the layer's own `forward`."""
+        forward: Callable[..., Any] = type(self.layer).forward.__get__(self.layer)
+        if self.layer.training or not torch.is_grad_enabled():  # in training mode transformers does it itself
+            return forward(*args, **kwargs)
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
