@@ -20,10 +20,10 @@ $(BIN)/python:
 	  "Python 3.11 or newer is needed, this is %d.%d: make install PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 
-# torch first, so that what follows finds it and takes no other build.
+# torch first, so that what follows finds it and takes no other build; TRL (`scaleout`) for notebook 08.
 $(VENV)/.installed: pyproject.toml | $(BIN)/python
 	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) install --quiet -e .
+	$(PIP) install --quiet -e '.[scaleout]'
 	@touch $@
 
 # The weights of SmolLM2 come in a package whose requirements would compile a library that is not used here.
@@ -93,9 +93,7 @@ site: install-dev
 lint: install-dev
 	$(BIN)/ruff check .
 
-# Notebook 08 trains on TRL, which nothing else wants.
 lab: install
-	$(PIP) install --quiet -e '.[scaleout]'
 	$(BIN)/masa lab
 
 clean:

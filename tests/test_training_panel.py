@@ -13,10 +13,11 @@ import plotly.io
 import pytest
 from small import SETTINGS, small
 
-from masa_lib import control, tiers
+from masa_lib import checks, control, tiers
 from masa_lib.awareness import correlation
 from masa_lib.config import ConfigError
 from masa_lib.runs import Run
+from masa_lib.widgets import reward_lab
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.training_panel import LIVE, TrainingPanel
 
@@ -134,6 +135,34 @@ def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
         TrainingPanel(tmp_path / "run", {"reward.bass": 0.1})
 
 
+def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_it_back(tmp_path: Path) -> None:
+    file = tmp_path / "runs" / "reward-lab.toml"
+    own = {"steps": 9, "reward.length_slack": 0.1}
+    assert TrainingPanel(tmp_path / "run", own, handed=file).handed_row.layout.display == "none"
+    reward_lab.write_settings({"reward.notion_weight": 0.9, "reward.length_slack": 0.4}, file)
+    panel = TrainingPanel(tmp_path / "run", own, handed=file)
+    assert panel.handed.value == ("Begins with the settings of runs/reward-lab.toml: reward.notion_weight = 0.9, "
+                                  "reward.length_slack = 0.4.")
+    assert panel.handed_row.layout.display == "flex" and panel.knobs["reward.notion_weight"].value == 0.9
+    chosen = panel.chosen()
+    assert (chosen["reward.notion_weight"], chosen["reward.length_slack"], chosen["steps"]) == (0.9, 0.4, 9)
+    panel.setup["seed"].value = 3
+    panel.back_button.click()
+    assert panel.handed_row.layout.display == "none" and panel.setup["seed"].value == 3
+    chosen = panel.chosen()
+    assert "reward.notion_weight" not in chosen and (chosen["reward.length_slack"], chosen["steps"]) == (0.1, 9)
+    file.write_text("[reward]\nnotion_weight = -1\n")
+    assert "notion_weight is -1" in TrainingPanel(tmp_path / "run", own, handed=file).message.value
+
+
+def test_a_run_that_is_there_keeps_its_own_settings_whatever_was_handed_over(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small({"reward.notion_weight": 0.5}), "masa train")
+    file = tmp_path / "lab.toml"
+    reward_lab.write_settings({"reward.notion_weight": 0.9}, file)
+    panel = TrainingPanel(run.path, handed=file)
+    assert panel.knobs["reward.notion_weight"].value == 0.5 and panel.handed_row.layout.display == "none"
+
+
 def test_another_model_brings_its_tiers_defaults_and_another_plan(tmp_path: Path) -> None:
     panel = TrainingPanel(tmp_path / "run", {"steps": 9})
     panel.setup["model.name"].value = "qwen3-1.7b"
@@ -208,6 +237,8 @@ def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pyte
     assert "application/vnd.jupyter.widget-view+json" in live
     assert panel.state == "finished" and panel.progress.value == len(Run.open(RECORDED).metrics())
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
+    assert "application/vnd.jupyter.widget-view+json" in panel._repr_mimebundle_()  # as readers may have set it
+    monkeypatch.setattr(checks, "STATIC", True)
     monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
     assert set(panel._repr_mimebundle_()) == {"application/vnd.plotly.v1+json"}
     panel.out.value = str(tmp_path / "none")

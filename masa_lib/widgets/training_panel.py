@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import html
-import os
 import subprocess
 import threading
 import time
@@ -22,13 +21,14 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
+from masa_lib import checks, control, health, plan, problems, tiers
 from masa_lib import config as configs
-from masa_lib import control, health, plan, problems, tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.keyboard import Keys
+from masa_lib.widgets.panel import button
 
 #: what a run is given so that there is something to see; `settings` go before it
 RECORD = {"record.rollouts_every": 2, "record.checkpoint_every": 10}
@@ -54,8 +54,9 @@ class TrainingPanel:
 
     Args:
         out: the run's folder; a run that is there is found again, whether it trains or not.
-        settings: dotted keys to begin with, such as the reward lab gives; what they leave open has the defaults of the
-            model's tier.
+        settings: dotted keys to begin with; what they leave open has the defaults of the model's tier.
+        handed: a config file whose settings a new run begins with, too, such as the reward lab's "Use in training"
+            writes; the panel says so, and a button takes them back. Nothing where there is no such file.
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
@@ -63,8 +64,9 @@ class TrainingPanel:
 
     _newest: ClassVar[dict[str, TrainingPanel]] = {}
 
-    def __init__(self, out: str | Path = "runs/panel", settings: Mapping[str, Any] | None = None) -> None:
-        self.settings = RECORD | dict(settings or {})
+    def __init__(self, out: str | Path = "runs/panel", settings: Mapping[str, Any] | None = None,
+                 handed: str | Path | None = None) -> None:
+        self._own = self.settings = RECORD | dict(settings or {})
         self.state, self.process = "", None
         self.records = view.nothing(tiers.config(self.settings))
         self._seen, self._problem, self._filling, self._planned = None, 0, False, 0
@@ -73,6 +75,8 @@ class TrainingPanel:
         self._fill(self.records.config)
         self._listen()
         self.refresh()
+        if handed and self.state == "new":
+            self._take(Path(handed))
         self._newest[str(out)] = self
         threading.Thread(target=self._watch, daemon=True).start()
 
@@ -88,20 +92,24 @@ class TrainingPanel:
         self.next_button = _button("next problem", "arrow-right", "another problem of the newest recorded step")
         self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
         self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("88px")
+        self.handed, self.back_button = widgets.HTML(), button("without these", self.give_back, tooltip=(
+            "begin with the settings of the cell and of the model's tier alone"))
+        self.handed_row = widgets.HBox([self.back_button, self.handed],
+                                       layout=widgets.Layout(display="none", flex_flow="row wrap"))
         self.changes, self.sample = _text("90px"), _text("260px")
         self.figure = go.FigureWidget(view.figure(self.records))
         tabs = widgets.Tab([_columns([knob for key, knob in self.knobs.items() if key.startswith(f"{section}.")])
                             for section in SECTIONS], titles=list(SECTIONS.values()))
         self.box = widgets.VBox([
-            _columns([*self.setup.values(), self.out]), self.memory,
+            self.handed_row, _columns([*self.setup.values(), self.out]), self.memory,
             widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
             self.status, self.message, self.figure, tabs, self.reset_button, self.changes, self.next_button,
             self.sample, Keys()])
 
     def _listen(self) -> None:
         acts = (self.start, self.pause, self.step, self.go_on, self.stop, self.resume)
-        for button, act in zip(self.buttons.values(), acts, strict=True):
-            button.on_click(lambda _, act=act: act())
+        for pressed, act in zip(self.buttons.values(), acts, strict=True):
+            pressed.on_click(lambda _, act=act: act())
         self.reset_button.on_click(lambda _: self.reset())
         self.next_button.on_click(lambda _: self.next_problem())
         self.out.observe(lambda _: self._turn_to_folder(), "value")
@@ -111,8 +119,8 @@ class TrainingPanel:
             widget.observe(lambda change, key=key: self._turned({key: change["new"]}), "value")
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
-        """The panel; where PLOTLY_RENDERER says that a page is made, a picture of the run instead."""
-        if "PLOTLY_RENDERER" not in os.environ:
+        """The panel; where a page without widgets is made (`checks.STATIC`), a picture of the run instead."""
+        if not checks.STATIC:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:
             return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}
@@ -152,6 +160,28 @@ class TrainingPanel:
         self._fill(first, changed)
         if changed:
             self._turned(changed)
+
+    def _take(self, file: Path) -> None:
+        """Begin with the settings of a file as well, and say which these are."""
+        with self._telling(None):
+            settings = configs.read(file) if file.is_file() else {}
+            if settings:
+                config = tiers.config(self._own | settings)
+                self.settings = self._own | settings
+                self._fill(config)
+                listed = ", ".join(f"{key} = {value}" for key, value in settings.items())
+                name = f"{file.parent.name}/{file.name}"
+                self.handed.value = html.escape(f"Begins with the settings of {name}: {listed}.")
+                self.handed_row.layout.display = "flex"
+
+    def give_back(self) -> None:
+        """Begin without the settings that a file handed over; the file stays as it is."""
+        handed = set(self.settings) - set(self._own) | {key for key in self._own
+                                                        if self.settings.get(key) != self._own[key]}
+        self.settings, self.handed_row.layout.display = self._own, "none"
+        model = {"model.name": self.setup["model.name"].value}
+        self._fill(tiers.config(self._own | model), dict.fromkeys(handed))
+        self._tell("Begins without them.")
 
     def next_problem(self) -> None:
         """Show another problem of the newest recorded step."""
@@ -229,6 +259,7 @@ class TrainingPanel:
         first, self.state = not self.state, state
         for name, (_, _, states) in BUTTONS.items():
             self.buttons[name].disabled = state not in states
+        self.back_button.disabled = state != "new"
         for widget in self.setup.values():
             widget.disabled = state != "new"
         for widget in self.knobs.values():
