@@ -238,3 +238,36 @@ def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: 
         page.keyboard.press("Enter")
         seen.append(numbers(page, recorded, settings, group))
     assert len({mean for mean, _ in seen}) == 3 and seen[0] == seen[-1]
+
+
+@pytest.fixture
+def handed() -> Iterator[Path]:
+    """The file that "Use in training" writes; what a reader has there is put back."""
+    file = reward_lab.SETTINGS_FILE
+    kept = file.read_bytes() if file.exists() else None
+    file.unlink(missing_ok=True)
+    yield file
+    file.unlink(missing_ok=True)
+    if kept is not None:
+        file.write_bytes(kept)
+
+
+def test_settings_go_from_the_reward_lab_to_the_training_panel_and_back(lab: Lab, page: Any, handed: Path) -> None:
+    open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
+    command(page, "notebook:run-all-cells")
+    button(page, "Reset").wait_for()
+    weight = turn(page, reward_lab.LABELS["reward.notion_weight"], 5)
+    press(page, "Use in training")
+    playwright.expect(page.get_by_text("The training panel of notebook 04 begins with it")).to_be_visible()
+    assert reward_lab.saved_settings(handed)["reward.notion_weight"] == pytest.approx(weight)
+    open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
+    command(page, "notebook:run-all-cells")
+    state(page, "new")
+    said = page.get_by_text("Begins with the settings of runs/reward-lab.toml")
+    playwright.expect(said).to_contain_text(f"reward.notion_weight = {weight}")
+    knob = page.locator(".widget-slider", has_text="notion weight").locator(".widget-readout")
+    playwright.expect(knob).to_have_text(f"{weight:.2f}")
+    picture(page, "handed_over", said)
+    press(page, "without these")
+    playwright.expect(said).to_be_hidden()
+    playwright.expect(knob).to_have_text("0.25")

@@ -254,6 +254,64 @@ def test_a_reader_that_closes_the_pipe_ends_a_command_without_a_traceback() -> N
         assert (process.wait(), process.stderr.read()) == (cli.EXIT_PIPE, b"")
 
 
+def test_eval_of_a_run_says_which_step_and_checkpoint_it_is(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--set", "evaluation.final_problems=1", "evaluation.predictions=0"]
+    assert cli.main(["eval", "--run", str(runs / "grpo-s0"), *few]) == 0
+    printed = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert (printed["run"], printed["weights"], printed["step"]) == ("grpo-s0", "step-000002", "2")
+    assert cli.main(["eval", "--set", "evaluation.final_samples=2", *few]) == 0
+    assert "step" not in capsys.readouterr().out
+
+
+def test_the_bar_of_a_training_begins_with_its_steps_and_shows_no_nan(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "--method", "grpo", "--out", str(tmp_path / "run"), *TINY]) == 0
+    printed = capsys.readouterr().err
+    assert "nan" not in printed and "accuracy=" in printed
+    assert printed.index("evaluate") < printed.index(f"{tmp_path / 'run'}:")
+
+
+def test_a_terminal_of_ascii_alone_shows_every_command(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_text(json.dumps({"problem": "3 \u00d7 4 = \u25a1", "answer": "12"}), encoding="utf8")
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0", "LC_ALL": "C"}
+    for arguments in (["problems", str(file), "--split", "train"], ["problems", str(file), "--split", "evaluation"]):
+        done = subprocess.run([sys.executable, "-m", "masa_lib.cli", *arguments], cwd=ROOT, env=environment,
+                              capture_output=True, check=False)
+        assert b"Traceback" not in done.stderr and done.stdout.isascii() and done.stderr.isascii()
+        assert done.returncode or b"3 \\xd7 4 = \\u25a1" in done.stdout
+
+
+@pytest.mark.parametrize("missing", ["fcntl", "resource"])
+def test_a_system_without_unix_modules_is_one_sentence(missing: str) -> None:
+    code = (f"import sys; sys.modules[{missing!r}] = None; from masa_lib import cli; "
+            "sys.exit(cli.main(['train', '--model', 'pocket']))")
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr == f"masa: masa_lib runs on Linux and macOS, and on Windows inside WSL; this Python has no " \
+                          f"module {missing}.\n"
+
+
+def test_sigterm_to_lab_ends_jupyterlab(tmp_path: Path) -> None:
+    listening = tmp_path / "runtime"
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "JUPYTER_RUNTIME_DIR": str(listening),
+                                "JUPYTER_CONFIG_DIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-m", "masa_lib.cli", "lab", "--no-browser", "--allow-root",
+                                "--port=0"], env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               stderr=subprocess.DEVNULL)
+    try:
+        while not list(listening.glob("jpserver-*.json")):
+            assert process.poll() is None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(0.2)
+        assert [file.name for file in listening.glob("jpserver-*.json")] == [f"jpserver-{process.pid}.json"]
+        process.terminate()
+        process.wait(60)
+        assert not list(listening.glob("jpserver-*.json"))
+    finally:
+        process.kill()
+
+
 def test_lab_starts_jupyterlab_with_the_options_it_is_given() -> None:
     done = masa("lab", "--version")
     assert done.returncode == 0, done.stderr

@@ -245,6 +245,134 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Pa
     assert resume(run.path).status["state"] == "finished"
 
 
+def interrupted(trainer: Trainer, where: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Steps until a method is about to return, when SIGINT comes so many times; the KeyboardInterrupt is caught."""
+    done = getattr(trainer, where)
+
+    def late(*arguments: object) -> object:
+        found = done(*arguments)
+        for _ in range(times):
+            signal.raise_signal(signal.SIGINT)
+        return found
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(trainer, where, late)
+        next(trainer)
+
+
+@pytest.mark.parametrize("where", ["_update", "_record"])
+def test_an_interrupt_in_a_notebook_waits_for_the_update_and_its_record(
+        where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.replace(CONFIG, {"steps": 3, "evaluation.every": 0, "evaluation.final_samples": 1})
+    run = Run.create(tmp_path / "run", config, "a notebook")
+    trainer = Trainer(config, run)
+    next(trainer)
+    interrupted(trainer, where, 1, monkeypatch)
+    assert trainer.step == 2 and run.metrics()["step"].tolist() == [1, 2]
+    assert [result.step for result in trainer] == [3]
+    run.set_status("finished")
+    assert_same_run(run, train(config, tmp_path / "undisturbed", "masa train"))
+
+
+def test_an_update_that_was_cut_short_is_not_done_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = configs.replace(CONFIG, {"steps": 2, "evaluation.final_samples": 1, "record.checkpoint_every": 1})
+    run = Run.create(tmp_path / "run", config, "a notebook")
+    trainer = Trainer(config, run)
+    next(trainer)
+    interrupted(trainer, "_update", 2, monkeypatch)
+    assert trainer.step == 1 and run.metrics()["step"].tolist() == [1]
+    with pytest.raises(RunError, match=r"Step 2 was cut short while it moved the weights, and cannot be done again"):
+        next(trainer)
+    assert_same_run(resume(run.path), train(config, tmp_path / "undisturbed", "masa train"))
+
+
+# What happens to a run's files between two lives.
+
+def stopped(out: Path, config: Config, step: int) -> Run:
+    """A run as a process that was killed after a step leaves it."""
+    run = Run.create(out, config, "masa train")
+    next(result for result in Trainer(config, run) if result.step == step)
+    return run
+
+
+TINY = configs.replace(CONFIG, {"steps": 5, "evaluation.every": 0, "evaluation.final_samples": 1})
+
+
+def test_nuls_and_an_empty_status_left_by_a_power_cut_are_no_matter(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run", TINY, 4)
+    metrics = run.path / "metrics.jsonl"
+    metrics.write_bytes(b"\0" * 64 + metrics.read_bytes() + b"\0" * 512)
+    (run.path / "status.json").write_bytes(b"")
+    assert run.status["state"] == "stopped" and run.status["step"] == 4
+    assert_same_run(resume(run.path), train(TINY, tmp_path / "undisturbed", "masa train"))
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_gap_in_its_metrics(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = stopped(tmp_path / "run", TINY, 4)
+    rows = (run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run.path / "metrics.jsonl").write_bytes(b"".join([*rows[:2], b"\0" * len(rows[2]), b"\n", rows[3]]))
+    resumed = resume(run.path)
+    assert "lacks step 3: it goes on from the checkpoint of step 2" in caplog.text
+    assert_same_run(resumed, train(TINY, tmp_path / "undisturbed", "masa train"))
+
+
+def test_a_gap_before_every_checkpoint_is_one_sentence_and_changes_nothing(tmp_path: Path) -> None:
+    run = stopped(tmp_path / "run", TINY, 4)
+    rows = (run.path / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (run.path / "metrics.jsonl").write_bytes(b"".join(rows[1:]))
+    with pytest.raises(RunError, match=r"metrics.jsonl of the run .* lacks step 1, and no checkpoint is older"):
+        resume(run.path)
+    assert (run.path / "metrics.jsonl").read_bytes() == b"".join(rows[1:])
+
+
+def test_a_problems_file_that_was_edited_is_one_sentence_until_it_is_put_back(tmp_path: Path) -> None:
+    file = tmp_path / "sums.jsonl"
+    file.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(60)))
+    config = configs.replace(TINY, {"problems.source": str(file), "problems.levels": ""})
+    run, before = stopped(tmp_path / "run", config, 4), file.read_text()
+    file.write_text(before.replace('"answer": 60', '"answer": 61'))
+    with pytest.raises(RunError, match=r"problems.source of the run .* was edited since the run began: .*SHA-256"):
+        resume(run.path)
+    assert "lives" not in run.environment
+    file.write_text(before)
+    resumed = resume(run.path)
+    assert_same_run(resumed, train(config, tmp_path / "undisturbed", "masa train"))
+    (life,) = resumed.environment["lives"]
+    assert life["step"] == 4 and life["versions"] == resumed.environment["versions"] and life["command"]
+
+
+def test_overlong_problems_are_left_out_at_the_start_and_at_resume(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "sums.jsonl"
+    long = {"problem": "Left to right: 1" + " + 1" * 400, "answer": 401}
+    file.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(60)))
+    with file.open("a") as more:
+        more.write("".join(json.dumps(long | {"problem": f"{long['problem']} + {n}"}) + "\n" for n in range(8)))
+    config = configs.replace(TINY, {"problems.source": str(file), "problems.levels": "", "problems.pool": 0})
+    run = stopped(tmp_path / "run", config, 4)
+    said = [record.message for record in caplog.records if "are left out: with sampling.solution" in record.message]
+    assert said and all("problems of" in sentence for sentence in said)
+    assert_same_run(resume(run.path), train(config, tmp_path / "undisturbed", "masa train"))
+
+
+def test_the_date_in_a_prompt_is_that_of_the_runs_start(tmp_path: Path) -> None:
+    from masa_lib import models, pocket
+
+    model, tokenizer = models.load(CONFIG.model)
+    tokenizer.chat_template = "{{ strftime_now('%Y %m %d') }}" + pocket.CHAT_TEMPLATE
+    models.save(model, tokenizer, tmp_path / "dated")
+    config = configs.replace(TINY, {"model.name": str(tmp_path / "dated")})
+    run = Run.create(tmp_path / "run", config, "masa train")
+    told = run.environment | {"time": "2024-02-03T23:59:00+00:00"}
+    (run.path / "environment.json").write_text(json.dumps(told))
+    first = next(Trainer(config, run)).rollouts
+    ids = first["prompt_ids"].iloc[0]
+    assert tokenizer.decode(ids).startswith("2024 02 03")
+    again = next(Trainer(run.config, Run.open(run.path))).rollouts
+    assert again["prompt_ids"].tolist() == first["prompt_ids"].tolist()
+
+
 def test_handlers_are_those_of_before_again_and_an_ignored_signal_stays_ignored() -> None:
     before = {number: signal.getsignal(number) for number in SIGNALS}
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -132,6 +132,29 @@ def test_opening_what_is_no_run_or_has_a_broken_config_is_a_sentence(run: Run) -
         Run.open(run.path)
 
 
+def test_a_config_of_another_version_is_one_sentence_that_says_so(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    told, config = run.environment, (run.path / "config.toml").read_text()
+    (run.path / "environment.json").write_text(json.dumps(told | {"versions": {"masa": "99.0"}}))
+    (run.path / "config.toml").write_text("new_setting = 1\n" + config)
+    with pytest.raises(RunError, match=r"opened: masa_lib 99.0 wrote it, and this is .*: There is no setting"):
+        Run.open(run.path)
+    (run.path / "config.toml").write_text(config.replace("dual_clip = 0.0\n", ""))
+    Run.open(run.path).begin_again(0)
+    assert "another version of masa_lib; what it does not name has its present default: update.dual_c" in caplog.text
+
+
+def test_model_files_have_the_rights_that_the_umask_leaves(run: Run) -> None:
+    def write(folder: Path) -> None:
+        os.close(os.open(folder / "weights", os.O_CREAT, 0o600))
+
+    before = os.umask(0o027)
+    try:
+        folder = run.save_checkpoint(1, write)
+    finally:
+        os.umask(before)
+    assert (folder / "weights").stat().st_mode & 0o777 == 0o640 and folder.stat().st_mode & 0o777 == 0o750
+
+
 def test_the_status_carries_the_last_step_and_refuses_other_states(run: Run) -> None:
     run.append_metrics({"step": 12})
     run.set_status("failed", "The disk is full.")
