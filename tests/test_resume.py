@@ -345,7 +345,7 @@ def test_a_problems_file_that_was_edited_is_one_sentence_until_it_is_put_back(tm
 def test_overlong_problems_are_left_out_at_the_start_and_at_resume(
         tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "sums.jsonl"
-    long = {"problem": "Left to right: 1" + " + 1" * 400, "answer": 401}
+    long = {"problem": "Left to right: 1" + " + 1" * 600, "answer": 601}
     file.write_text("".join(json.dumps({"problem": f"{n} + 1", "answer": n + 1}) + "\n" for n in range(60)))
     with file.open("a") as more:
         more.write("".join(json.dumps(long | {"problem": f"{long['problem']} + {n}"}) + "\n" for n in range(8)))
