@@ -39,7 +39,7 @@ PREDICTING = ("masa", "masa-efficient", "masa-read")
 CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
-         "evaluation.problems",
+         "sampling.end_tokens", "evaluation.problems",
          "evaluation.final_problems")
 
 
@@ -99,6 +99,8 @@ class SamplingConfig:
     solution_tokens: int = option(128, "longest solution, tokens, end token included", low=1)
     meta_tokens: int = option(48, "longest meta answer, tokens, end token included", low=1)
     batch: int = option(512, "sequences decoded together, at most", low=1)
+    end_tokens: str = option("", "tokens or their ids, with spaces between, that end an answer beside those of model, "
+                             "tokenizer and chat template")
     cut: str = option("read", "a text cut at its cap: read as far as it goes, or wrong", choices=("read", "wrong"))
 
 

@@ -125,8 +125,7 @@ def evaluate_model(config: Config, weights: Any = None, run: Run | None = None) 
     models.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
     model, tokenizer = models.load(config.model, weights)
-    sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
-                                 precision=config.model.precision, memory=config.sampling.gpu_memory)
+    sampler = engine.engine_of(config, model, tokenizer)
     held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
     if run:
         prompts.fix_date(tokenizer, run.started)

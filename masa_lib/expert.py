@@ -58,7 +58,7 @@ def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) ->
         return None
     best = good.loc[good["reward_notion"].idxmax()]
     text = expert_text(best["text"], round(PASS_RATE_STEPS * len(right) / len(solved)), round(right["length"].mean()))
-    completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id)
+    completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], models.answer_end(tokenizer))
     prompt = best["prompt_ids"][:len(best["prompt_ids"]) - int(best["beginning"])]
     return grpo.Sample(tuple(prompt), completion, (), 0.0, 0.0, "meta")
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jinja2 import TemplateError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masa_lib import architecture, files, hub, tiers
@@ -243,6 +244,24 @@ def policy_weights(model: Any, merged: bool = True) -> Iterator[tuple[str, torch
             yield name.replace(".base_layer", ""), value if layer is None else value.float() + _product(layer)
 
 
+def checkpoint_weights(model: Any) -> dict[str, torch.Tensor]:
+    """The weights without adapters, under the names of the model's published files, which vLLM reads.
+
+    They are other names where transformers fuses what the files hold one by one, as the matrices of experts.
+    """
+    from transformers.core_model_loading import revert_weight_conversion
+
+    return revert_weight_conversion(model, dict(policy_weights(model, merged=False)))
+
+
+def adapter_config(model: Any) -> dict[str, Any]:
+    """What PEFT and vLLM have to know of the adapters of linear layers: rank, factor, and which layers have one."""
+    layers = {name.rpartition(".")[2]: layer for name, layer in model.named_modules() if hasattr(layer, "lora_A")}
+    first = next(iter(layers.values()))
+    return {"peft_type": "LORA", "task_type": "CAUSAL_LM", "bias": "none", "r": first.r["default"],
+            "lora_alpha": first.lora_alpha["default"], "target_modules": sorted(layers)}
+
+
 def adapters(model: Any) -> dict[str, torch.Tensor]:
     """The low-rank adapters by their names in the model, detached; empty where all weights are trained."""
     return {name: value.detach() for name, value in model.named_parameters() if ".lora_" in name}
@@ -403,11 +422,57 @@ def precision(config: ModelConfig, device: torch.device) -> Iterator[None]:
         yield
 
 
-def end_tokens(model: Any, tokenizer: Any) -> frozenset[int]:
-    """The token ids that end an answer."""
+def end_tokens(model: Any, tokenizer: Any, more: str = "") -> frozenset[int]:
+    """The token ids that end an answer.
+
+    They are those of the generation config, that of the tokenizer, and what the chat template writes behind an
+    assistant's turn: a base model with a chat template often has another end than its template.
+
+    Args:
+        model: with its generation config.
+        tokenizer: with its chat template.
+        more: `sampling.end_tokens`.
+
+    Raises:
+        ModelError: one of `more` is no token of the tokenizer.
+    """
     ids = model.generation_config.eos_token_id
     listed = ids if isinstance(ids, list) else [] if ids is None else [ids]
-    return frozenset([*listed, *([tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else [])])
+    own = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    return frozenset([*listed, *own, *_template_end(tokenizer), *(_token(tokenizer, text) for text in more.split())])
+
+
+def answer_end(tokenizer: Any) -> int:
+    """The token that ends an answer which is taught: the chat template's, else the tokenizer's."""
+    return [*_template_end(tokenizer), tokenizer.eos_token_id][0]
+
+
+def _template_end(tokenizer: Any) -> list[int]:
+    """The one special token that the chat template writes behind an assistant's text; none where it writes words."""
+    mark = "THE ANSWER"
+    try:
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": mark}], tokenize=False)
+    except (TemplateError, ValueError, TypeError, KeyError):  # no template, or one that refuses this chat
+        return []
+    behind = text.rpartition(mark)[2].lstrip()
+    special = {**tokenizer.get_added_vocab(), **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids,
+                                                         strict=True))}
+    found = [token for token in special if token.strip() and behind.startswith(token)]
+    return [special[max(found, key=len)]] if found else []
+
+
+def _token(tokenizer: Any, text: str) -> int:
+    """The id that a text names: its number, or that of the token with this text.
+
+    Raises:
+        ModelError: there is no such token.
+    """
+    number = int(text) if text.isdecimal() else tokenizer.get_vocab().get(text, -1)
+    if not 0 <= number < len(tokenizer):
+        raise ModelError(f"sampling.end_tokens names {text!r}, which is no token of this tokenizer; it takes tokens or "
+                         f"their ids (0 to {len(tokenizer) - 1}), with spaces between them.")
+    return number
 
 
 def _cannot_load(name: str, where: str, error: Exception) -> str:

@@ -60,8 +60,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
     models.prepare(config)
     held_out = sources.held_out(config.problems, count)
     model, tokenizer = models.load(config.model)
-    sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
-                                 precision=config.model.precision, memory=config.sampling.gpu_memory)
+    sampler = engine.engine_of(config, model, tokenizer)
     held_out = sources.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
     with models.precision(config.model, model.device):
         table, answers = solve(held_out, sampler, tokenizer, config)

