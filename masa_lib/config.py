@@ -189,6 +189,10 @@ class UpdateConfig:
                                  "parts, each over its own std, then weighted; of the weighted reward without a std; "
                                  "of the parts, but the pass rate's only for what tells problems apart",
                                  choices=("reward", "parts", "none", "contrast"))
+    sampler_weight: str = option("auto", "a token weighs its probability under the learner over that under the "
+                                 "sampler, at most sampler_cap; auto: where the two compute in other precisions (vLLM "
+                                 "in bfloat16); never in a training on TRL", choices=("auto", "on", "off"))
+    sampler_cap: float = option(3.0, "see update.sampler_weight", above=0.0)
     token_budget: int = option(8192, "tokens (with padding) of one micro-batch", low=1)
     logprob_chunk: int = option(2048, "completion tokens whose logits exist at once", low=1)
 

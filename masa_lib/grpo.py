@@ -17,7 +17,7 @@ import torch
 from transformers import DynamicCache
 
 from masa_lib import architecture, beliefs
-from masa_lib.config import UpdateConfig
+from masa_lib.config import Config, UpdateConfig
 
 
 @dataclass(frozen=True)
@@ -110,6 +110,29 @@ def clipped_loss(logps_N: torch.Tensor, old_logps_N: torch.Tensor, advantages_N:
     if config.dual_clip:
         loss = torch.where(advantages_N < 0, torch.minimum(loss, -advantages_N * config.dual_clip), loss)
     return loss, (clipped > plain).detach()
+
+
+def weighs_sampler(config: Config) -> bool:
+    """Whether a run's update weighs tokens by the sampler's probabilities of them, see `sampler_weights`.
+
+    vLLM in bfloat16 keeps all states in it; the learner's autocast holds norms and residuals in float32.
+    """
+    setting = config.update.sampler_weight
+    other = config.sampling.engine == "vllm" and config.model.precision == "bfloat16"
+    return setting == "on" or (setting == "auto" and other)
+
+
+def sampler_weights(old_logps_N: torch.Tensor, sampler_logps_N: torch.Tensor, cap: float) -> torch.Tensor:
+    """The truncated importance weight of each token: its probability under the learner over that under the sampler.
+
+    Args:
+        old_logps_N: under the policy before the step's first update, without gradient.
+        sampler_logps_N: as the engine reported them; where it did not (NaN), the weight is 1.
+        cap: the largest weight.
+
+    Source: truncated importance sampling (Ionides 2008); between sampler and learner as in TRL's `token_truncate`.
+    """
+    return torch.exp(old_logps_N - sampler_logps_N).nan_to_num(nan=1.0).clamp(max=cap)
 
 
 def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, chunk: int,
@@ -272,7 +295,7 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
     Args:
         model: the policy.
         samples: those with an advantage other than 0; their weights were made with all sequences.
-        config: the loss and the token budget.
+        config: the loss and the token budget; tokens are weighed by the sampler where `sampler_weight` is `on`.
         temperature: of the sampling.
         old_logps: for each sample (by its `id`), log-probs before the step's first update; None: this is it.
 
@@ -289,11 +312,13 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         facts_B3 = torch.tensor([[s.advantage, s.weight, float(s.stream == "meta")] for s in batch])
         facts_N3 = put(facts_B3.repeat_interleave(counts, dim=0), model.device)
         advantage_N, weight_N, meta_N = facts_N3.unbind(dim=1)
+        sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
         loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
+        if config.sampler_weight == "on":
+            loss_N = loss_N * sampler_weights(old_N, sampler_N, config.sampler_cap)
         if config.meta_entropy:
             loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
         (weight_N * loss_N).sum().backward()
-        sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
         with torch.no_grad():
             weighted_N = weight_N * loss_N
             totals += torch.stack([(weighted_N * (1 - meta_N)).sum(), (weighted_N * meta_N).sum(), clipped_N.sum(),

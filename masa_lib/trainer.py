@@ -234,7 +234,8 @@ class Trainer:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
         config, table = self._config.update, found.table
         bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
-        config = dataclasses.replace(config, meta_entropy=bonus)
+        weighs = "on" if grpo.weighs_sampler(self._config) else "off"
+        config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
         doubled = config.released_updates and configs.samples_predictions(self._config)
         count = config.updates_per_step * (2 if doubled else 1)
         shares = [part for _, part in table.groupby(table["group"] % count)]

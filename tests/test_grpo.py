@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import subprocess
 import sys
 
@@ -11,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from masa_lib import config as configs
 from masa_lib import grpo, pocket
-from masa_lib.config import UpdateConfig
+from masa_lib.config import Config, UpdateConfig
 
 CONFIG = UpdateConfig()
 
@@ -176,3 +178,34 @@ def test_peak_memory_stays_far_below_that_of_full_logits_with_a_large_vocabulary
                                     check=True).stdout) for way in ("full", "chunks")}
     assert peak["full"] > 400_000  # kilobytes: 2048 x 50,000 numbers of four bytes
     assert peak["chunks"] < peak["full"] / 3
+
+
+def test_tokens_weigh_their_probability_under_the_learner_over_that_under_the_sampler_up_to_the_cap(model):
+    samples = make_samples(model, torch.tensor([[1.0, 0.0, 0.0]]))
+    with torch.no_grad():
+        own = grpo.reference_logps(model, samples, CONFIG, 1.0)
+    apart = {id(sample): torch.linspace(-1.0, 2.0, len(sample.completion)) for sample in samples}
+    told = [dataclasses.replace(sample, sampler_logps=tuple((own[id(sample)] - apart[id(sample)]).tolist()))
+            for sample in samples]
+    weighed = dataclasses.replace(CONFIG, sampler_weight="on", sampler_cap=2.0)
+    expected = torch.zeros(())
+    for sample in samples:
+        logps, _ = grpo.completion_logps(model, [sample], 1.0, 64)
+        ratio = torch.exp(logps - logps.detach())
+        expected = expected - (sample.weight * sample.advantage * ratio * apart[id(sample)].exp().clamp(max=2.0)).sum()
+    model.zero_grad()
+    expected.backward()
+    wanted = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    assert torch.allclose(gradient(model, told, weighed), wanted, atol=1e-6)
+    plain = gradient(model, samples)
+    assert torch.equal(gradient(model, told), plain) and not torch.allclose(wanted, plain, atol=1e-3)
+    untold = [dataclasses.replace(sample, sampler_logps=(math.nan,) * len(sample.completion)) for sample in samples]
+    assert torch.equal(gradient(model, untold, weighed), plain)
+
+
+@pytest.mark.parametrize("changes, weighs", [
+    ({}, False), ({"sampling.engine": "vllm"}, False), ({"model.precision": "bfloat16"}, False),
+    ({"sampling.engine": "vllm", "model.precision": "bfloat16"}, True), ({"update.sampler_weight": "on"}, True),
+    ({"sampling.engine": "vllm", "model.precision": "bfloat16", "update.sampler_weight": "off"}, False)])
+def test_the_samplers_weight_acts_by_default_where_it_computes_in_another_precision(changes, weighs):
+    assert grpo.weighs_sampler(configs.replace(Config(), changes)) == weighs

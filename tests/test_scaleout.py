@@ -121,6 +121,15 @@ def test_two_processes_train_what_one_trains_on_our_engine(tmp_path: Path, own: 
     assert (found.path / "model" / "config.json").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
+def test_two_processes_with_a_vllm_each_train_what_one_trains_on_our_engine(tmp_path: Path) -> None:
+    config = settings("masa", **{"sampling.engine": "vllm", "steps": 2, "sampling.batch": 64})
+    file = config_file(tmp_path, config)
+    finish(start(["train", "--config", file, "--out", str(tmp_path / "run")], tmp_path), tmp_path)
+    assert_same_training(Run.open(tmp_path / "run"), trainers.train(config, tmp_path / "own", "masa train"))
+
+
 def test_a_training_that_lost_a_process_goes_on_where_it_was(tmp_path: Path, own: dict[str, Run]) -> None:
     out = tmp_path / "run"
     file = config_file(tmp_path, settings("masa-efficient"))
@@ -195,6 +204,21 @@ def test_what_trl_has_no_place_for_is_refused_in_a_sentence(tmp_path: Path, caps
     assert not (tmp_path / "run").exists()
 
 
+def test_a_weight_that_trl_does_not_have_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"update\.sampler_weight is on"):
+        scaleout.check(small({"update.sampler_weight": "on"}))
+    scaleout.check(small())
+
+
+def test_paged_sampling_of_sharded_weights_is_refused_as_it_would_round_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small({"sampling.engine": "paged"})
+    scaleout.check(config)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ConfigError, match=r"sampling\.engine is paged; .*into bfloat16"):
+        scaleout.check(config)
+    scaleout.check(small({"sampling.engine": "vllm"}))
+
+
 def test_groups_without_a_common_divisor_are_refused() -> None:
     config = small({"sampling.solutions": 5, "sampling.predictions": 4})
     with pytest.raises(ConfigError, match="common divisor"):
@@ -265,6 +289,21 @@ def test_trl_samples_where_weights_are_sharded(tmp_path: Path, monkeypatch: pyte
     Run.create(tmp_path, session.config, "masa train")
     found = session.drive()
     assert found.status["state"] == "finished" and found.metrics()["gradient_norm"].gt(0).all()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
+def test_trls_vllm_samples_at_the_requests_temperature_up_to_our_end_tokens(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(scaleout.Session, "_sharded_model", None, raising=False)
+    session = scaleout.Session(settings("masa", **{"steps": 1, "sampling.engine": "vllm"}), tmp_path)
+    engine = session.rollouts.engine.engine
+    prompt = tuple(session.tokenizer("1 + 2")["input_ids"])
+    cold, hot = (engine.generate([Request(prompt, 4, seed, temperature) for seed in range(64)])
+                 for temperature in (0.01, 5.0))
+    assert len({answer.tokens for answer in cold}) < 4 < 40 < len({answer.tokens for answer in hot})
 
 
 def test_the_fsdp_config_is_one_that_accelerate_reads() -> None:

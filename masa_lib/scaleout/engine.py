@@ -62,7 +62,7 @@ class TrlEngine:
     """TRL's own sampling as an engine: the way that works on sharded weights.
 
     A request's seed is not obeyed one by one: the first one's seeds the process's generator for the call. TRL knows
-    one cap, the largest; the other answers are cut at theirs.
+    one temperature, the first one's, and one cap, the largest; the other answers are cut at theirs.
 
     Args:
         trainer: samples with `generate`, continuous batching or vLLM, as its settings want.
@@ -78,9 +78,15 @@ class TrlEngine:
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """See `Engine.generate`; log-probs are not reported."""
         trainer, first = self.trainer, requests[0]
-        if not trainer.use_vllm:
-            trainer.generation_config.max_new_tokens = max(request.max_tokens for request in requests)
-            trainer.generation_config.temperature = first.temperature
+        cap = max(request.max_tokens for request in requests)
+        if trainer.use_vllm:
+            sampler = trainer.vllm_generation
+            sampler.temperature, sampler.max_completion_length = first.temperature, cap
+            sampler.generation_kwargs |= {"stop_token_ids": sorted(self._ends)}
+        else:
+            sampler = trainer.generation_config
+            sampler.temperature, sampler.max_new_tokens, sampler.eos_token_id = (
+                first.temperature, cap, sorted(self._ends))
         torch.manual_seed(first.seed % 2**63)
         rows, _ = trainer._generate_single_turn([list(request.prompt) for request in requests], None, {}, 1)
         if progress is not None:

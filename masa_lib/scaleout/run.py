@@ -49,8 +49,8 @@ try:
     from masa_lib.scaleout.groups import GroupReward, data_set, layout
     from masa_lib.scaleout.trainer import MasaGRPOTrainer, Rollouts, arguments, loss_weights
 except ImportError as error:
-    raise ConfigError(f"A training on TRL needs the package trl ({error}); `pip install 'masa-lib[scaleout]'` "
-                      "brings it.") from error
+    raise ConfigError(f"A training on TRL needs the package trl ({error}); `pip install -e '.[scaleout]'` in "
+                      "masa_lib's folder brings it.") from error
 
 #: settings that a training on TRL takes at one value only
 ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0,
@@ -76,6 +76,16 @@ def check(config: Config) -> None:
         if configs.get(config, key) != value:
             raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
                               "train without --backend trl.")
+    if config.update.sampler_weight == "on":
+        raise ConfigError("update.sampler_weight is on; a training on TRL has no such weight. Set it to auto or off.")
+    if sharded() and config.sampling.engine == "paged":
+        raise ConfigError("sampling.engine is paged; where weights are sharded (FSDP), TRL's paged sampling turns the "
+                          "trained weights themselves into bfloat16. Set sampling.engine=transformers or vllm.")
+
+
+def sharded() -> bool:
+    """Whether accelerate shards the weights between the processes."""
+    return os.environ.get("ACCELERATE_USE_FSDP") == "true"
 
 
 def train(config: Config, out: str | Path, command: str) -> Run:
@@ -116,7 +126,7 @@ class Session:
 
     def __init__(self, config: Config, out: Path, checkpoint: Path | None = None) -> None:
         self.config, self.out, self.checkpoint = config, out, checkpoint
-        self.sharded = os.environ.get("ACCELERATE_USE_FSDP") == "true"
+        self.sharded = sharded()
         models.prepare(config)
         pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
