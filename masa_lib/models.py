@@ -267,6 +267,11 @@ def adapters(model: Any) -> dict[str, torch.Tensor]:
     return {name: value.detach() for name, value in model.named_parameters() if ".lora_" in name}
 
 
+def fuses_experts(model: Any) -> bool:
+    """Whether the matrices of several experts are one parameter."""
+    return any(value.ndim == 3 and "experts" in name for name, value in model.named_parameters())
+
+
 def adapts_experts(model: Any) -> bool:
     """Whether some adapter is of a stack of experts' matrices rather than of a linear layer."""
     return any(getattr(layer, "num_experts", 1) > 1 for layer in model.modules() if hasattr(layer, "lora_A"))

@@ -235,14 +235,19 @@ def test_vllm_that_keeps_old_keys_and_values_is_an_error(policy):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
 @pytest.mark.filterwarnings("ignore:.*(alpha_pattern|rank_pattern).*")
-def test_vllm_refuses_adapters_that_it_would_not_serve_exactly(tmp_path):
+def test_vllm_refuses_what_it_would_not_serve_exactly(tmp_path):
+    from masa_lib.engine import vllm_engine
+
     sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
              "num_experts_per_tok": 2, "vocab_size": 192, "bos_token_id": 2, "eos_token_id": 3}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes)).save_pretrained(tmp_path)
     models.load(ModelConfig())[1].save_pretrained(tmp_path)
+    with pytest.raises(EngineError, match=r"fused experts exactly; set sampling\.engine=transformers"):
+        make_policy("vllm", str(tmp_path), "float32", 0.0)
+    adapted, _ = models.load(ModelConfig(name=str(tmp_path), device="cpu", lora_rank=4))
     with pytest.raises(EngineError, match=r"LoRA on fused experts exactly; set sampling\.engine=transformers"):
-        make_policy("vllm", str(tmp_path), "float32", 0.0, lora_rank=4)
+        vllm_engine._lora_options(adapted)
     with pytest.raises(EngineError, match=r"model\.lora_rank is 600; .* rank 512 at most"):
         make_policy("vllm", "pocket", "float32", 0.0, lora_rank=600)
 

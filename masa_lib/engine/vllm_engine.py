@@ -69,6 +69,9 @@ class VllmEngine:
         check_installation()
         os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.model, self.prefill_tokens, self._ends, self._adapters = model, 0, sorted(end_tokens), None
+        if model.device.type == "cpu" and models.fuses_experts(model):
+            raise EngineError("vLLM's CPU build does not take over the weights of fused experts exactly; set "
+                              "sampling.engine=transformers or paged.")
         self._batch, self._memory, self._read_last = batch, memory, False
         options = _options(model, batch, precision, memory) | _lora_options(model)
         with _undisturbed():
@@ -236,7 +239,7 @@ def _lora_options(model: Any) -> dict[str, Any]:
     if not models.adapters(model):
         return {}
     if models.adapts_experts(model):
-        raise EngineError("vLLM cannot serve LoRA on fused experts exactly; set sampling.engine=transformers or paged, "
+        raise EngineError("vLLM does not serve LoRA on fused experts exactly; set sampling.engine=transformers or paged, "
                           "or model.lora_rank=0.")
     rank = models.adapter_config(model)["r"]
     room = [size for size in _RANKS if size >= rank]
