@@ -239,8 +239,8 @@ def _lora_options(model: Any) -> dict[str, Any]:
     if not models.adapters(model):
         return {}
     if models.adapts_experts(model):
-        raise EngineError("vLLM does not serve LoRA on fused experts exactly; set sampling.engine=transformers or paged, "
-                          "or model.lora_rank=0.")
+        raise EngineError("vLLM does not serve LoRA on fused experts exactly; set sampling.engine=transformers or "
+                          "paged, or model.lora_rank=0.")
     rank = models.adapter_config(model)["r"]
     room = [size for size in _RANKS if size >= rank]
     if not room:
