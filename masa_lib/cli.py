@@ -226,7 +226,8 @@ def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
     try:
         said, fits = plan.judge(settings)
     except plan.PlanError as error:
-        said, fits = "\n".join(filter(None, (tiers.explain(settings), f"No memory plan: {error}"))), True
+        guessed = tiers.explain(settings) if tiers.parameters(settings.model.name) else ""
+        said, fits = "\n".join(filter(None, (guessed, f"No memory plan: {error}"))), True
     print(said, flush=True)
     if not (fits or options.ignore_plan or int(os.environ.get("WORLD_SIZE", "1")) > 1):
         raise plan.PlanError("The training is not begun, as it does not fit by its memory plan: change what the plan "
@@ -354,7 +355,8 @@ def _plan(options: argparse.Namespace) -> None:
     try:
         print(plan.text(settings, options.gpu))
     except plan.PlanError:
-        print(tiers.explain(settings, bool(options.gpu) or None), end="\n" * (tiers.find(settings.model.name) is None))
+        if tiers.parameters(settings.model.name):
+            print(tiers.explain(settings, bool(options.gpu) or None))
         raise
 
 

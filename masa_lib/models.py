@@ -104,6 +104,9 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
             model, found = AutoModelForCausalLM.from_pretrained(
                 where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
                 local_files_only=here, trust_remote_code=False)
+        if getattr(model, "_hf_peft_config_loaded", False):
+            raise ValueError("it holds adapters of another model, which would stay as they are; merge them into it "
+                             "first (peft: merge_and_unload, then save_pretrained).")
         missing = sorted(found["missing_keys"]) + (_add_adapters(model, config, weights) if lora else [])
     except hub.HubError as error:
         raise ModelError(str(error)) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from masa_lib import config as configs
-from masa_lib import hub, tiers
+from masa_lib import tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.hub import HubError
@@ -83,11 +83,8 @@ def architecture(name: str) -> Architecture:
     tier = tiers.find(name)
     if tier:
         return tier.architecture
-    from transformers import AutoConfig
-
     try:
-        here = not hub.reach(name)
-        found = AutoConfig.from_pretrained(name, local_files_only=here, trust_remote_code=False).get_text_config()
+        found = tiers.model_config(name).get_text_config()
     except (HubError, OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "

@@ -203,11 +203,14 @@ def model_config(name: str) -> Any:
     """The config that a model comes with, from its folder, the hub's cache or the hub; no weights are read.
 
     Raises:
-        OSError, ValueError, KeyError: there is none, or none that transformers knows.
+        HubError: it is nowhere to be had.
+        OSError, ValueError, KeyError: there is no config, or none that transformers knows.
     """
     from transformers import AutoConfig
 
-    return AutoConfig.from_pretrained(resolve(name), trust_remote_code=False)
+    from masa_lib import hub  # which needs the table of tiers
+
+    return AutoConfig.from_pretrained(resolve(name), local_files_only=not hub.reach(name), trust_remote_code=False)
 
 
 @functools.cache

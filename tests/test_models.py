@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -447,6 +448,40 @@ def test_a_saved_model_says_its_precision_and_loads_with_its_tokenizer(tmp_path:
         assert torch.equal(one, other.to(getattr(torch, dtype)).float())
 
 
+def test_each_tensor_of_the_copy_goes_to_the_cpus_memory_before_the_next_is_made(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, tokenizer = with_adapters()
+    made: list[weakref.ref] = []
+    asked = []
+
+    class Watched(torch.Tensor):
+        def to(self, *where: Any, **how: Any) -> torch.Tensor:
+            asked.append(how["device"])
+            return self.as_subclass(torch.Tensor).to(*where, **how)
+
+    def merged(model: Any) -> Any:
+        for name, value in policy_weights(model):
+            assert not any(old() is not None for old in made[:-1])  # the last one is let go when this one has come
+            value = value.clone().as_subclass(Watched)
+            made.append(weakref.ref(value))
+            yield name, value
+
+    policy_weights = models.policy_weights
+    monkeypatch.setattr(models, "policy_weights", merged)
+    models.save(model, tokenizer, tmp_path, "bfloat16")
+    assert asked == ["cpu"] * len(made) and len(made) > 40
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_saving_takes_no_second_model_of_the_gpus_memory(tmp_path: Path) -> None:
+    model, tokenizer = models.load(ModelConfig(name=str(FOLDER), device="cuda"))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    models.save(model, tokenizer, tmp_path, "bfloat16")
+    largest = max(parameter.numel() for parameter in model.parameters())
+    assert torch.cuda.max_memory_allocated() - before < 4 * largest + 2**20
+
+
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(tmp_path: Path) -> None:
     model, tokenizer = with_adapters()
     models.save_checkpoint(model, tokenizer, tmp_path)
@@ -464,6 +499,17 @@ def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(t
         rewrite(tmp_path / models.ADAPTERS, change)
         with pytest.raises(ModelError, match=said):
             models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
+
+
+def test_a_folder_of_adapters_is_no_model_to_train(tmp_path: Path) -> None:
+    from peft import LoraConfig, get_peft_model
+
+    model, tokenizer = load(FOLDER)
+    get_peft_model(model, LoraConfig(r=2, target_modules="all-linear")).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    for settings in ({}, {"lora_rank": 4}, {"weights": str(tmp_path)}):
+        with pytest.raises(ModelError, match=r"holds adapters of another model.*merge them into it first"):
+            load(**({"name": tmp_path} | ({"name": "pocket"} if "weights" in settings else {}) | settings))
 
 
 LORA = {"model.lora_rank": 4, "update.learning_rate": 3e-3, "steps": 4}

@@ -130,6 +130,7 @@ class Session:
         models.prepare(config)
         pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
+        models.pick_device(config.model)  # a GPU that torch cannot use is said, or refused
         # TRL moves the model to the process's device.
         model, self.tokenizer = models.load(dataclasses.replace(config.model, device="cpu"), checkpoint)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
