@@ -258,7 +258,7 @@ def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, p
     costs = ["tokens", "seconds", *COST]
     curve[costs] = spent[costs].reindex(curve["step"], method="ffill").fillna(0.0).to_numpy()
     row = key | {"path": path.name, "steps": len(steps), "planned": run.config.steps,
-                 "collapse": health.collapse(steps),
+                 "troubles": health.troubles(steps, run.config.model.precision),
                  "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
                  "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),
                  **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
@@ -294,7 +294,7 @@ def _warnings(runs: pd.DataFrame) -> list[str]:
     """What makes the comparison unfair, a sentence each."""
     notes = [f"{row.path} stands at step {row.steps} of {row.planned}." for row in runs.itertuples()
              if row.steps < row.planned]
-    notes += [f"{row.path}: {row.collapse}" for row in runs.itertuples() if row.collapse]
+    notes += [f"{row.path}: {said}" for row in runs.itertuples() for said in row.troubles]
     if runs["updates"].nunique() > 1:
         notes.append("The runs took different numbers of optimiser updates, so they are not compared at equal updates: "
                      + ", ".join(f"{row.path} {row.updates:g}" for row in runs.itertuples()) + ".")

@@ -114,11 +114,6 @@ def windows(model: Any) -> list[int]:
     return [size for size in found if isinstance(size, int)]
 
 
-def context(model: Any) -> int:
-    """The longest sequence that the model can take, tokens."""
-    return getattr(text_config(model), "max_position_embeddings", None) or 1 << 30
-
-
 def text_config(model: Any) -> Any:
     """The config of the part that writes text."""
     return model.config.get_text_config(decoder=True)

@@ -15,7 +15,7 @@ import torch
 
 from masa_lib import architecture, grpo, models
 from masa_lib.config import Config
-from masa_lib.engine import Engine, Request
+from masa_lib.engine import Engine, Request, context_of
 from masa_lib.errors import MasaError, brief
 
 #: mean gap of a sequence's log-probs that rounding may cause, nats a token, by `model.precision`
@@ -42,7 +42,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
         EngineError: the engine cannot serve the prompts.
     """
     sampler, who = f"sampling.engine={config.sampling.engine}", f"{config.model.name!r} ({architecture.kind(model)})"
-    requests = _requests(model, tokenizer, config)
+    requests = _requests(model, tokenizer, engine, config)
     with models.precision(config.model, model.device):
         with _refusal(who, sampler):
             answers = engine.generate(requests)
@@ -71,12 +71,12 @@ def plain_logps(model: Any, sample: grpo.Sample) -> torch.Tensor:
     return logps_NV.gather(1, ids_1T[0, -count:, None])[:, 0].cpu()
 
 
-def _requests(model: Any, tokenizer: Any, config: Config) -> list[Request]:
+def _requests(model: Any, tokenizer: Any, engine: Engine, config: Config) -> list[Request]:
     """A long prompt, a short one and the long one again, with answers of unequal length.
 
     The long one is longer than the model's windows, if the context has room and a run's answers get that far.
     """
-    sampling, room = config.sampling, architecture.context(model) - _SAMPLED
+    sampling, room = config.sampling, context_of(engine, model) - _SAMPLED
     window, reach = max(architecture.windows(model), default=0), max(sampling.solution_tokens, sampling.meta_tokens)
     length = min(max(_PROMPT, min(window + 1, _PROMPT + reach)), room)
     ids = tokenizer(_TEXT)["input_ids"]

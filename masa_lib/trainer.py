@@ -93,7 +93,7 @@ class Trainer:
         self._solution_norm = 0.0  # running mean of the norm of the solutions' gradient
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
-        self._health = health.Watch()
+        self._health = health.Watch(config.model.precision)
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self._moving = False  # whether a step has begun to move the weights and is not over
         self.stop, self.board = Stop(), None

@@ -137,7 +137,7 @@ def test_prompts_of_the_check_are_unequal_and_longer_than_a_window_that_fits() -
         model = make("gemma3_text")
         for name, value in changes.items():
             setattr(model.config, name, value)
-        return [len(request.prompt) for request in self_check._requests(model, tokenizer, config)]
+        return [len(request.prompt) for request in self_check._requests(model, tokenizer, None, config)]
 
     assert lengths() == [24, 6, 24]
     assert lengths(sliding_window=60) == [61, 15, 61]

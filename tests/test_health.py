@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import html
 import json
 import logging
 import math
@@ -9,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 from small import small
 from synthetic import write_run
 
@@ -22,7 +25,8 @@ NAN = math.nan
 
 def rows(*steps: tuple[float, float, float]) -> pd.DataFrame:
     """Metrics from loss, entropy and accuracy of each step."""
-    return pd.DataFrame([{"step": number, "loss": loss, "entropy": entropy, "accuracy": accuracy}
+    return pd.DataFrame([{"step": number, "loss": loss, "entropy": entropy, "accuracy": accuracy, "logp_gap": 0.0,
+                          "updates": 1}
                          for number, (loss, entropy, accuracy) in enumerate(steps, 1)])
 
 
@@ -47,11 +51,46 @@ def test_no_recorded_run_is_called_collapsed_and_one_without_metrics_is_not_eith
 
 
 def test_the_log_says_it_once_and_again_after_a_recovery(caplog: pytest.LogCaptureFixture) -> None:
-    watch = health.Watch()
+    watch = health.Watch("float32")
     with caplog.at_level(logging.WARNING, "masa"):
         for row in rows(*[FINE] * 3, *[STILL] * 9, FINE, *[FLAT] * 8).to_dict("records"):
             watch.observe(row)
     assert [message.split(" the run")[0] for message in caplog.messages] == ["Since step 4", "Since step 14"]
+
+
+def gaps(*found: float, updates: int = 1) -> pd.DataFrame:
+    """Metrics of steps that learn, from the gap of each."""
+    return rows(*[FINE] * len(found)).assign(logp_gap=found, updates=updates)
+
+
+@pytest.mark.parametrize(("metrics", "said"), [
+    (gaps(0, 0.02, 0.03, 0.04, 0), "^From step 2 to 4 the engine's .* were 0.03 nats a token .* explains 0.01"),
+    (gaps(0, 0.5, NAN, 0.5, 0.5), "^From step 2 to 5 the engine's"), (gaps(0.5, 0.5, 0, 0.5, 0.5), "^$"),
+    (gaps(*[0.009] * 9), "^$"), (gaps(*[0.5] * 9, updates=2), "^$"), (pd.DataFrame(columns=["step"]), "^$")])
+def test_a_drift_is_a_few_steps_in_a_row_whose_gap_rounding_does_not_explain(metrics, said) -> None:
+    assert pd.Series([health.drift(metrics, "float32")]).str.contains(said).all()
+    assert not health.drift(metrics.assign(logp_gap=0.09), "bfloat16")
+
+
+def test_no_recorded_run_has_drifted() -> None:
+    runs = [Run.open(path.parent) for path in Path(__file__).parent.parent.glob("data/runs/*/*/metrics.jsonl")]
+    assert not any(health.drift(run.metrics(), run.config.model.precision) for run in runs)
+
+
+def test_samples_of_other_weights_are_said_once_in_log_panel_and_report(
+        tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = small({"method": "grpo", "steps": 5, "sampling.problems": 4, "sampling.solution_tokens": 24})
+    run = Run.create(tmp_path / "run", config, "masa train")
+    trainer = Trainer(config, run)
+    trainer.engine.model = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        trainer.engine.model.get_output_embeddings().weight.mul_(0.8)
+    with caplog.at_level(logging.WARNING, "masa"):
+        list(trainer)
+    said = health.drift(run.metrics(), "float32")
+    assert said.startswith("From step 1 to 3 the engine's") and caplog.messages.count(said) == 1
+    assert html.escape(said) in TrainingPanel(run.path).status.value
+    assert f"run: {said}" in analysis.compare_runs(run.path).summary["warnings"]
 
 
 def test_a_training_whose_problems_nothing_solves_says_so_in_log_panel_and_report(

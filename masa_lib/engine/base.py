@@ -148,7 +148,7 @@ def context_of(engine: Engine | None, model: Any) -> int:
     """How many tokens of prompt and completion an engine (None: any) takes for a model."""
     if llm := getattr(engine, "llm", None):  # vLLM takes what its memory has room for
         return llm.model_config.max_model_len
-    return getattr(model.config.get_text_config(), "max_position_embeddings", 1 << 30)
+    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from masa_lib.engine.base import (
     Request,
     check_reading,
     check_requests,
+    context_of,
     explain_memory,
     to_reading,
 )
@@ -180,7 +181,7 @@ class TransformersEngine:
     @torch.no_grad()
     def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
         """Read the next token's probabilities; see `Engine.read`. At most a batch of prompts stays computed."""
-        check_reading(prompts, suffix, choices, architecture.context(self.model),
+        check_reading(prompts, suffix, choices, context_of(self, self.model),
                       architecture.text_config(self.model).vocab_size)
         distinct = sorted(dict.fromkeys(prompts), key=len, reverse=True)
         self.prefill_tokens, self._kept = 0, None
@@ -196,7 +197,7 @@ class TransformersEngine:
     @torch.no_grad()  # inference mode has no autocast cache: weights would be cast again at each token
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
-        check_requests(requests, architecture.context(self.model))
+        check_requests(requests, context_of(self, self.model))
         # Neighbours in length and prompt decode together: little padding, prompts shared.
         order = sorted(range(len(requests)), key=lambda i: (requests[i].max_tokens, requests[i].prompt), reverse=True)
         self.prefill_tokens = 0

@@ -307,7 +307,7 @@ class Recorder(TrainerCallback):
         self._bar = tqdm(total=config.steps, initial=session.rollouts.step, desc=str(run.path), unit="step",
                          disable=not session.main)
         self._board = open_board(run) if session.main else None
-        self._health = health.Watch()
+        self._health = health.Watch(config.model.precision)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Restore the optimiser; evaluate what has not been."""

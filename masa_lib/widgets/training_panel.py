@@ -293,7 +293,7 @@ class TrainingPanel:
         self.progress.max, self.progress.value = steps, done
         speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if done else ""
         why = Run.open(self.out.value).status["message"] if self.state in ("stopped", "failed") else ""
-        why = " ".join(filter(None, (why, health.collapse(metrics))))
+        why = " ".join(filter(None, (why, *health.troubles(metrics, self.records.config.model.precision))))
         self.status.value = f"<b>{self.state}</b>: step {done} of {steps}{speed}. {html.escape(why)}"
 
     def _plan(self) -> threading.Thread:
