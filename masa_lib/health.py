@@ -64,7 +64,8 @@ def drift(metrics: pd.DataFrame, precision: str) -> str:
     found = rows.iloc[wide.argmax() - GAP_STEPS + 1:wide.argmax() + 1]
     return (f"From step {found['step'].iloc[0]:.0f} to {found['step'].iloc[-1]:.0f} the engine's log-probs were "
             f"{found['logp_gap'].mean():.2g} nats a token from the trainer's, and rounding explains "
-            f"{GAP[precision]:g}: what was sampled is not what was learned from. Take another sampling.engine or model.precision.")
+            f"{GAP[precision]:g}: what was sampled is not what was learned from. Take another sampling.engine "
+            "or model.precision.")
 
 
 def troubles(metrics: pd.DataFrame, precision: str) -> list[str]:
