@@ -49,7 +49,7 @@ _EDGE = "\N{BROKEN BAR}"
 _JOINING = tuple("+-*/^_(){}[]|\\<>!")
 _BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", eleven="11",
               twelve="12", sixteen="16")
-_NAME = re.compile(r"[+-]?\s*(?:\\infty|\\?[a-zA-Z]+(?:_\{?\w+\}?)?)")
+_NAME = re.compile(r"[+-]?\s*(?:\\infty|[a-zA-Z](?:_\{?\w+\}?)?)")
 _STORED = re.compile(r"####|(?<!\\)\\[-0-9]|\A\s*\[\s*[\"']|\A\s*\{\s*[\"']|\Ab(['\"]).*\1\Z", re.DOTALL)
 _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
@@ -202,13 +202,13 @@ def _released(predicted: str, answer: str) -> bool:
 
 def _named(predicted: str, answer: str) -> bool | None:
     """Whether a letter or a word is the right one; None where the answer is neither."""
-    gold, found = unwrapped(plain(answer)), unwrapped(plain(predicted))
+    gold, found = (re.sub(r"(?<!\\)[{}]", "", unwrapped(plain(text))).strip() for text in (answer, predicted))
     letter = _LETTER_GOLD.fullmatch(gold)
     if letter is not None:
         chosen = _LETTER.fullmatch(found)
         return chosen is not None and chosen[1].upper() == letter[1]
     if _WORDS.fullmatch(gold):
-        return found.casefold() == gold.casefold()
+        return found.casefold().replace(" ", "") == gold.casefold().replace(" ", "")
     return None if found else False
 
 

@@ -44,6 +44,8 @@ WRITTEN_OTHERWISE = [  # right answer, answers that are paid
     ("F", ["F", "f", "(F)", r"\text{(F)}", r"\textbf{F}", "F) 17"]), ("J", ["J", "(J)", "J."]), ("A", ["(A)", "A: 3"]),
     ("(H)", ["H", "(H)"]), (r"\text{(G)}", ["G", "(g)"]),
     (r"\text{Tuesday}", ["Tuesday", "tuesday", r"\text{Tuesday}"]), ("no", ["no", r"\text{no}"]),
+    (r"\text{Friday}", ["{Friday}", "**friday**"]), (r"\text{two lines}", ["two lines", r"\text{Two lines}"]),
+    ("{(E)}", ["E", "({E})"]), (r"\cos(6)\sin(12)", [r"\cos(6) \cdot \sin(12)", r"\sin(12)\cos(6)"]),
     ("32", [r"2^5 = 32", r"x = 2^5 = 32", r"\frac{64}{2} = 32", r"A = \pi r^2 = 32", "32 = 32", r"f(2) = 32"]),
     ("3.14", [r"\pi \approx 3.14", r"x \approx 3.14", r"3.142 \approx 3.14"]),
     ("x=5", ["5", "x=5", "x = 5"]), ("5", ["x=5", r"\{5\}", r"x \in \{5\}", "5 pies", "5 m", "[5]", r"\text{Answer: }5",
