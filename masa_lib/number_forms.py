@@ -15,10 +15,12 @@ from fractions import Fraction
 #: commands that set their argument as text
 TEXT = r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname|bm|boldsymbol|underline|boxed|fbox)\s*"
 MAX_EXPONENT = 400  # of ten; a larger one is no number that anyone writes out
+MAX_LENGTH = 1_000  # characters; a longer text is no number
 
 # What sets a formula without changing it; a backslash before it would make it a row break of a matrix.
 _MARKUP = re.compile(r"(?<!\\)(?:\\[()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])"
-                     r"|\\!\s*|\\?\$)|`")
+                     r"|\\!\s*|\\?\$|\\(?:text)?color\s*\{\w*\}|\\text\s*\{\s*\}"
+                     r"|\\checkmark(?![a-zA-Z]))|[`\N{CHECK MARK}]")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|(?<!\\)\\q?quad(?![a-zA-Z])|~")
 _THIN_GROUP = re.compile(r"(?<=[0-9])\\,(?=[0-9]{3}(?![0-9]))")
 _BRACED_COMMA = re.compile(r"(?<=[0-9])\s?\{,\}\s?(?=[0-9])")
@@ -31,29 +33,34 @@ _WRITTEN_FRACTION = {character: f"{above}/{below}" for character, above, below i
                      zip("½⅓⅔¼¾⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞", "112131234151357", "233445555668888", strict=True)}
 
 # Units are text commands without a number, or words: the short ones by name, since `5xy` is a product.
-_POWER = r"(?:\s*\^\s*\{?\s*-?[1-9]\s*\}?|[\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}])"
+_POWER = r"(?:\s*\^\s*\{?\s*-?[1-9](?:\s*\})?|[\N{SUPERSCRIPT TWO}\N{SUPERSCRIPT THREE}])"
 # Words that make another number of it, or none.
-_NO_UNIT = r"(?![^{}]*\b(?:or|and|not|more|less|fewer|least|most|factorial|squared|cubed)\b)"
+_CHANGING = re.compile(r"\b(?:or|and|not|more|less|fewer|least|most|factorial|squared|cubed)\b")
 _SCALE = r"(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)"
-_SET_UNIT = rf"{TEXT}\{{{_NO_UNIT}[^{{}}0-9=]*(?:\^\{{?-?[1-9]\}}?[^{{}}0-9=]*)*\}}"
+_SET_UNIT = rf"{TEXT}\{{[^{{}}0-9=]*(?:\^\{{?-?[1-9]\}}?[^{{}}0-9=]*)*\}}"
 _SHORT_UNITS = ("mi|mm|cm|dm|km|m|kg|mg|g|lb|lbs|oz|ft|in|yd|h|hr|hrs|min|s|sec|ms|l|L|ml|mL|cc|mph|kph|Hz|kW|J|N|W|V"
-                "|Pa|K|deg|sq|per|men|ton|tons|day|days|am|pm|USD")
-_WORD_UNIT = rf"{_NO_UNIT}(?:(?:{_SHORT_UNITS})(?![a-zA-Z])|{_SCALE}(?=[a-z]*[aeiou])[A-Za-z][a-z]{{3,}}(?![a-zA-Z]))"
-_DEGREE = r"(?:\^\s*\{?\s*\\circ\s*\}?|\\degree(?![a-zA-Z])|\N{DEGREE SIGN})(?:\s*[CF](?![a-zA-Z]))?"
-_UNIT = rf"(?:{_SET_UNIT}|{_WORD_UNIT}|{_DEGREE}|[\N{{EURO SIGN}}\N{{POUND SIGN}}]){_POWER}?"
-_UNITS = re.compile(rf"\s*{_UNIT}(?:\s*(?:/|\\cdot(?![a-zA-Z])|\*)?\s*{_UNIT})*\s*\Z")
+                "|Pa|K|deg|sq|per|men|ton|tons|day|days|am|pm|USD|st|nd|rd|th")
+_WORD_UNIT = rf"(?:(?:{_SHORT_UNITS})(?![a-zA-Z])|{_SCALE}(?=[a-z]*[aeiou])[A-Za-z][a-z]{{3,}}(?![a-zA-Z]))"
+_DEGREE = r"(?:\^\s*\{?\s*\\circ(?:\s*\})?|\\degree(?![a-zA-Z])|\N{DEGREE SIGN})(?:\s*[CF](?![a-zA-Z]))?"
+_MARK = r"['\"\N{PRIME}\N{DOUBLE PRIME}\N{EURO SIGN}\N{POUND SIGN}]{1,2}"
+_ORDINAL = rf"\^\s*(?:\{{\s*)?(?:{TEXT}\{{)?(?:st|nd|rd|th)\b\s*\}}{{0,2}}"
+_RATE = rf"\\[dt]?frac\s*\{{\s*{_SET_UNIT}\s*\}}\s*\{{\s*{_SET_UNIT}\s*\}}"
+_UNIT = rf"(?:{_SET_UNIT}|{_RATE}|{_WORD_UNIT}|{_DEGREE}|{_MARK}|{_ORDINAL}){_POWER}?"
+_UNITS = re.compile(rf"\s*{_UNIT}(?:(?:\s*(?:/|\\cdot(?![a-zA-Z])|\*))?\s*{_UNIT}){{0,5}}\s*\Z")
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*(?:percent(?:age)?|pct)\s*\}?)\s*\Z")
 _SET_LABEL = r"\s*(?:\([A-J]\)|[^{}0-9=]*(?::|\bis)|about|approximately|exactly|only)\s*"
-_LABEL = re.compile(rf"(?:{TEXT}\{{{_SET_LABEL}\}}|[A-Za-z][A-Za-z ]*:(?!=)|\([A-J]\)|=|\\approx(?![a-zA-Z])"
+_LABEL = re.compile(rf"(?:{TEXT}\{{{_SET_LABEL}\}}|[A-Za-z][A-Za-z ]*(?::(?!=)|\bis\b)|\([A-J]\)|=|\\approx(?![a-zA-Z])"
                     r"|\N{ALMOST EQUAL TO})\s*")
 _CURRENCY = re.compile(r"(?<![0-9])[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|\\pounds(?![a-zA-Z])")
 
 # In brackets a comma parts entries: (1,234) is a point.
-_ENCLOSED = re.compile(r"\(([^(),]*)\)|\[([^\[\],]*)\]|\\\{([^{},]*)\\\}|\{([^{}]*)\}")
+_BRACED = r"\{(?:[^{}]|\{[^{}]*\})*\}"
+_NESTED = rf"(?:[^{{}}]|{_BRACED})*"
+_ENCLOSED = re.compile(rf"\(([^(),]*)\)|\[([^\[\],]*)\]|\\\{{((?:[^{{}},]|{_BRACED})*)\\\}}|\{{({_NESTED})\}}")
 _INTEGER = r"(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)"
 _DECIMAL = rf"(?:{_INTEGER}\.?[0-9]*|\.[0-9]+)"
 _PART = rf"(?:\{{\s*([+-]?\s*{_INTEGER})\s*\}}|([0-9]))"
-_RATIO = rf"(?:\\[dtc]?frac\s*{_PART}\s*{_PART}|({_INTEGER})\s*(?:/|\\over(?![a-zA-Z]))\s*(-?{_INTEGER}))"
+_RATIO = rf"(?:\\(?:[dtcs]|nice)?frac\s*{_PART}\s*{_PART}|({_INTEGER})\s*(?:/|\\over(?![a-zA-Z]))\s*(-?{_INTEGER}))"
 _FORMS = {
     "decimal": re.compile(rf"({_DECIMAL})"),
     "fraction": re.compile(rf"(){_RATIO}"),
@@ -86,7 +93,8 @@ class Number:
 def plain(text: str) -> str:
     """Without dollar signs, what sets a formula without changing it, and a full stop at the end; spaces are single."""
     text = _BRACED_COMMA.sub(",", _THIN_GROUP.sub("", text.replace("\N{MINUS SIGN}", "-")))
-    text = " ".join(_SPACES.sub(" ", _MARKUP.sub("", text)).split()).removesuffix(".").strip()
+    text = " ".join(_SPACES.sub(" ", _MARKUP.sub("", text)).split()).removesuffix("\\\\")
+    text = text.removesuffix(".").removesuffix(",").strip()
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
         text = text[2:-2].strip()
     return text
@@ -95,7 +103,7 @@ def plain(text: str) -> str:
 def unwrapped(text: str) -> str:
     r"""A plain text with the arguments of `\text` and its like in place of the commands."""
     for _ in range(3):
-        text = re.sub(TEXT + r"\{([^{}]*)\}", r"\1", text)
+        text = re.sub(TEXT + rf"\{{({_NESTED})\}}", r"\1", text)
     return " ".join(text.split()).removesuffix(".").strip()
 
 
@@ -105,12 +113,14 @@ def read_number(text: str) -> Number | None:
     Args:
         text: as a model or a data set writes it.
     """
+    if len(text) > MAX_LENGTH:
+        return None
     text = plain(text)
     percent = _PERCENT.search(text) is not None
-    bare = _PERCENT.sub("", text) if percent else _UNITS.sub("", text)
+    bare = _PERCENT.sub("", text) if percent else _without_units(text)
     for candidate in (bare, unwrapped(bare)):
         candidate = _LABEL.sub("", candidate, count=1) if _LABEL.match(candidate) else candidate
-        candidate = _PERCENT.sub("", candidate) if percent else _UNITS.sub("", candidate)
+        candidate = _PERCENT.sub("", candidate) if percent else _without_units(candidate)
         number = _signed(_CURRENCY.sub("", candidate), percent)
         if number is not None:
             return number
@@ -147,6 +157,11 @@ def same_value(left: Number, right: Number) -> bool:
     if left.percent and right.percent:
         return _same(left.value, right.value, left, right)
     return any(_same(one, other, left, right) for one in left.values() for other in right.values())
+
+
+def _without_units(text: str) -> str:
+    units = _UNITS.search(text)
+    return text if units is None or _CHANGING.search(units[0]) else text[:units.start()]
 
 
 def _same(one: Fraction, other: Fraction, left: Number, right: Number) -> bool:

@@ -2,6 +2,7 @@ r"""Which answers are paid: one table of right answer, answer given, problem, an
 
 from __future__ import annotations
 
+import time
 from fractions import Fraction
 
 import pytest
@@ -14,6 +15,12 @@ from masa_lib.number_forms import read_number
 EXPAND = "Expand $(x+1)(x-1)$ and simplify."
 
 WRITTEN_OTHERWISE = [  # right answer, answers that are paid
+    (r"\frac{1}{2}", [r"{\frac{1}{2}}", r"\text{\frac{1}{2}}", r"\mathbf{\frac{1}{2}}", r"\color{red}{\frac{1}{2}}",
+                      r"\{\frac{1}{2}\}", r"x \in \{\frac{1}{2}\}", r"\left(\frac{1}{2}\right)", r"\sfrac{1}{2}"]),
+    ("18", [r"\color{blue}18", r"\textcolor{red}{18}", "The answer is 18", r"\text{The answer is } 18",
+            "the answer is 18.",
+            r"18 \checkmark", r"18 \frac{\text{m}}{\text{s}}", '18"', "18'", "18''", "18,", "18\\\\", r"18\%\text{ }",
+            r"18^{\text{th}}", "18th", "18^{th}", r"18\mathrm{th}", r"\underline{18}", r"18\text{ in.}", "18 \n"]),
     ("18", [r"\$18", "$18$", "18.", "18.00", "+18", "018", r"\$18.00", r"18\text{ dollars}", "18 dollars", "(18)",
             "{18}",
             r"\{18\}", "**18**", "`18`", r"\textbf{18}", r"\mathbf{18}", r"\boxed{18}", r"\(18\)", r"\[18\]", "$$18$$",
@@ -235,3 +242,12 @@ def test_answers_that_no_box_can_match_are_counted_and_three_are_shown() -> None
     said = unmatchable_sentence("x.jsonl", [*fine, *stored])
     assert said.startswith("9 of 19 answers of x.jsonl can never be matched")
     assert [shown in said for shown in ("#### 72", '["5", "7"]', "['5']", "b'72'")] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("part", ["cm ", "cm~", "'", "word ", r"\text{a}", "{", "(1,", "1,234,", "x=", "^2", " ", "and "])
+def test_no_text_takes_longer_to_read_than_a_moment(part: str) -> None:
+    text = (part * 1000)[:990]
+    start = time.process_time()
+    for gold in ("5", "5, 6", "1110_4"):
+        grade(f"\\boxed{{{text}}}", gold, problem=f"What is ${text}$?")
+    assert time.process_time() - start < 2
