@@ -41,6 +41,8 @@ def answer_text(value: Any) -> str:
         return ""
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
+    if isinstance(value, bytes):
+        return value.decode("utf-8", "replace").strip()
     if isinstance(value, Sequence) and not isinstance(value, str):
         return ", ".join(answer_text(part) for part in value)
     return str(value).strip()

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from masa_lib import arithmetic
+from masa_lib import arithmetic, grading
 from masa_lib.config import ProblemsConfig
 from masa_lib.datasets_table import DATA_SETS
 from masa_lib.problem_rows import Problem, ProblemError, read_file, read_hub
@@ -206,6 +206,7 @@ def _load(source: str, split: Split, count: int | None, seed: int, levels: str, 
         return _generate(source, split, count, seed, levels, excluded), []
     source = os.path.normpath(source) if _is_file(source) else source
     everything, notes = _finite(source, split, seed, undivided)
+    notes = [*notes, grading.unmatchable_sentence(source, [problem.answer for problem in everything])]
     problems = _of_levels(everything, source, split, levels, excluded)
     if count is None:
         return problems, notes

@@ -2,15 +2,20 @@ r"""Which answers are paid: one table of right answer, answer given, problem, an
 
 from __future__ import annotations
 
+import json
 import time
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from masa_lib.config import ProblemsConfig
+from masa_lib.datasets_table import answer_text
 from masa_lib.grading import grade, unmatchable, unmatchable_sentence
 from masa_lib.number_forms import read_number
+from masa_lib.problems import ProblemPool
 
 EXPAND = "Expand $(x+1)(x-1)$ and simplify."
 
@@ -244,10 +249,22 @@ def test_answers_that_no_box_can_match_are_counted_and_three_are_shown() -> None
     assert [shown in said for shown in ("#### 72", '["5", "7"]', "['5']", "b'72'")] == [True, True, True, False]
 
 
-@pytest.mark.parametrize("part", ["cm ", "cm~", "'", "word ", r"\text{a}", "{", "(1,", "1,234,", "x=", "^2", " ", "and "])
+@pytest.mark.parametrize("part", ["cm ", "cm~", "'", "word ", r"\text{a}", "{", "(1,", "1,234,", "x=", "^2", " ",
+                                  "and "])
 def test_no_text_takes_longer_to_read_than_a_moment(part: str) -> None:
     text = (part * 1000)[:990]
     start = time.process_time()
     for gold in ("5", "5, 6", "1110_4"):
         grade(f"\\boxed{{{text}}}", gold, problem=f"What is ${text}$?")
     assert time.process_time() - start < 2
+
+
+def test_loading_a_file_tells_of_the_answers_that_no_box_can_match(tmp_path: Path) -> None:
+    answers = ["She sold 16 - 7 = 9.\n#### 72", '["5", "7"]', "1e-07", *map(str, range(60))]
+    path = tmp_path / "own.jsonl"
+    path.write_text("".join(json.dumps({"problem": f"What is it, number {number}?", "answer": answer}) + "\n"
+                            for number, answer in enumerate(answers)), encoding="utf8")
+    pool = ProblemPool(ProblemsConfig(source=str(path)), seed=0)
+    assert "can never be matched by a boxed answer (the first: " in pool.note
+    assert ("#### 72" in pool.note, '["5", "7"]' in pool.note, "1e-07" in pool.note) == (True, True, False)
+    assert (answer_text(b"72"), answer_text(["5", "7"])) == ("72", "5, 7")
