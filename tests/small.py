@@ -16,7 +16,7 @@ from masa_lib.runs import Run
 MODEL = "pocket"
 
 SETTINGS: dict[str, Any] = {
-    "steps": 3, "model.name": MODEL, "model.device": "cpu", "model.threads": 1,
+    "method": "masa", "steps": 3, "model.name": MODEL, "model.device": "cpu", "model.threads": 1,
     "problems.pool": 24, "problems.levels": "1-4",
     "sampling.problems": 6, "sampling.solutions": 4, "sampling.predictions": 4, "sampling.solution_tokens": 64,
     "sampling.meta_tokens": 64,
