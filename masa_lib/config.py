@@ -127,8 +127,8 @@ class BeliefConfig:
     candidates: float = option(2.0, "problems of which the belief is read, as a multiple of those rolled out: twice as "
                                "many choose nearly as well as three times as many, and reading them is what it costs",
                                low=1.0)
-    recheck: float = option(0.02, "share of the candidates left out that is rolled out all the same, by lot: what is left "
-                            "out is long, and one group in five steps tells over a run what the gate misses",
+    recheck: float = option(0.02, "share of the candidates left out that is rolled out all the same, by lot: what is "
+                            "left out is long, and one group in five steps tells over a run what the gate misses",
                             low=0.0, high=1.0)
     decay: float = option(0.5, "share of a problem's counted solutions that survives a visit: the policy moves on",
                           low=0.0, high=1.0)
