@@ -202,9 +202,8 @@ def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     return hidden_BTD[torch.arange(len(samples), device=model.device)[:, None], wanted_BT]
 
 
-@torch.no_grad()
-def prompt_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
-    """The last hidden state at the end of each prompt, PD, without a gradient."""
+def last_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
+    """The last hidden state at the end of each prompt, PD."""
     ids_PT, lengths_P = _pad(prompts, model.device)
     hidden_PTD = architecture.body(model)(input_ids=ids_PT, use_cache=False).last_hidden_state
     return hidden_PTD[torch.arange(len(prompts), device=model.device), put(lengths_P - 1, model.device)]
@@ -346,9 +345,7 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
     total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
     size = max(token_budget // max(len(sample.ids) for sample in samples), 1)
     for batch in (samples[start:start + size] for start in range(0, len(samples), size)):
-        ids_PT, lengths_P = _pad([sample.ids for sample in batch], model.device)
-        hidden_PTD = architecture.body(model)(input_ids=ids_PT, use_cache=False).last_hidden_state
-        last_PD = hidden_PTD[torch.arange(len(batch), device=model.device), put(lengths_P - 1, model.device)]
+        last_PD = last_states(model, [sample.ids for sample in batch])
         logits_PV = architecture.head_logits(model, last_PD)[:, list(choices)].float()
         likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
                                                 for sample in batch]), dtype=torch.float32)

@@ -191,7 +191,8 @@ class Trainer:
         asked = [tuple(prompts.encode(self.tokenizer, prompts.solution_messages(problem.text, self._config.prompt)))
                  for problem in problems]
         start = time.perf_counter()
-        states_PD = grpo.prompt_states(self.model, asked).float().cpu().numpy()
+        with torch.no_grad():
+            states_PD = grpo.last_states(self.model, asked).float().cpu().numpy()
         engine.read_seconds += time.perf_counter() - start
         engine.read_tokens += sum(map(len, asked))
         return states_PD
