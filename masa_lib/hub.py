@@ -1,4 +1,4 @@
-"""Whether a model can be had: from a folder, from the Hugging Face hub, or from the hub's local cache.
+"""Whether a model or a data set can be had: from a folder, from the Hugging Face hub, or from the hub's local cache.
 
 The hub is asked once and briefly. Its own client asks for every file six times, half a minute long, and then blames the
 name. Nothing is loaded here.
@@ -6,6 +6,8 @@ name. Nothing is loaded here.
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 from masa_lib import tiers
@@ -44,15 +46,29 @@ def reach(name: str) -> bool:
     return not fault
 
 
-def _ask(where: str) -> str:
-    """Why the hub does not give a model's config; empty if it does."""
+@contextlib.contextmanager
+def patient(data_set: str) -> Iterator[None]:
+    """Inside, the hub's client takes a data set from its cache where the hub does not answer, and asks no more."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not before and not Path(data_set).is_dir():
+        constants.HF_HUB_OFFLINE = "does not answer" in _ask(data_set, "README.md", "dataset")
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _ask(where: str, file: str = "config.json", kind: str = "model") -> str:
+    """Why the hub does not give a file of a model or a data set; empty if it does."""
     import httpx
     from huggingface_hub import hf_hub_url
     from huggingface_hub.utils import build_hf_headers, get_session
 
     try:
-        reply = get_session().head(hf_hub_url(where, "config.json"), headers=build_hf_headers(), timeout=PATIENCE,
-                                   follow_redirects=True)
+        reply = get_session().head(hf_hub_url(where, file, repo_type=kind), headers=build_hf_headers(),
+                                   timeout=PATIENCE, follow_redirects=True)
     except (httpx.HTTPError, OSError) as error:
         return f"the Hugging Face hub does not answer ({str(error) or type(error).__name__})"
     if reply.status_code == httpx.codes.NOT_FOUND:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from masa_lib import hub
 from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
 from masa_lib.errors import MasaError
 
@@ -97,7 +98,8 @@ def read_hub(name: str, split: str, seed: int) -> list[Problem]:
 
     entry = DATA_SETS[name]
     try:
-        table = datasets.load_dataset(entry.hub, entry.config, split=split)
+        with hub.patient(entry.hub):
+            table = datasets.load_dataset(entry.hub, entry.config, split=split)
     except Exception as error:  # of the hub, the network, the agreement or the parser: types without a common base
         raise ProblemError(f"The data set {name} ({entry.hub}, split {split}) cannot be loaded from the hub or its "
                            f"cache: {error}") from error

@@ -15,6 +15,7 @@ import pytest
 from masa_lib import hub, models, plan
 from masa_lib.config import ModelConfig
 from masa_lib.errors import MasaError
+from masa_lib.problems import ProblemError, load_problems
 
 
 @pytest.fixture
@@ -85,3 +86,12 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_the_cache_serves(
     assert hub.reach("someone/there") is False
     with pytest.raises(hub.HubError, match="HF_HUB_OFFLINE forbids"):
         hub.reach("someone/else")
+
+
+def test_a_data_set_of_a_hub_that_does_not_answer_is_not_asked_for_again_and_again(
+        asked: list[str], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
+                        "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
+    with pytest.raises(ProblemError, match=r"The data set gsm8k .* cannot be loaded from the hub or its cache"):
+        load_problems("gsm8k", "train")
+    assert "Retrying" not in caplog.text and huggingface_hub.constants.HF_HUB_OFFLINE is False
