@@ -19,7 +19,7 @@ from masa_lib import cli, models, rollouts
 from masa_lib import config as configs
 from masa_lib import trainer as trainers
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import Request
+from masa_lib.engine import Request, make_engine
 from masa_lib.problems import ProblemPool
 from masa_lib.runs import Run
 from masa_lib.safeguards import UpdateError
@@ -293,17 +293,23 @@ def test_trl_samples_where_weights_are_sharded(tmp_path: Path, monkeypatch: pyte
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
-def test_trls_vllm_samples_at_the_requests_temperature_up_to_our_end_tokens(
-        tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"ACCELERATE_USE_FSDP": "true", "VLLM_ENABLE_V1_MULTIPROCESSING": "0"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.setattr(scaleout.Session, "_sharded_model", None, raising=False)
-    session = scaleout.Session(settings("masa", **{"steps": 1, "sampling.engine": "vllm"}), tmp_path)
-    engine = session.rollouts.engine.engine
+def test_trls_vllm_samples_at_the_requests_temperature_and_cap_up_to_our_end_tokens(tmp_path: Path) -> None:
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    session = scaleout.Session(settings("masa", steps=1), tmp_path)
+    trainer, ends = session.trainer, session.trainer.reward.end_tokens
+    sampler = VLLMGeneration.__new__(VLLMGeneration)  # TRL's own way to sample, with a vLLM that runs on the CPU
+    vars(sampler).update(
+        mode="colocate", accelerator=trainer.accelerator, enable_sleep_mode=False, tensor_parallel_size=1, top_p=1.0,
+        top_k=0, min_p=None, repetition_penalty=1.0, temperature=1.0, max_completion_length=99, logprobs=0,
+        structured_outputs_regex=None, generation_kwargs={"detokenize": False},
+        llm=make_engine("vllm", trainer.model, session.tokenizer, batch=64).llm)
+    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, sampler, trainer.state.global_step
     prompt = tuple(session.tokenizer("1 + 2")["input_ids"])
-    cold, hot = (engine.generate([Request(prompt, 4, seed, temperature) for seed in range(64)])
+    cold, hot = (TrlEngine(trainer, ends).generate([Request(prompt, 4, seed, temperature) for seed in range(64)])
                  for temperature in (0.01, 5.0))
     assert len({answer.tokens for answer in cold}) < 4 < 40 < len({answer.tokens for answer in hot})
+    assert all(len(answer.tokens) <= 4 and not ends & set(answer.tokens[:-1]) for answer in hot)
 
 
 def test_the_fsdp_config_is_one_that_accelerate_reads() -> None:
