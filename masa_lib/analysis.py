@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, special, stats
 
-from masa_lib import health
+from masa_lib import files, health
 from masa_lib.awareness import calibration as calibration
 from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
@@ -25,7 +25,7 @@ from masa_lib.awareness import within_level_correlation as within_level_correlat
 from masa_lib.config import METHODS
 from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.runs import Run
+from masa_lib.runs import Run, is_run
 
 REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
 #: arms that know what a training does not: the problems' levels, or their true pass rates
@@ -210,7 +210,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
     """
     found = []
     for path in map(Path, paths):
-        here = [folder for folder in [path, *sorted(path.glob("*/"))] if (folder / "config.toml").is_file()]
+        here = [folder for folder in [path, *sorted(path.glob("*/"))] if is_run(folder)]
         if not here:
             raise AnalysisError(f"There is no run in {path}. Name runs (folders with a config.toml, as `masa train` "
                                 "writes them) or a folder that holds runs.")
@@ -247,12 +247,16 @@ def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, p
     run = Run.open(path)
     name = re.fullmatch(r"(.+)-s\d+", path.resolve().name)
     key = {"arm": name[1] if name else run.config.method, "seed": run.config.seed}
-    steps = run.metrics().select_dtypes("number")
+    steps = run.metrics()
+    files.check_columns(steps, f"The metrics of the run {path}",
+                        numbers=[name for name in STEP_COLUMNS if name in steps])
+    steps = steps.select_dtypes("number")
     steps = steps.reindex(columns=list(dict.fromkeys(["step", *STEP_COLUMNS, *steps])))
     spent = steps[list(STEP_COLUMNS)].fillna(0.0).cumsum().set_axis(steps["step"])
     spent = spent.assign(tokens=spent[list(COST)].sum(axis=1), seconds=spent["seconds_total"])
     steps = steps.assign(tokens=spent["tokens"].to_numpy(), seconds=spent["seconds"].to_numpy(), **key)
     curve = run.evaluations().assign(**key)
+    files.check_columns(curve, f"The evaluations of the run {path}", numbers=("accuracy",) if len(curve) else ())
     if curve.empty or steps.empty:
         raise AnalysisError(f"The run {path} has no evaluation or no finished step yet: there is nothing to compare.")
     costs = ["tokens", "seconds", *COST]
@@ -264,12 +268,23 @@ def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, p
                  **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
     problems = []
     for when, end in zip(ENDS, (curve.iloc[0], curve.iloc[-1]), strict=True):
-        table = problem_measures(run.evaluation_table(int(end["step"])))
+        table = run.evaluation_table(int(end["step"]))
+        check_problems(table, f"The evaluation of step {int(end['step'])} of the run {path}")
+        table = problem_measures(table)
         row[f"accuracy_{when}"] = float(end["accuracy"])
         row |= {f"{name}_{when}": value for name, value in meta_awareness(table).items()}
         row[f"calibration_error_{when}"] = calibration(table["predicted_pass_rate"], table["pass_rate"])["error"]
         problems.append(table.assign(when=when, **key))
     return row, curve, steps, pd.concat(problems)
+
+
+def check_problems(table: pd.DataFrame, what: str) -> None:
+    """Refuse what is no table of an evaluation, one row a problem, with a RunError that calls it `what`."""
+    files.check_columns(table, what, texts=("problem_id", "problem"), lists=("predictions", "predicted_lengths"),
+                        numbers=("level", "prompt_length", "n", "c", "mean_length", "correct_length", "parsed",
+                                 "meta_samples"))
+    if table.empty or not table["n"].ge(1).all() or not table["c"].between(0, table["n"]).all():
+        raise files.RunError(f"{what} has a problem without solutions, or with more right ones than there are.")
 
 
 def _fall_and_rise(steps: pd.DataFrame) -> dict[str, float]:

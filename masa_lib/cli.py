@@ -97,8 +97,8 @@ def build_parser() -> Parser:
 
 
 def _add_training(command: Callable[..., Parser]) -> None:
-    codes = ("SIGINT or SIGTERM lets the running step finish and checkpoints it (exit code 130 or 143); a second one "
-             "drops the step (75).")
+    codes = ("SIGINT, SIGTERM or SIGHUP lets the running step finish and checkpoints it (exit code 130, 143 or 129); a "
+             "second one drops the step (75).")
     train = command("train", _train, "train a model", epilog=f"{codes}\n\n{_settings_help()}", **RAW)
     _add_config_options(train, SHORT)
     train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
@@ -140,8 +140,8 @@ def _add_measuring(command: Callable[..., Parser]) -> None:
 
 def _add_studies(command: Callable[..., Parser]) -> None:
     study = command("study", _study, "train a grid of arms and seeds; what is finished is left alone", **RAW,
-                    epilog="SIGINT or SIGTERM lets the running steps finish and checkpoints them (exit code 130 or "
-                    "143); a second one drops them (75).")
+                    epilog="SIGINT, SIGTERM or SIGHUP lets the running steps finish and checkpoints them (exit code "
+                    "130, 143 or 129); a second one drops them (75).")
     study.add_argument("file", metavar="FILE", type=Path, help="the study, as studies/baseline.toml")
     study.add_argument("--only", metavar="ARM", nargs="+", default=[], help="these arms alone")
     study.add_argument("--seeds", metavar="0-3", help="these seeds alone, of those that the study has")
@@ -276,8 +276,9 @@ def _eval(options: argparse.Namespace) -> None:
     else:
         del summary["step"]  # of no training
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
-        files.write_table(options.out / "evaluation.parquet", table)
+        with files.writing(options.out, "evaluate again, or choose another folder with --out"):
+            options.out.mkdir(parents=True, exist_ok=True)
+            files.write_table(options.out / "evaluation.parquet", table)
     print(files.line(summary).decode().strip() if options.json
           else _table([{"measure": key, "value": value} for key, value in summary.items()]))
 

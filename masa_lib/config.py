@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import re
 import tomllib
 import typing
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 
 import tomli_w
 
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, brief
 
 
 class ConfigError(MasaError, ValueError):
@@ -41,6 +42,9 @@ CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
          "sampling.end_tokens", "evaluation.problems",
          "evaluation.final_problems")
+
+#: settings that may name a folder or a file of this computer
+PATHS = ("model.name", "model.weights", "problems.source", "problems.evaluation_source")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -364,7 +368,7 @@ def replace(config: Config, changes: Mapping[str, Any]) -> Config:
     nested: dict[str, dict[str, Any]] = {}
     for key, value in changes.items():
         if key not in table:
-            raise ConfigError(f"There is no setting {key!r}. {_nearest(key, table)}")
+            raise ConfigError(f"There is no setting {brief(key)}. {_nearest(key[:80], table)}")
         section, _, name = key.rpartition(".")
         nested.setdefault(section, {})[name] = _read(key, table[key], value)
     top = nested.pop("", {})
@@ -421,8 +425,10 @@ def read(path: str | Path) -> dict[str, Any]:
     """
     try:
         tree = tomllib.loads(Path(path).read_text(encoding="utf8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"The config {path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"The config {path} cannot be read: it nests too deep") from error
     return flatten(tree)
 
 
@@ -452,6 +458,31 @@ def save(config: Config, path: str | Path) -> None:
     Path(path).write_text(tomli_w.dumps(to_dict(config)), encoding="utf8")
 
 
+def shared(config: Config) -> Config:
+    """The config as others may see it: its paths by their last part, its addresses without credentials."""
+    return replace(config, {key: shared_name(get(config, key)) for key in PATHS})
+
+
+def shared_name(text: str) -> str:
+    """A path as its last part, an address without user, password and query; a hub id, and all else, as it is."""
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme.lower() != "file":
+            host, slash, place = re.split(r"[?#]", rest)[0].partition("/")
+            return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
+    path = re.match(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:", text) or text.count("/") > 1 or _exists(text)
+    if not path:
+        return ",".join(map(shared_name, text.split(","))) if "," in text else text
+    return re.sub(r"^.*[/\\](?=[^/\\])", "", text, flags=re.DOTALL)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return "/" in text and Path(text).exists()
+    except (OSError, ValueError):
+        return False
+
+
 def _read(key: str, field: dataclasses.Field, value: Any) -> Any:
     kind = type(field.default)
     if isinstance(value, bool) or not isinstance(value, str):
@@ -465,7 +496,7 @@ def _read(key: str, field: dataclasses.Field, value: Any) -> Any:
             return {"true": True, "1": True, "false": False, "0": False}[value.lower()]
         return kind(value)
     except (ValueError, KeyError):
-        raise ConfigError(f"{key} is {value!r}; it takes {_allowed(field)}.") from None
+        raise ConfigError(f"{key} is {brief(value)}; it takes {_allowed(field)}.") from None
 
 
 def _check(key: str, field: dataclasses.Field, value: Any) -> None:
@@ -479,7 +510,7 @@ def _check(key: str, field: dataclasses.Field, value: Any) -> None:
     if good and limits["choices"]:
         good = value in limits["choices"]
     if not good:
-        raise ConfigError(f"{key} is {value!r}; it takes {_allowed(field)} ({limits['doc']}). "
+        raise ConfigError(f"{key} is {brief(value)}; it takes {_allowed(field)} ({limits['doc']}). "
                           f"Set it with --set {key}=... or in the config file.")
 
 

@@ -27,7 +27,7 @@ from masa_lib import config as configs
 from masa_lib import files, tiers
 from masa_lib.config import Config, ConfigError
 from masa_lib.files import RunError, logger
-from masa_lib.runs import CONFIG, LOCK, METRICS, Run
+from masa_lib.runs import LOCK, Run, is_run, last_step
 from masa_lib.stopping import Stop
 
 CONTROL, LOG = "control.json", "train.log"
@@ -59,8 +59,7 @@ class Control:
 def read(folder: str | Path) -> Control:
     """What is asked of the run in a folder; nothing where there is no file or none that can be read."""
     try:
-        found = json.loads((Path(folder) / CONTROL).read_text(encoding="utf8"))
-        asked = Control(**found)
+        asked = Control(**files.read_json(Path(folder) / CONTROL))
         if not isinstance(asked.settings, dict) or any(
                 type(getattr(asked, entry.name)) is not type(entry.default)
                 for entry in dataclasses.fields(Control) if entry.name != "settings"):
@@ -203,7 +202,7 @@ def start(out: str | Path, settings: Mapping[str, Any]) -> subprocess.Popen:
         RunError: a run is there already.
     """
     tiers.config(settings)
-    if (Path(out) / CONFIG).exists():
+    if is_run(out):
         raise RunError(f"{out} holds a run already: resume it, or choose another folder.")
     sets = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()]
     return _launch(Path(out), "train", "--out", str(out), *(["--set", *sets] if sets else []))
@@ -223,8 +222,9 @@ def resume(out: str | Path) -> subprocess.Popen:
 
 def _launch(out: Path, *command: str) -> subprocess.Popen:
     """A command of `masa`, in a session of its own: what ends a notebook's kernel does not reach it."""
-    out.mkdir(parents=True, exist_ok=True)
-    with (out / LOG).open("a", encoding="utf8") as log:
+    with files.writing(out, "choose another folder"), contextlib.ExitStack() as stack:
+        out.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context((out / LOG).open("a", encoding="utf8"))
         return subprocess.Popen([sys.executable, "-m", "masa_lib.cli", *command], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT, start_new_session=True,
                                 env=os.environ | {"TQDM_DISABLE": "1"})
@@ -235,8 +235,9 @@ def holder(folder: str | Path) -> int | None:
 
     Only a lock that names a living process is probed, so that a probe is never in the way of one that begins.
     """
-    with contextlib.suppress(FileNotFoundError, ValueError), (Path(folder) / LOCK).open("rb") as file:
-        process = int(file.read())
+    with contextlib.suppress(FileNotFoundError, IsADirectoryError, ValueError, OverflowError), files.reading(
+            Path(folder) / LOCK), (Path(folder) / LOCK).open("rb") as file:
+        process = int(file.read(20))
         if psutil.pid_exists(process):
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -253,7 +254,7 @@ def state(folder: str | Path, process: subprocess.Popen | None = None) -> str:
         process: what `start` or `resume` gave, if this process started it.
     """
     number = process.pid if process and process.poll() is None else holder(folder)
-    if not (Path(folder) / CONFIG).exists():
+    if not is_run(folder):
         return "starting" if number else "failed" if process else "new"
     status, asked = Run.open(folder).status["state"], read(folder)
     if number is None:
@@ -278,11 +279,16 @@ def wait(folder: str | Path, until: Callable[[str, int], bool], process: subproc
 
 def steps(folder: str | Path) -> int:
     """Finished steps of a run."""
-    rows = files.read_lines(Path(folder) / METRICS)
-    return rows[-1]["step"] if rows else 0
+    return last_step(Path(folder))
 
 
 def last_words(folder: str | Path) -> str:
     """The last line that a training printed: why it ended, where it could not begin."""
-    lines = (Path(folder) / LOG).read_text(encoding="utf8", errors="replace").split("\n")
+    log = Path(folder) / LOG
+    try:
+        with files.reading(log), log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 2**14, 0))
+            lines = file.read().decode("utf8", "replace").split("\n")
+    except FileNotFoundError:
+        return f"There is no {LOG} in {folder}; was the folder removed?"
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

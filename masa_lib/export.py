@@ -6,6 +6,7 @@ last part.
 
 from __future__ import annotations
 
+import html
 import json
 import math
 import re
@@ -16,8 +17,8 @@ from typing import Any
 from masa_lib import config as configs
 from masa_lib import files, models
 from masa_lib.config import Config
-from masa_lib.errors import MasaError
-from masa_lib.runs import ENVIRONMENT, Run
+from masa_lib.errors import MasaError, brief
+from masa_lib.runs import ENVIRONMENT, Run, shared_command
 from masa_lib.tiers import resolve
 
 CARD = """---
@@ -65,6 +66,9 @@ problems.
 These weights are derived from {base}: its licence holds for them, too.
 """
 
+#: what the hub calls a model, and the most characters of a text that the card quotes
+HUB_ID, LONGEST = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII), 400
+
 
 class ExportError(MasaError, RuntimeError):
     """A model cannot be exported; the message says what to do."""
@@ -94,72 +98,107 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
     dtype = models.final_precision(config)
     dtype = "float32" if dtype == "none" else dtype
     model, tokenizer = models.load(configs.replace(config, {"model.device": "cpu"}).model, weights)
+    text = card(run, step, config, dtype)
+
+    def write(folder: Path) -> None:
+        models.save(model, tokenizer, folder, dtype)
+        (folder / "README.md").write_text(text, encoding="utf8")
+
     with files.writing(out, "export again"):
-        out.mkdir(parents=True, exist_ok=True)
-        models.save(model, tokenizer, out, dtype)
-        (out / "README.md").write_text(card(run, step, config, dtype), encoding="utf8")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_folder(out, write)
     return step
 
 
 def card(run: Run, step: int, config: Config, dtype: str) -> str:
     """The model card of a run's step, in Markdown."""
     where, default = resolve(config.model.name), configs.Config()
-    base = _short(where)
+    base, known = configs.shared_name(where), configs.shared(run.config)
     differing = [key for key in configs.settings() if configs.get(run.config, key) != configs.get(default, key)]
     changes = [f"# from step {change['step']} on\n{_toml(change['changes'])}\n" for change in run.changes()
                if change["step"] <= step]
     return CARD.format(
-        method=config.method, step=step, dtype=dtype, base=f"`{base}`", wording=config.prompt.wording,
-        title=f"{Path(base).name} {config.method} s{config.seed}",
-        base_model="" if Path(where).exists() else f"\nbase_model: {base}",
+        method=config.method, step=step, dtype=dtype, base=_code(base), wording=config.prompt.wording,
+        title=_plain(f"{Path(base).name} {config.method} s{config.seed}"),
+        base_model=f"\nbase_model: {base}" if HUB_ID.fullmatch(base) and not Path(where).exists() else "",
         adapters=" (low-rank adapters merged in)" if config.model.lora_rank else "",
         facts="\n".join(f"- {name}: {fact}" for name, fact in _facts(run, step, config).items()),
         evaluations=_evaluations(run, step), changes="".join(changes),
-        settings=_toml({key: configs.get(run.config, key) for key in differing}))
+        settings=_toml({key: configs.get(known, key) for key in differing}))
 
 
 def _toml(settings: Mapping[str, Any]) -> str:
-    return "\n".join(f"{key} = {json.dumps(_short(value))}" for key, value in settings.items())
+    text = "\n".join(f"{key} = {json.dumps(value)}" for key, value in settings.items())
+    return text.replace("<", "\\u003c").replace(">", "\\u003e")  # within texts alone, where TOML reads them as such
+
+
+def _told(run: Run) -> dict[str, Any]:
+    """What `environment.json` says."""
+    try:
+        found = files.read_json(run.path / ENVIRONMENT)
+        hardware, git = {"gpus": [], "cpu": "", "torch_threads": 0} | found["hardware"], found["git"]
+        if not isinstance(hardware["gpus"], list):
+            raise TypeError(f"gpus are {brief(hardware['gpus'])}")
+        return {"hardware": hardware, "commit": git["commit"], "dirty": git["dirty"] is True,
+                "versions": dict(found["versions"]), "command": found["command"]}
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise ExportError(f"The model card needs {ENVIRONMENT} of the run {run.path}, which cannot be used "
+                          f"({brief(str(error))}); put the file back.") from error
+
+
+def _plain(text: Any) -> str:
+    """Anything as one line of Markdown that is only text: what would mark it up is written out."""
+    line = re.sub(r"[\s\x00-\x1f\x7f]+", " ", _limited(text))
+    return re.sub(r"([\\`*\[\]|~])", r"\\\1", html.escape(line, quote=False))
+
+
+def _code(text: Any) -> str:
+    """Anything as Markdown's code, which nothing in it can end."""
+    line = re.sub(r"[`<>\s\x00-\x1f\x7f]+", " ", _limited(text)).strip()
+    return f"`{line or ' '}`"
+
+
+def _limited(text: Any) -> str:
+    text = (text if isinstance(text, str) else brief(text)).encode("utf8", "replace").decode("utf8")
+    return text if len(text) <= LONGEST else text[:LONGEST] + " ..."
 
 
 def _facts(run: Run, step: int, config: Config) -> dict[str, Any]:
-    told = json.loads((run.path / ENVIRONMENT).read_text(encoding="utf8"))
-    steps = run.metrics().query("step <= @step")
-    git, hardware = told["git"], told["hardware"]
-    tokens = {name: int(steps[f"tokens_{name}"].sum()) for name in ("solution", "meta", "prefill", "update")}
+    told, names = _told(run), ("solution", "meta", "prefill", "update")
+    steps = run.metrics().query("step <= @step").select_dtypes("number")
+    steps = steps.reindex(columns=["seconds_total", *(f"tokens_{name}" for name in names)])
+    tokens = {name: int(steps[f"tokens_{name}"].sum()) for name in names}
+    hardware, command = told["hardware"], told["command"]
     return {
-        "Base model": f"`{_short(resolve(config.model.name))}`",
+        "Base model": _code(configs.shared_name(resolve(config.model.name))),
         "Method": config.method,
-        "Problems": f"`{_short(config.problems.source)}`",
+        "Problems": _code(configs.shared_name(config.problems.source)),
         "Steps": f"{step} of {config.steps}",
         "Seed": f"{config.seed} (of the problems: {config.problems.seed})",
         "Tokens": ", ".join(f"{count:,} {name}" for name, count in tokens.items()),
         "Hours of training steps": f"{steps['seconds_total'].sum() / 3600:.2f}",
-        "Hardware": ", ".join(hardware["gpus"] or [f"{hardware['cpu']} ({hardware['torch_threads']} threads)"]),
-        "Versions": ", ".join(f"{name} {version}" for name, version in told["versions"].items()),
-        "Commit": f"{git['commit'] or 'unknown'}{' with changes' if git['dirty'] else ''}",
-        "Command": f"`{told['command']}`",
+        "Hardware": ", ".join(map(_plain, hardware["gpus"] or [
+            f"{hardware['cpu']} ({hardware['torch_threads']} threads)"])),
+        "Versions": ", ".join(_plain(f"{name} {version}") for name, version in list(told["versions"].items())[:20]),
+        "Commit": f"{_plain(told['commit'] or 'unknown')}{' with changes' if told['dirty'] else ''}",
+        "Command": _code(shared_command(command) if isinstance(command, str) else command),
     }
 
 
 def _evaluations(run: Run, step: int) -> str:
     """The first evaluation and the last one up to a step, as a table."""
-    done = run.evaluations().query("step <= @step")
+    done = run.evaluations().query("step <= @step").select_dtypes("number")
     rows = done.iloc[sorted({0, len(done) - 1})].to_dict("records") if len(done) else []
-    cells = [[str(row["step"]), f"{row['accuracy']:.3f} ({_interval(row)})", _number(row.get("pass_rate_r")),
-              _number(row.get("pass_rate_mae")), f"{row['problems']} x {row['samples']}"] for row in rows]
+    cells = [[str(row["step"]), f"{_number(row.get('accuracy'))} ({_interval(row)})", _number(row.get("pass_rate_r")),
+              _number(row.get("pass_rate_mae")), f"{row.get('problems', '-')} x {row.get('samples', '-')}"]
+             for row in rows]
     head = ["step", "accuracy", "r of the pass rate", "MAE of the pass rate", "problems x samples"]
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
 
 
 def _interval(row: dict[str, Any]) -> str:
-    return f"{_number(row['accuracy_low'])} to {_number(row['accuracy_high'])}"
+    return f"{_number(row.get('accuracy_low'))} to {_number(row.get('accuracy_high'))}"
 
 
 def _number(value: float | None) -> str:
     return "-" if value is None or math.isnan(value) else f"{value:.3f}"
-
-
-def _short(value: Any) -> Any:
-    """A path as its last part; anything else as it is."""
-    return re.sub(r"^(~|\.{0,2}/).*/", "", value) if isinstance(value, str) else value

@@ -39,6 +39,8 @@ ALIGNMENT = {"pass_rate_r": "r of the pass rate", "length_r": "r of the length",
 STREAMS = dict(zip(COST, (("solutions", GREEN), ("re-checks", SKY), ("predictions", ORANGE), ("cloning", VERMILLION)),
                    strict=True))
 SMOOTHING = 9
+#: points of a curve that are drawn, at most: a page is no wider
+POINTS = 1000
 _AXIS = {"gridcolor": FAINT, "linecolor": GREY, "zeroline": False, "ticks": "outside", "tickcolor": FAINT,
          "title": {"standoff": 8}, "automargin": True}
 TEMPLATE = go.layout.Template(layout={
@@ -78,10 +80,12 @@ def accuracy_curve(curves: pd.DataFrame, against: str = "step", target: float | 
     for arm, place in arm_places(curves["arm"]).items():
         rows, color = curves[curves["arm"] == arm], PALETTE[place]
         for seed, line in rows.groupby("seed"):
+            line = line.iloc[thinned(len(line))]
             figure.add_scatter(x=line[against], y=line["accuracy"], mode="lines", opacity=0.35, legendgroup=arm,
                                line={"color": color, "width": 1}, showlegend=False,
                                hovertemplate=f"{arm}, seed {seed}: %{{y:.3f}} at %{{x:,.0f}}<extra></extra>")
         mean = rows[list({"step", "accuracy", against})].groupby("step").mean().reset_index()
+        mean = mean.iloc[thinned(len(mean))]
         figure.add_scatter(x=mean[against], y=mean["accuracy"], mode="lines+markers", name=arm, legendgroup=arm,
                            line={"color": color, "width": 3}, marker={"size": 7, "symbol": SYMBOLS[place]},
                            hovertemplate=f"{arm}, mean: %{{y:.3f}} at %{{x:,.0f}}<extra></extra>")
@@ -143,6 +147,7 @@ def tokens_by_stream(steps: pd.DataFrame) -> go.Figure:
             if not steps[name].any():
                 continue
             total, fill = tokens[name].fillna(0).cumsum(), "one" if name in STREAMS else None
+            total = total.iloc[thinned(len(total))]
             figure.add_scatter(x=total.index, y=total, stackgroup=fill, name=stream, legendgroup=stream, mode="lines",
                                line={"color": color, "width": 1 if fill else 2, "dash": None if fill else "dot"},
                                showlegend=number == 0, row=number // 3 + 1, col=number % 3 + 1,
@@ -176,7 +181,7 @@ def predictions(problems: pd.DataFrame, measure: str = "pass_rate") -> go.Figure
         measure: pass_rate, or length (actual: the mean over correct solutions).
     """
     actual = {"pass_rate": "pass_rate", "length": "correct_length"}[measure]
-    labels = [f"level {level}: {html.escape(text[:60])}" for level, text in
+    labels = [html.escape(f"level {level}: {text[:60]}") for level, text in
               zip(problems["level"], problems["problem"].astype(str), strict=True)]
     points = pd.DataFrame({"arm": problems["arm"], "row": problems["arm"], "column": problems["when"], "label": labels,
                            "predicted": problems[f"predicted_{measure}"], "actual": problems[actual]})
@@ -305,13 +310,20 @@ def grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1,
     return figure.update_xaxes(title_text=x, row=rows).update_yaxes(title_text=y, col=1)
 
 
+def thinned(count: int, most: int = POINTS) -> np.ndarray:
+    """Places of at most so many of `count` points, evenly spread, the first and the last among them."""
+    return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
+
+
 def trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, place: dict[str, int]) -> None:
     """A faint line of the values and a strong one of their moving average; nothing where there are no values."""
     if values is None or values.isna().all():
         return
+    smooth = values.rolling(SMOOTHING, center=True, min_periods=1).mean()
+    shown = thinned(len(values))
+    values, smooth = values.iloc[shown], smooth.iloc[shown]
     figure.add_scatter(x=values.index, y=values, mode="lines", line={"color": color, "width": 1}, opacity=0.3,
                        hoverinfo="skip", showlegend=False, legendgroup=name, **place)
-    smooth = values.rolling(SMOOTHING, center=True, min_periods=1).mean()
     known = any(trace.name == name for trace in figure.data)
     figure.add_scatter(x=smooth.index, y=smooth, mode="lines", line={"color": color, "width": 2.5}, name=name,
                        legendgroup=name, showlegend=not known, customdata=values, **place,

@@ -15,19 +15,22 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, brief
 
 MANIFEST = "manifest.json"
 #: around a row; a file system that lost its power may leave NULs where a row was
 BLANK = b"\0 \t\r\n"
+#: levels of JSON that a file of a run may nest, and bytes that are read from the end of a file at first
+DEEPEST, BLOCK = 64, 2**13
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 logger = logging.getLogger("masa")
@@ -43,7 +46,7 @@ def writing(path: Path, advice: str) -> Iterator[None]:
     """Turn a write that fails into a RunError; `advice` says what to do once there is space again."""
     try:
         yield
-    except RunError:
+    except MasaError:
         raise
     except Exception as error:
         full = _is_full(error, path)
@@ -52,6 +55,18 @@ def writing(path: Path, advice: str) -> Iterator[None]:
         what = "The disk is full" if full else f"Writing failed ({getattr(error, 'strerror', None) or error})"
         raise RunError(f"{what}: {path} could not be written. Nothing written before is lost; "
                        f"{'free space' if full else 'put that right'} and {advice}.") from error
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn a read that the system refuses into a RunError; a file that is not there is left to the caller."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise RunError(f"{path} cannot be read ({error.strerror or error}). Nothing was changed; give this user the "
+                       "right to read it, or put it right.") from error
 
 
 def _is_full(error: BaseException | None, path: Path) -> bool:
@@ -80,7 +95,8 @@ def lock(path: Path, what: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 20, 0).decode()
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace")
+            holder = holder if holder.isdigit() else ""
             who = "this very process" if holder == str(os.getpid()) else f"process {holder or 'unknown'}"
             raise RunError(f"{what} is in use by {who}. Wait for it or stop it: it has one writer at a time.") from None
         os.ftruncate(descriptor, 0)
@@ -130,30 +146,89 @@ def share(folder: Path) -> None:
         path.chmod((0o777 if path.is_dir() else 0o666) & ~mask)
 
 
+def replace_folder(target: Path, write: Callable[[Path], object], sealed: bool = False) -> None:
+    """Let `write` fill a folder beside `target`, and put it in its place once it is on the disk.
+
+    Args:
+        target: of the folder; its parent has to be there.
+        write: fills the folder that it is given.
+        sealed: with a manifest (`seal`), and what `target` held is dropped; else what is there and has another name
+            stays, and a manifest is put in place last.
+    """
+    temporary = target.with_name(target.name + ".tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir()
+        write(temporary)
+        if sealed:
+            seal(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+        else:
+            _sync_tree(temporary)
+        _move(temporary, target)
+        sync(target.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _move(folder: Path, target: Path) -> None:
+    """Rename a folder, or its files one by one where the target holds others."""
+    if not target.is_dir() or not any(target.iterdir()):
+        folder.rename(target)  # an empty folder is replaced
+        return
+    (target / MANIFEST).unlink(missing_ok=True)  # until all is in place, nothing says that it is whole
+    for path in sorted(folder.iterdir(), key=lambda path: path.name == MANIFEST):
+        if path.is_dir():
+            shutil.rmtree(target / path.name, ignore_errors=True)
+        path.replace(target / path.name)
+    folder.rmdir()
+    sync(target)
+
+
 def seal(folder: Path) -> None:
     """Add a manifest (file name to bytes and SHA-256), share it, and wait until everything is on the disk."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     manifest = {file.relative_to(folder).as_posix(): [file.stat().st_size, digest(file)] for file in files}
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
     share(folder)
+    _sync_tree(folder)
+
+
+def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
         sync(path)
 
 
 def fault(folder: Path) -> str:
-    """What is wrong with a sealed folder; empty when it is whole."""
+    """What is wrong with a sealed folder; empty when it is whole.
+
+    Raises:
+        RunError: the system does not let this user read it, which says nothing of whether it is whole.
+    """
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf8"))
-        for name, (size, expected) in manifest.items():
-            if not (folder / name).is_file():
-                return f"{name} is missing"
-            if (held := (folder / name).stat().st_size) != size:
-                return f"{name} has {held} bytes instead of {size}"
-            if digest(folder / name) != expected:
-                return f"the content of {name} has changed"
-    except (OSError, ValueError) as error:
+        with reading(folder):
+            manifest = read_json(folder / MANIFEST)
+            if not _is_manifest(manifest):
+                return f"its {MANIFEST} is no table of files, sizes and digests"
+            return next(filter(None, (_file_fault(folder, name, *entry) for name, entry in manifest.items())), "")
+    except (FileNotFoundError, ValueError) as error:
         return f"it cannot be read: {error}"
-    return ""
+
+
+def _is_manifest(found: Any) -> bool:
+    """Whether this is what `seal` writes; names that lead out of the folder are not."""
+    return isinstance(found, dict) and bool(found) and all(
+        isinstance(entry, list) and [type(value) for value in entry] == [int, str] and name.isprintable()
+        and not Path(name).is_absolute() and ".." not in Path(name).parts for name, entry in found.items())
+
+
+def _file_fault(folder: Path, name: str, size: int, expected: str) -> str:
+    if not (folder / name).is_file():
+        return f"{name} is missing"
+    if (held := (folder / name).stat().st_size) != size:
+        return f"{name} has {held} bytes instead of {size}"
+    return f"the content of {name} has changed" if digest(folder / name) != expected else ""
 
 
 def digest(file: Path) -> str:
@@ -177,9 +252,35 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
+
+    Raises:
+        OSError: it is not there, or may not be read.
+        ValueError: it is no JSON in UTF-8, or nests deeper than DEEPEST.
+    """
+    return decode(path.read_bytes())
+
+
+def decode(text: bytes) -> Any:
+    """What a JSON text holds; a ValueError if it is none, or nests so deep that Python could not write it again."""
+    try:
+        found = json.loads(text)
+    except RecursionError:
+        raise ValueError("it nests too deep") from None
+    if text.count(b"[") + text.count(b"{") > DEEPEST and not _shallow(found):
+        raise ValueError("it nests too deep")
+    return found
+
+
+def _shallow(value: Any, left: int = DEEPEST) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return left > 0 and all(_shallow(entry, left - 1) for entry in inner)
+
+
 def _row(text: bytes) -> dict[str, Any] | None:
     try:
-        row = json.loads(text.strip(BLANK))
+        row = decode(text.strip(BLANK))
     except ValueError:
         return None
     return row if isinstance(row, dict) else None
@@ -189,41 +290,116 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """The rows of a file of lines; none if there is no file. A torn last line is left out with a note.
 
     Raises:
-        RunError: another line is not a JSON object.
+        RunError: another line is not a JSON object, or the file may not be read.
     """
-    lines = path.read_bytes().split(b"\n") if path.exists() else []
-    rows = [(number, _row(text)) for number, text in enumerate(lines, 1) if text.strip(BLANK)]
-    if rows and rows[-1][1] is None:
+    text = b""
+    with contextlib.suppress(FileNotFoundError), reading(path):
+        text = path.read_bytes()
+    rows = [_row(line) for line in text.split(b"\n") if line.strip(BLANK)]
+    if rows and rows[-1] is None:
         logger.warning("The last line of %s is torn, as by a process killed while it wrote, and is left out.", path)
         rows.pop()
-    for number, row in rows:
-        if row is None:
-            raise RunError(f"Line {number} of {path} is not a JSON object. Repair or remove that line; nothing was "
-                           "changed.")
-    return [row for _, row in rows]
+    if None in rows:
+        lines = enumerate(text.split(b"\n"), 1)
+        number = next(number for number, line in lines if line.strip(BLANK) and _row(line) is None)
+        raise RunError(f"Line {number} of {path} is not a JSON object. Repair or remove that line; nothing was "
+                       "changed.")
+    return rows
+
+
+class Lines:
+    """A file of lines that another process adds to: every look reads only what is new.
+
+    Attributes:
+        read: bytes read so far, over all looks.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.read = path, 0
+        self._end, self._last = 0, b""  # where what is known ends, and its last line
+
+    def look(self) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether the file was written anew since the last look, and the rows that are new (all of them, if it was).
+
+        A line counts once it has ended; what is torn is left to the next look.
+
+        Raises:
+            RunError: a line before the last is not a JSON object, or the file may not be read.
+        """
+        text = self._from(self._end - len(self._last))
+        anew = not text.startswith(self._last)
+        if anew:
+            self._end, self._last, text = 0, b"", self._from(0)
+        lines = text[len(self._last):].split(b"\n")[:-1]
+        rows = [_row(line) if line.strip(BLANK) else {} for line in lines]
+        if rows and rows[-1] is None:
+            rows.pop(), lines.pop()
+        if None in rows:
+            raise RunError(f"A line of {self.path}, from byte {self._end} on, is not a JSON object. Repair or remove "
+                           "that line; nothing was changed.")
+        self._end += sum(len(line) + 1 for line in lines)
+        self._last = lines[-1] + b"\n" if lines else self._last
+        return anew, [row for row in rows if row]
+
+    def _from(self, place: int) -> bytes:
+        text = b""
+        with contextlib.suppress(FileNotFoundError), reading(self.path), self.path.open("rb") as file:
+            file.seek(place)
+            text = file.read()
+        self.read += len(text)
+        return text
+
+
+def _tail(file: BinaryIO, end: int) -> tuple[int, bytes]:
+    """Where the last line before a byte begins that is not empty, and its bytes up to there."""
+    start, text = end, b""
+    while start and b"\n" not in text.rstrip(b"\n"):
+        start = max(end - 2 * max(end - start, BLOCK // 2), 0)
+        file.seek(start)
+        text = file.read(end - start)
+    start += text.rstrip(b"\n").rfind(b"\n") + 1
+    return start, text[len(text) - (end - start):]
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last row of a file of lines, of which only the end is read; None without one. A torn line is passed over.
+
+    Raises:
+        RunError: the line before a torn one is not a JSON object, or the file may not be read.
+    """
+    text = b""
+    with contextlib.suppress(FileNotFoundError), reading(path), path.open("rb") as file:
+        start, text, torn = *_tail(file, file.seek(0, os.SEEK_END)), False
+        while start and (not text.strip(BLANK) or (_row(text) is None and not torn)):
+            torn = torn or bool(text.strip(BLANK))
+            start, text = _tail(file, start)
+        if text.strip(BLANK) and _row(text) is None:
+            raise RunError(f"The last lines of {path} are no JSON objects. Repair or remove them; nothing was changed.")
+    return _row(text)
 
 
 def append_line(path: Path, row: Mapping[str, Any]) -> None:
-    """Add a row, in the place of a torn last line if there is one; a row that cannot be written whole is taken back."""
+    """Add a row, in the place of a torn last line if there is one; a row that cannot be written whole is taken back.
+
+    Only the end of the file is read: at the 20,000th step, too.
+    """
     text = line(row)
-    data = path.read_bytes() if path.exists() else b""
-    start = data.rstrip(b"\n").rfind(b"\n") + 1
-    if data.strip() and _row(data[start:]) is None:
-        data = data[:start]
-    if data and not data.endswith(b"\n"):
-        text = b"\n" + text
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        os.ftruncate(descriptor, len(data))
-        written = 0
-        while written < len(text):
-            written += os.pwrite(descriptor, text[written:], len(data) + written)
-        os.fsync(descriptor)
-    except BaseException:
-        os.ftruncate(descriptor, len(data))
-        raise
-    finally:
-        os.close(descriptor)
+    with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        start, last = _tail(file, end)
+        if last.strip() and _row(last) is None:
+            end, last = start, b""
+        if last and not last.endswith(b"\n"):
+            text = b"\n" + text
+        try:
+            os.ftruncate(file.fileno(), end)
+            file.seek(end)
+            while text:
+                text = text[file.write(text):]
+            os.fsync(file.fileno())
+        except BaseException:
+            os.ftruncate(file.fileno(), end)
+            raise
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
@@ -253,6 +429,8 @@ def read_tables(paths: list[Path]) -> pd.DataFrame:
         table = pa.concat_tables([_read_table(path) for path in paths], promote_options="permissive")
     except pa.ArrowException as error:
         raise RunError(f"The tables in {paths[0].parent} do not fit together: {error}") from error
+    if len(set(table.column_names)) < table.num_columns:
+        raise RunError(f"A table in {paths[0].parent} has a column twice; its columns are {brief(table.column_names)}.")
     frame = table.to_pandas()
     for field in table.schema:
         if pa.types.is_list(field.type):
@@ -260,10 +438,45 @@ def read_tables(paths: list[Path]) -> pd.DataFrame:
     return frame
 
 
+def check_columns(table: pd.DataFrame, what: str, *, numbers: Sequence[str] = (), texts: Sequence[str] = (),
+                  lists: Sequence[str] = ()) -> None:
+    """Refuse a table that lacks a column, or has another kind of value in it; numbers and lists may be missing.
+
+    Args:
+        table: as it was read.
+        what: how the sentence calls it.
+        numbers: columns of numbers.
+        texts: columns of texts.
+        lists: columns of lists of numbers.
+
+    Raises:
+        RunError: names the column.
+    """
+    kinds = {"a number": (numbers, _is_number), "a text": (texts, lambda value: isinstance(value, str)),
+             "a list of numbers": (lists, lambda value: isinstance(value, list) and all(map(_is_number, value)))}
+    for kind, (names, fits) in kinds.items():
+        for name in names:
+            if name not in table:
+                raise RunError(f"{what} has no column {name!r}; it has {brief(list(table))}.")
+            if kind == "a number" and pd.api.types.is_numeric_dtype(table[name]):
+                continue
+            if wrong := [value for value in table[name]
+                         if not (fits(value) or (kind != "a text" and _is_missing(value)))]:
+                raise RunError(f"{what} has {brief(wrong[0])} in its column {name!r}, which takes {kind}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | np.number)
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))
+
+
 def _read_table(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, partitioning=None)
     except FileNotFoundError:
         raise RunError(f"{path} is missing. Restore it, or ask only for the steps that are there.") from None
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise RunError(f"{path} is broken and cannot be read: {error}") from error

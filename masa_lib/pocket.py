@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import arithmetic, prompts, safeguards
+from masa_lib import arithmetic, files, prompts, safeguards
 from masa_lib.arithmetic import Chain, Habits
 from masa_lib.config import PromptConfig
 
@@ -75,11 +75,19 @@ def build(out: Path, recipe: Recipe | None = None, threads: int = 0) -> dict[str
     model = make_model(recipe, tokenizer)
     start = time.perf_counter()
     loss = _teach(model, tokenizer, recipe)
-    out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    tokenizer.save_pretrained(out)
-    return _write_manifest(out, recipe, loss=loss, minutes=(time.perf_counter() - start) / 60,
-                           parameters=sum(p.numel() for p in model.parameters()))
+    facts = {"loss": loss, "minutes": (time.perf_counter() - start) / 60,
+             "parameters": sum(p.numel() for p in model.parameters())}
+    manifest: dict[str, Any] = {}
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        manifest.update(_write_manifest(folder, recipe, **facts))
+
+    with files.writing(out, "make it again"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_folder(out, write)
+    return manifest
 
 
 def make_tokenizer() -> Any:

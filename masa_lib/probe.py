@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import analysis, engine, evaluation, figures, files, grading, grpo, models, prompts, rollouts, runs
+from masa_lib import config as configs
 from masa_lib import problems as sources
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
@@ -66,14 +67,20 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
         table, answers = solve(held_out, sampler, tokenizer, config)
         for kind, values in asked_values(config).items():
             believe(table, kind, values, held_out, model, tokenizer, config)
-    summary = {**runs.environment(config, command), "model": Path(config.model.name).name,
-               "problems": {"count": len(held_out), "source": config.problems.source, "levels": config.problems.levels},
+    told = configs.shared(config)
+    summary = {**runs.environment(config, command), "model": Path(told.model.name).name,
+               "problems": {"count": len(held_out), "source": told.problems.source, "levels": config.problems.levels},
                "samples": config.sampling.solutions, "temperature": config.evaluation.temperature, **answers,
                **summarise(table)}
-    out.mkdir(parents=True, exist_ok=True)
-    files.write_table(out / "problems.parquet", table)
-    (out / "summary.json").write_bytes(json.dumps(json.loads(files.line(summary)), indent=2).encode() + b"\n")
-    figures.probe(analysis.problem_measures(table), summary["calibration"]).write_html(out / "probe.html")
+
+    def write(folder: Path) -> None:
+        files.write_table(folder / "problems.parquet", table)
+        (folder / "summary.json").write_bytes(json.dumps(json.loads(files.line(summary)), indent=2).encode() + b"\n")
+        figures.probe(analysis.problem_measures(table), summary["calibration"]).write_html(folder / "probe.html")
+
+    with files.writing(out, "probe again"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_folder(out, write)
     return summary
 
 

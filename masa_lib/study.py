@@ -28,9 +28,9 @@ from tqdm.auto import tqdm
 from masa_lib import config as configs
 from masa_lib import control, files, tiers
 from masa_lib.config import Config, ConfigError
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, brief
 from masa_lib.files import RunError
-from masa_lib.runs import CONFIG, EVALUATIONS, METRICS, Run
+from masa_lib.runs import CONFIG, Run, is_run
 from masa_lib.stopping import Stop, Stopped
 
 #: a run's output goes to LOGS/<study's folder>/<run>.log, outside of the record
@@ -69,7 +69,7 @@ class Planned:
     @property
     def command(self) -> list[str]:
         """The arguments of `masa` that begin this run, or go on with it."""
-        if (self.path / CONFIG).exists():
+        if is_run(self.path):
             return ["resume", str(self.path)]
         settings = {key: str(value).lower() if isinstance(value, bool) else value
                     for key, value in self.changes.items() if key not in ("method", "seed")}
@@ -124,8 +124,10 @@ def load(path: str | Path) -> Study:
     """Read a study file (TOML) and check every arm's config; what is wrong is a ConfigError."""
     try:
         tree = tomllib.loads(Path(path).read_text(encoding="utf8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"The study {path} cannot be read: {error}") from error
+    except RecursionError as error:
+        raise ConfigError(f"The study {path} cannot be read: it nests too deep") from error
     where = f"The study {path}"
     table = _checked(where, tree, STUDY, {"jobs": 1, "threads": 1, "settings": {}})
     arms = tuple(_arm(f"{where}, arm {name}", name, entry, table) for name, entry in table["arms"].items())
@@ -152,14 +154,14 @@ def _checked(where: str, table: Any, kinds: Mapping[str, tuple[type, ...]],
              defaults: Mapping[str, Any]) -> dict[str, Any]:
     """A table of a study file over its defaults, each key known and of its type."""
     if not isinstance(table, dict):
-        raise ConfigError(f"{where} is {table!r}; it takes a table.")
+        raise ConfigError(f"{where} is {brief(table)}; it takes a table.")
     for key, value in table.items():
         if key not in kinds:
-            raise ConfigError(f"{where} has the key {key!r}; the keys are {', '.join(kinds)}.")
+            raise ConfigError(f"{where} has the key {brief(key)}; the keys are {', '.join(kinds)}.")
         low = type(value) in (int, float) and value <= 0 and key != "threads"  # 0 threads: torch's own choice
         if low or type(value) not in kinds[key]:
             wanted = " or ".join(KINDS[kind] for kind in kinds[key])
-            raise ConfigError(f"{where}: {key} is {value!r}; it takes {wanted}.")
+            raise ConfigError(f"{where}: {key} is {brief(value)}; it takes {wanted}.")
     whole = {**defaults, **table}
     if missing := [key for key in kinds if key not in whole]:
         raise ConfigError(f"{where} does not say its {', '.join(missing)}.")
@@ -186,18 +188,22 @@ def progress(planned: Planned) -> dict[str, Any]:
     config = planned.config
     row = {"arm": planned.arm, "run": planned.path.name, "state": "new", "steps": 0, "planned": config.steps,
            "seconds": 0.0}
-    if not (planned.path / CONFIG).exists():
+    if not is_run(planned.path):
         return row
     run = Run.open(planned.path)
     for key in configs.read(run.path / CONFIG):  # those alone that the record knows
         said, recorded = configs.get(config, key), configs.get(run.config, key)
+        if key in configs.PATHS:  # a record that has travelled holds their last parts
+            said, recorded = configs.shared_name(said), configs.shared_name(recorded)
         if said != recorded:
             raise RunError(f"The run {run.path} is not the one that the study describes: its {key} is {recorded!r}, "
                            f"the study's {said!r}. Put the study file right, or delete that folder to train it anew.")
     state = run.status["state"]
     killed = state in ("running", "paused") and control.holder(run.path) is None
-    seconds = sum(line[key] for name, key in ((METRICS, "seconds_total"), (EVALUATIONS, "seconds"))
-                  for line in files.read_lines(run.path / name))
+    tables = ((run.metrics(), "seconds_total"), (run.evaluations(), "seconds"))
+    for table, key in tables:
+        files.check_columns(table, f"The record of the run {run.path}", numbers=(key,) if len(table) else ())
+    seconds = float(sum(table[key].sum() for table, key in tables if len(table)))
     return row | {"state": "killed" if killed else state, "steps": control.steps(run.path), "seconds": seconds}
 
 
@@ -241,11 +247,12 @@ def train(study: Study, commits: bool = False) -> None:
     """Train what a study lacks, with a progress bar; `commits`: also commit each finished record.
 
     Raises:
-        Stopped: SIGINT or SIGTERM ended it, and the running steps are checkpointed (a second signal: dropped).
+        Stopped: SIGINT, SIGTERM or SIGHUP ended it, and the running steps are checkpointed (a second signal: dropped).
         StudyError: runs failed or could not be committed; all others are finished.
         RunError: another process is at the study, or a run there is not the one described.
     """
-    study.out.mkdir(parents=True, exist_ok=True)
+    with files.writing(study.out, "set another `out` in the study file"):
+        study.out.mkdir(parents=True, exist_ok=True)
     with files.lock(study.out / ".lock", f"The study {study.out}"):
         _Runner(study, commits).run()
 

@@ -13,6 +13,7 @@ import datetime
 import json
 import math
 import os
+import pickle
 import resource
 import sys
 import time
@@ -34,6 +35,7 @@ from masa_lib import (
     control,
     evaluation,
     expert,
+    files,
     gating,
     grpo,
     health,
@@ -47,8 +49,9 @@ from masa_lib import (
 from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Engine, context_of, engine_of
+from masa_lib.errors import brief
 from masa_lib.problems import Problem, ProblemPool, held_out, make_room
-from masa_lib.runs import Run, RunError
+from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tensorboard import open_board
 
@@ -362,24 +365,83 @@ class Trainer:
             self.run.save_model(lambda folder: models.save(self.model, self.tokenizer, folder, precision))
 
     def _restore(self, folder: Path) -> None:
-        state = json.loads((folder / "state.json").read_text(encoding="utf8"))
-        self.step, self.cursor, self._memory = state["step"], state["cursor"], state.get("gates", {})
-        self._experts.restore(state.get("experts", []))
-        self._budget.most, self._solution_norm = state.get("token_budget"), state.get("solution_norm", 0.0)
+        state = read_state(folder)
+        self.step, self.cursor, self._memory = state["step"], state["cursor"], state["gates"]
+        self._budget.most, self._solution_norm = state["token_budget"], state["solution_norm"]
+        try:
+            self._experts.restore(state["experts"])
+            gating.make_gate(self._config, self.pool, partial(self._solve, Clock()), self._memory)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise CheckpointError(f"what its state.json keeps of gates and experts cannot be used ({error})") from error
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step
-        moments = torch.load(folder / "optimizer.pt", map_location=self.model.device)
-        for group in moments["param_groups"]:
-            group["fused"] = self._fused  # of this machine, not of the one before
-        self.optimizer.load_state_dict(moments)
+        restore_optimizer(self.optimizer, folder)
+
+
+def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:
+    """What a checkpoint's `state.json` holds: finished `step`, `cursor` in the problems, memory of gates and experts.
+
+    Raises:
+        CheckpointError: it is not what `Trainer` writes, or not that of `step`.
+    """
+    try:
+        found = files.read_json(folder / "state.json")
+        state = {"gates": {}, "experts": [], "token_budget": None, "solution_norm": 0.0} | found
+        numbers = [state["step"], state["cursor"], 0 if state["token_budget"] is None else state["token_budget"]]
+        if (any(type(number) is not int or not 0 <= number < 2**53 for number in numbers)
+                or not isinstance(state["experts"], list) or not isinstance(state["gates"], dict)
+                or not 0.0 <= state["solution_norm"] < math.inf):
+            raise ValueError(f"it holds {brief(found)}")
+        if step not in (None, state["step"]):
+            raise ValueError(f"it is of step {state['step']}")
+    except (OSError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"its state.json is not that of a training ({error})") from error
+    return state
+
+
+def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.device | str) -> dict[int, Any]:
+    """AdamW's moments of a checkpoint by the number of the parameter; nothing in the file is executed.
+
+    Args:
+        folder: of the checkpoint.
+        shapes: of the trained parameters, in their order.
+        device: of the moments.
+
+    Raises:
+        CheckpointError: the file is of another optimiser or model, or cannot be read.
+    """
+    try:
+        found = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
+        state = found["state"]
+        fits = set(state) == set(range(len(shapes))) and all(
+            set(entry) == {"step", "exp_avg", "exp_avg_sq"} and float(entry["step"]) >= 1
+            and all(entry[name].shape == shapes[number] for name in ("exp_avg", "exp_avg_sq"))
+            for number, entry in state.items())
+    except (MemoryError, torch.OutOfMemoryError):
+        raise  # says nothing of the file
+    except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds
+        raise CheckpointError("its optimizer.pt cannot be read: it holds something else than tensors") from error
+    except Exception as error:  # of the unpickler, or of what a stranger's file holds: types without a common base
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise CheckpointError(f"its optimizer.pt cannot be read ({reason})") from error
+    if not fits:
+        raise CheckpointError("its optimizer.pt is of another optimiser or of another model")
+    return state
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Take up a checkpoint's moments; learning rate and the like stay those of the config and of this machine."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = read_moments(folder, [parameter.shape for parameter in parameters], parameters[0].device)
+    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def train(config: Config, out: str | Path, command: str) -> Run:
     """Train in a new run folder, with a progress bar.
 
     Raises:
-        Stopped: SIGINT or SIGTERM ended it; `resume` continues.
+        Stopped: SIGINT, SIGTERM or SIGHUP ended it; `resume` continues.
         RunError: the folder already holds a run.
         ModelError, ProblemError: model or problems cannot be loaded.
     """
@@ -395,21 +457,23 @@ def resume(path: str | Path) -> Run:
     """Go on with a run from its last checkpoint; what it wrote after that is written again, on the CPU bit for bit.
 
     Raises:
-        Stopped: SIGINT or SIGTERM ended it; `resume` continues.
+        Stopped: SIGINT, SIGTERM or SIGHUP ended it; `resume` continues.
         RunError: no run there, another process is at it, or a finished run is to get longer without its checkpoints.
     """
     run = Run.open(path)
     with run.lock():
-        status, found = run.status, run.resume_point()
+        status = run.status
         finished = status["state"] == "finished"
         if finished and status["step"] >= run.config_at(status["step"] + 1).steps:
             return run
+        run.check_files()
+        found = run.resume_point(lambda step, folder: read_state(folder, step) and Trainer(
+            run.config_at(step), run, folder))
         if finished and not found:
             raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another folder.")
-        step, folder = found if found else (-1, None)
-        run.begin_again(max(step, 0))
-        trainer = Trainer(run.config_at(max(step, 0)), run, folder)
-        run.rewind(step)
+        trainer = found or Trainer(run.config_at(0), run)
+        run.begin_again(trainer.step)
+        run.rewind(found.step if found else -1)
         return _drive(trainer)
 
 

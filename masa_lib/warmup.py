@@ -95,13 +95,20 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         sampler.sync()
         facts |= {"loss_first": losses[0], "loss_last": losses[-1], "updates": len(losses), "notions": notions,
                   "check": check(held_out, sampler, tokenizer, config)}
-    out.mkdir(parents=True, exist_ok=True)
-    models.save(model, tokenizer, out, "bfloat16" if models.final_precision(config) == "bfloat16" else "float32")
-    configs.save(configs.replace(config, {"model.weights": str(out)}), out / "settings.toml")
-    manifest = {**runs.environment(config, command), "model": Path(config.model.name).name, "recipe": asdict(recipe),
-                "problems": asdict(config.problems), "prompt": asdict(config.prompt), **facts,
-                "minutes": (time.perf_counter() - start) / 60, "sha256": pocket.digests(out)}
-    (out / files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+    told = configs.shared(config)
+    manifest = {**runs.environment(config, command), "model": Path(told.model.name).name, "recipe": asdict(recipe),
+                "problems": asdict(told.problems), "prompt": asdict(config.prompt), **facts,
+                "minutes": (time.perf_counter() - start) / 60}
+
+    def write(folder: Path) -> None:
+        models.save(model, tokenizer, folder, "bfloat16" if models.final_precision(config) == "bfloat16" else "float32")
+        configs.save(configs.replace(config, {"model.weights": str(out)}), folder / "settings.toml")
+        manifest["sha256"] = pocket.digests(folder)
+        (folder / files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+
+    with files.writing(out, "warm up again"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_folder(out, write)
     return manifest
 
 

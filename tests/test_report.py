@@ -111,6 +111,8 @@ def test_names_of_arms_are_escaped(tmp_path: Path) -> None:
     head = (tmp_path / "report.html").read_text(encoding="utf8").rpartition("<body>")[2].partition("<section>")[0]
     assert "&lt;b&gt;" in head
     assert "<b>" not in head
+    drawn = "".join(figure.to_json() for figure, _ in report.sections(analysis.compare_runs(tmp_path)))
+    assert "&lt;b&gt;" in drawn and "<b>" not in drawn.replace("\\u003c", "<").replace("\\u003e", ">")
 
 
 def rivals(folder: Path, **curves: dict[int, float]) -> Path:

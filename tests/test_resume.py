@@ -6,7 +6,9 @@ import contextlib
 import importlib.util
 import json
 import os
+import pty
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -16,14 +18,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from small import MODEL, assert_same_run, largest_file, small
 
 from masa_lib import config as configs
-from masa_lib import tiers
+from masa_lib import models, tiers
 from masa_lib.config import Config
-from masa_lib.runs import Run, RunError
+from masa_lib.files import seal
+from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
-from masa_lib.trainer import Trainer, resume, train
+from masa_lib.trainer import Trainer, read_moments, read_state, resume, train
 
 ROOT = Path(__file__).parents[1]
 CONFIG = small({"steps": 7, "evaluation.every": 3, "sampling.problems": 4})
@@ -203,6 +207,32 @@ def test_a_first_signal_lets_the_step_finish_and_checkpoints_it(
                           "message": f"Stopped after step {step}, which is checkpointed."}
     assert f"{run.status['message']} `masa resume {run.path}` continues" in said
     assert_same_run(resume(run.path), reference)
+
+
+def test_a_closed_terminal_lets_the_step_finish_and_checkpoints_it(reference: Run, tmp_path: Path) -> None:
+    configs.save(CONFIG, tmp_path / "run.toml")
+    command = ["-m", "masa_lib.cli", "train", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
+    child, terminal = pty.fork()
+    if not child:
+        os.execve(sys.executable, [sys.executable, *command], os.environ | {"PYTHONPATH": str(ROOT)})
+    while lines(tmp_path / "run" / "metrics.jsonl") < 3:
+        if select.select([terminal], [], [], 0.01)[0]:
+            os.read(terminal, 4096)  # fails where the training has ended
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 129
+    run = Run.open(tmp_path / "run")
+    step = len(run.metrics())
+    assert run.latest_checkpoint()[0] == step in range(3, 8) and run.status["state"] == "stopped"
+    assert_same_run(resume(run.path), reference)
+
+
+def test_a_closed_terminal_is_one_stop_however_often_it_is_told() -> None:
+    with Stop() as stop:
+        for _ in range(2):
+            signal.raise_signal(signal.SIGHUP)
+        assert stop.signal == signal.SIGHUP
+        with pytest.raises(Stopped):
+            signal.raise_signal(signal.SIGINT)
 
 
 def test_a_second_signal_drops_the_step_and_the_last_checkpoint_stands(reference: Run, tmp_path: Path) -> None:
@@ -425,6 +455,67 @@ def test_a_training_outside_the_main_thread_sets_no_handlers(tmp_path: Path) -> 
         assert [signal.getsignal(number) for number in SIGNALS] == before
         thread.join(0.05)
     assert found[0].status["state"] == "finished"
+
+
+# Checkpoints that are whole and of no use.
+
+def foreign_optimiser(folder: Path) -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.SGD([parameter], lr=1.0, momentum=0.9)
+    parameter.sum().backward()
+    optimiser.step()
+    torch.save(optimiser.state_dict(), folder / "optimizer.pt")
+
+
+def executing_optimiser(folder: Path) -> None:
+    torch.save({"state": {}, "param_groups": [], "run": Touch(folder.parent / "executed")}, folder / "optimizer.pt")
+
+
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Callable, tuple]:
+        return Path.touch, (self.path,)
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "no JSON": lambda folder: (folder / "state.json").write_text("{"),
+    "nested JSON": lambda folder: (folder / "state.json").write_text("[" * 10**5),
+    "a list": lambda folder: (folder / "state.json").write_text("[1]"),
+    "no cursor": lambda folder: (folder / "state.json").write_text('{"step": 7}'),
+    "wrong gates": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "gates": [1]}'),
+    "wrong experts": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "experts": 1}'),
+    "another optimiser": foreign_optimiser,
+    "a program": executing_optimiser,
+    "no optimiser": lambda folder: (folder / "optimizer.pt").write_bytes(b"garbage"),
+    "an empty optimiser": lambda folder: torch.save({}, folder / "optimizer.pt")}
+
+
+@pytest.mark.parametrize("spoil", SPOILT.values(), ids=SPOILT)
+def test_what_is_no_checkpoint_of_this_training_is_refused_and_nothing_in_it_is_executed(
+        reference: Run, tmp_path: Path, spoil: Callable[[Path], object]) -> None:
+    folder = shutil.copytree(reference.latest_checkpoint()[1], tmp_path / "checkpoint")
+    shapes = [parameter.shape for parameter in models.load(CONFIG.model)[0].parameters()]
+    assert read_state(folder)["step"] == 7 and len(read_moments(folder, shapes, "cpu")) == len(shapes)
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=r"its (state\.json|optimizer\.pt) "):
+        read_state(folder), read_moments(folder, shapes, "cpu")
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_whole_checkpoint_that_cannot_be_taken_up_gives_way_to_the_one_before(
+        reference: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = Run.open(shutil.copytree(reference.path, tmp_path / "run"))
+    newest = run.latest_checkpoint()[1]
+    (newest / "manifest.json").unlink()
+    foreign_optimiser(newest)
+    seal(newest)  # as by a stranger, whose manifest fits
+    run.set_status("running")
+    assert_same_run(resume(run.path), reference)
+    assert "step-000007 is broken and left out: its optimizer.pt is of another optimiser" in caplog.text
 
 
 # Another machine.

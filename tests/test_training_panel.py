@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -229,6 +230,10 @@ def test_a_knob_turned_while_nobody_trains_holds_when_the_run_goes_on(tmp_path: 
     assert panel.state == "stopped" and enabled(panel) == {"resume"} and "&lt;img" in panel.status.value
     panel.knobs["gate.threshold"].value = 0.7
     assert control.read(run.path).settings == {"gate.threshold": 0.7} and control.read(run.path).request == 1
+    (run.path / "status.json").write_text(json.dumps({"state": HOSTILE, "step": 0, "message": ""}))
+    panel.refresh()
+    assert "takes a state (running, " in panel.message.value and "&lt;img" in panel.message.value
+    assert "<img" not in panel.status.value + panel.message.value
 
 
 def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ from masa_lib.problems import ProblemPool, held_out, make_room
 from masa_lib.runs import CONFIG, Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tensorboard import open_board
-from masa_lib.trainer import memory_mb
+from masa_lib.trainer import memory_mb, read_moments, read_state
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the rollout function is; a test watches over it
 
@@ -100,7 +100,8 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 def resume(path: str | Path) -> Run:
     """Go on with a run of either engine from its last checkpoint; see `masa_lib.trainer.resume`."""
     run = Run.open(path)
-    status, found = run.status, run.resume_point()
+    status = run.status
+    found = run.resume_point(lambda step, folder: (read_state(folder, step)["step"], folder))
     if status["state"] == "finished" and status["step"] >= run.config_at(status["step"] + 1).steps:
         return run
     if status["state"] == "finished" and not found:
@@ -155,9 +156,9 @@ class Session:
 
     def _restore_place(self) -> None:
         if self.checkpoint:
-            state = json.loads((self.checkpoint / "state.json").read_text(encoding="utf8"))
+            state = read_state(self.checkpoint)
             self.rollouts.step, self.rollouts.cursor = state["step"], state["cursor"]
-            self.rollouts.memory = state.get("gates", {})
+            self.rollouts.memory = state["gates"]
 
     def _engine(self) -> Engine:
         """This process's sampler: ours on whole weights, TRL's where they are sharded."""
@@ -181,7 +182,7 @@ class Session:
             rewind: the step of the checkpoint that is gone on from (-1: none); None for a new run.
 
         Raises:
-            Stopped: SIGINT or SIGTERM ended it, on every process after the same step.
+            Stopped: SIGINT, SIGTERM or SIGHUP ended it, on every process after the same step.
         """
         self.trainer.accelerator.wait_for_everyone()  # the main process has made the run by now
         run, stop = Run.open(self.out), Stop()
@@ -266,7 +267,8 @@ class Session:
             return
         optimizer, state = self._optimizer(), {}
         if self.main:
-            moments = torch.load(self.checkpoint / "optimizer.pt", map_location="cpu")["state"]
+            shapes = [parameter.shape for parameter in models.trainable(self._model())]
+            moments = read_moments(self.checkpoint, shapes, "cpu")
             group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
             state = {"state": {name: moments[number] for number, name in enumerate(self.names)},
                      "param_groups": [group | {"params": self.names}]}

@@ -25,7 +25,7 @@ from masa_lib import checks, control, health, plan, problems, tiers
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run
+from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.panel import button
@@ -69,6 +69,7 @@ class TrainingPanel:
         self._own = self.settings = RECORD | dict(settings or {})
         self.state, self.process = "", None
         self.records = view.nothing(tiers.config(self.settings))
+        self.reader = view.Reader(out)
         self._seen, self._problem, self._filling, self._planned = None, 0, False, 0
         self._guard = threading.RLock()
         self._build(str(out))
@@ -223,6 +224,7 @@ class TrainingPanel:
         with self._guard:
             self.state, self.process, self._seen, self.figure.data = "", None, None, ()
             self.records = view.nothing(tiers.config(self.settings))
+            self.reader = view.Reader(self.out.value)
             self._draw()
             self._newest[self.out.value] = self
             self.refresh()
@@ -250,7 +252,7 @@ class TrainingPanel:
         seen = [(path.stat().st_mtime_ns, path.stat().st_size) if (path := out / name).exists() else None
                 for name in (METRICS, EVALUATIONS, ROLLOUTS, CHANGES)]
         if self._run_exists() and seen != self._seen:
-            self.records, self._seen = view.read(out), seen
+            self.records, self._seen = self.reader.read(), seen
             self._draw()
         self._say()
 
@@ -291,10 +293,11 @@ class TrainingPanel:
         steps, metrics = self.records.config.steps, self.records.metrics
         done = int(metrics["step"].max()) if len(metrics) else 0
         self.progress.max, self.progress.value = steps, done
-        speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if done else ""
+        speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if "seconds_total" in metrics else ""
         why = Run.open(self.out.value).status["message"] if self.state in ("stopped", "failed") else ""
         why = " ".join(filter(None, (why, *health.troubles(metrics, self.records.config.model.precision))))
-        self.status.value = f"<b>{self.state}</b>: step {done} of {steps}{speed}. {html.escape(why)}"
+        said = html.escape(f": step {done} of {steps}{speed}. {why[:view.LONGEST]}")
+        self.status.value = f"<b>{html.escape(self.state)}</b>{said}"
 
     def _plan(self) -> threading.Thread:
         """Work out the memory plan, beside the kernel: a model of the hub may first have to be asked for its sizes."""
@@ -328,7 +331,7 @@ class TrainingPanel:
             self._filling = False
 
     def _run_exists(self) -> bool:
-        return (Path(self.out.value) / "config.toml").is_file()
+        return is_run(self.out.value)
 
     @contextlib.contextmanager
     def _telling(self, said: str | None) -> Iterator[None]:
@@ -342,7 +345,7 @@ class TrainingPanel:
                 self._tell(said)
 
     def _tell(self, text: str) -> None:
-        self.message.value = html.escape(text)
+        self.message.value = html.escape(text[:view.LONGEST])
 
 
 def _shared(tooltip: str) -> dict[str, Any]:

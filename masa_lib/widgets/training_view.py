@@ -19,12 +19,16 @@ import plotly.graph_objects as go
 from masa_lib import figures
 from masa_lib.awareness import correlation
 from masa_lib.config import Config
+from masa_lib.errors import brief
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
+from masa_lib.files import Lines, check_columns
 from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.runs import Run
+from masa_lib.runs import EVALUATIONS, METRICS, Run, checked_rows, frame
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown
 RECENT, SHOWN = 5, 4
+#: changes of settings that are marked, and characters of a text that are shown, at most
+MARKS, LONGEST = 50, 20_000
 #: pixels; a live figure does not find out how wide the page is, and in a narrower one the legends run into each other
 HEIGHT, WIDTH = 900, 860
 #: the panels over steps: title, unit of y, and its lines as (name, column of the metrics, colour)
@@ -59,14 +63,56 @@ class Records:
 
 
 def read(folder: str | Path) -> Records:
-    """The records of the run in a folder.
+    """The records of the run in a folder; see `Reader`."""
+    return Reader(folder).read()
 
-    Raises:
-        RunError: there is no run, or it is being written anew just now.
+
+class Reader:
+    """Reads a run again and again while it grows: of the metrics only what is new, of the rollouts only new steps.
+
+    Attributes:
+        lines: the metrics' file.
     """
-    run = Run.open(folder)
-    return Records(run.config, run.metrics(), run.evaluations(), run.rollouts(run.rollout_steps()[-RECENT:]),
-                   run.changes())
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder, self.lines = Path(folder), Lines(Path(folder) / METRICS)
+        self._metrics, self._steps, self._rollouts = nothing_measured(), None, pd.DataFrame()
+
+    def read(self) -> Records:
+        """What the run has recorded by now.
+
+        Raises:
+            RunError: there is no run, it is being written anew just now, or its records are not those of a training.
+        """
+        run = Run.open(self.folder)
+        anew, rows = self.lines.look()
+        before = nothing_measured() if anew else self._metrics
+        if rows:
+            new = frame(checked_rows(run.path / METRICS, rows))
+            before = pd.concat([before, new], ignore_index=True) if len(before) else new
+        self._metrics = before
+        drawn = {name for _, _, curves in CURVES for _, name, _ in curves}
+        drawn |= {"seconds_total", "loss", "entropy", "logp_gap", "updates"}
+        check_columns(before, f"{run.path / METRICS}", numbers=sorted(drawn & set(before)))
+        evaluations = run.evaluations()
+        check_columns(evaluations, f"{run.path / EVALUATIONS}", numbers=sorted({"accuracy"} & set(evaluations)))
+        self._read_rollouts(run, anew)
+        return Records(run.config, before, evaluations, self._rollouts, run.changes())
+
+    def _read_rollouts(self, run: Run, anew: bool) -> None:
+        steps = run.rollout_steps()[-RECENT:]
+        if steps == self._steps and not anew:
+            return
+        table = run.rollouts(steps)
+        if len(table):
+            check_columns(table, f"A table in {run.path / 'rollouts'}", texts=("stream", "problem", "answer", "text"),
+                          numbers=("step", "group", "length", "correct", "reward", "predicted_pass_rate"))
+        self._steps, self._rollouts = steps, table
+
+
+def nothing_measured() -> pd.DataFrame:
+    """The metrics of a run without a finished step."""
+    return pd.DataFrame(columns=["step"])
 
 
 def nothing(config: Config) -> Records:
@@ -113,8 +159,8 @@ def figure(records: Records) -> go.Figure:
 
 
 def _held_out(drawn: go.Figure, evaluations: pd.DataFrame) -> None:
-    accuracy = evaluations.get("accuracy", pd.Series(dtype=float))
-    drawn.add_scatter(x=evaluations["step"], y=accuracy, mode="lines+markers", name="held out", row=1, col=1,
+    shown = evaluations.reindex(columns=["step", "accuracy"]).iloc[figures.thinned(len(evaluations))]
+    drawn.add_scatter(x=shown["step"], y=shown["accuracy"], mode="lines+markers", name="held out", row=1, col=1,
                       line={"color": BLUE, "width": 2.5}, marker={"size": 8, "symbol": "square"},
                       hovertemplate="held out, step %{x}: %{y:.3f}<extra></extra>")
 
@@ -139,10 +185,12 @@ def _scatter(drawn: go.Figure, points: pd.DataFrame) -> None:
 def _marks(drawn: go.Figure, changes: Iterable[Mapping[str, Any]]) -> None:
     """A dotted line before the first step of each change, and a mark that names it when hovered."""
     held = [change for change in changes if change["changes"]]
+    held = [held[place] for place in figures.thinned(len(held), MARKS)]
     steps = [change["step"] - 0.5 for change in held]
     drawn.add_scatter(x=steps, y=[1.0] * len(steps), mode="markers", name="setting changed", row=1, col=1,
                       marker={"symbol": "triangle-down", "size": 11, "color": VERMILLION}, showlegend=bool(held),
-                      text=[change_text(change) for change in held], hovertemplate="%{text}<extra></extra>")
+                      text=[html.escape(change_text(change)) for change in held],
+                      hovertemplate="%{text}<extra></extra>")
     for axis in drawn.select_xaxes():
         if axis.title.text == "training step":
             number = axis.plotly_name.removeprefix("xaxis")
@@ -169,8 +217,10 @@ def _arrange(drawn: go.Figure) -> go.Figure:
 def change_text(change: Mapping[str, Any]) -> str:
     """A row of the run's changes in words."""
     if "refused" in change:
-        return f"refused: {change['refused']}"
-    return f"from step {change['step']}: " + ", ".join(f"{key} = {value}" for key, value in change["changes"].items())
+        return f"refused: {change['refused'][:LONGEST]}"
+    return f"from step {change['step']}: " + ", ".join(
+        f"{key} = {value if isinstance(value, int | float | str) else brief(value)}"
+        for key, value in change["changes"].items())[:LONGEST]
 
 
 def changes_html(changes: Iterable[Mapping[str, Any]]) -> str:
@@ -205,4 +255,5 @@ def sample_html(rollouts: pd.DataFrame, number: int = 0) -> str:
 
 
 def _block(title: str, text: str) -> str:
-    return f"<b>{html.escape(title)}</b>" + (f"<pre style='{PRE}'>{html.escape(text)}</pre>" if text else "<br>")
+    title, text = html.escape(title[:LONGEST]), html.escape(text[:LONGEST])
+    return f"<b>{title}</b>" + (f"<pre style='{PRE}'>{text}</pre>" if text else "<br>")
