@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -43,11 +43,20 @@ class Sample:
 
 @dataclass(frozen=True)
 class BeliefSample:
-    """A problem that was rolled out: `ids` up to where its pass rate is read, and `right` of `solutions`."""
+    """A problem that was rolled out: `prompt`, the ids up to where its pass rate is read, and `right` of `solutions`."""
 
-    ids: tuple[int, ...]
+    prompt: tuple[int, ...]
     right: int
     solutions: int
+    completion: tuple[int, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt."""
+        return len(self.prompt)
+
+
+AnySample = TypeVar("AnySample", Sample, BeliefSample)
 
 
 def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Tensor:
@@ -273,9 +282,9 @@ class _ChunkLogps(torch.autograd.Function):
             raw_NV, [hidden_ND, *ctx.weights], grad_NV.to(raw_NV.dtype), materialize_grads=True)
 
 
-def micro_batches(samples: Sequence[Sample], token_budget: int) -> Iterator[list[Sample]]:
+def micro_batches(samples: Sequence[AnySample], token_budget: int) -> Iterator[list[AnySample]]:
     """Cut samples, sorted by completion length, into batches of at most `token_budget` tokens with padding."""
-    batch: list[Sample] = []
+    batch: list[AnySample] = []
     longest = 0
     for sample in sorted(samples, key=lambda sample: (len(sample.completion), sample.prompt)):
         longest = max(longest, sample.length)
@@ -343,9 +352,8 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
-    size = max(token_budget // max(len(sample.ids) for sample in samples), 1)
-    for batch in (samples[start:start + size] for start in range(0, len(samples), size)):
-        last_PD = last_states(model, [sample.ids for sample in batch])
+    for batch in micro_batches(samples, token_budget):
+        last_PD = last_states(model, [sample.prompt for sample in batch])
         logits_PV = architecture.head_logits(model, last_PD)[:, list(choices)].float()
         likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
                                                 for sample in batch]), dtype=torch.float32)

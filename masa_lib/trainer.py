@@ -300,8 +300,9 @@ class Trainer:
         samples = [grpo.BeliefSample(belief.prompt + belief.suffix, *row)
                    for belief, row in zip(read, went.itertuples(index=False), strict=True)]
         choices = beliefs.question(self.tokenizer, self._config.prompt).choices
-        gradients, loss = grpo.belief_gradients(self.model, samples, choices, settings.score,
-                                                self._budget.within(self._config.update.token_budget))
+        gradients, loss = self._budget.spend(
+            lambda budget: grpo.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
+            self._config.update.token_budget)
         solutions = [parameter.grad for parameter in models.trainable(self.model)]
         if norm := torch.nn.utils.get_total_norm(solutions).item():
             self._solution_norm += (norm - self._solution_norm) * (NORM_RENEWED if self._solution_norm else 1.0)
@@ -309,7 +310,7 @@ class Trainer:
         scale = settings.weight * min(1.0, self._solution_norm / length if length else 1.0)
         torch._foreach_add_(solutions, gradients, alpha=scale)
         return {"loss_belief": loss, "belief_gradient": length,
-                "tokens_belief": sum(len(sample.ids) for sample in samples)}
+                "tokens_belief": sum(sample.length for sample in samples)}
 
     def _clone(self, table: pd.DataFrame) -> dict[str, float]:
         """Collect the step's expert predictions, and clone them once there are enough."""
