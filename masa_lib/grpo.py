@@ -43,7 +43,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class BeliefSample:
-    """A problem that was rolled out: `prompt`, the ids up to where its pass rate is read, and `right` of `solutions`."""
+    """A problem that was rolled out: the `prompt` up to where its pass rate is read, and `right` of `solutions`."""
 
     prompt: tuple[int, ...]
     right: int

@@ -157,7 +157,7 @@ def test_belief_gradients_are_those_of_the_whole_model_in_micro_batches_too(pock
     model.zero_grad()
     scores = []
     for sample in samples:
-        logits_V = model(torch.tensor([sample.ids])).logits[0, -1, list(asked.choices)]
+        logits_V = model(torch.tensor([sample.prompt])).logits[0, -1, list(asked.choices)]
         chance = torch.softmax(logits_V, 0) @ torch.tensor(stats.binom.pmf(sample.right, 8, RATES_V)).float()
         scores.append(chance.log())
     plain = -torch.stack(scores).mean()
