@@ -8,36 +8,37 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import optimize, special, stats
+from scipy import special
 
+from masa_lib import config as configs
 from masa_lib import files, health
 from masa_lib.awareness import calibration as calibration
 from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
 from masa_lib.awareness import within_level_correlation as within_level_correlation
 from masa_lib.config import METHODS
+from masa_lib.costs import COST, COSTS, TARGET_SHARE, TOKENS, Curve, equal_accuracy, totals
+from masa_lib.costs import time_to_target as time_to_target
 from masa_lib.errors import MasaError
+from masa_lib.intervals import POSITIVE, SHARE, SIGNED, named, over_seeds, paired_ratio, ratio_of_logs
+from masa_lib.intervals import mean_interval as mean_interval
+from masa_lib.intervals import share_interval as share_interval
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run, is_run
 
 REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
 #: arms that know what a training does not: the problems' levels, or their true pass rates
 PRIVILEGED = ("level-table", "oracle")
-TARGET_SHARE = 0.9
 #: most cores that other processes may use, on average, in a run that had the machine to itself
 ALONE = 0.25
 PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
-#: the streams whose tokens are cost; a record without one of them had none
-COST = ("tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning")
-TOKENS = (*COST, "tokens_oracle", "tokens_prefill", "tokens_decode", "tokens_update")
-STEP_COLUMNS = (*TOKENS, "seconds_total", "updates")
 ENDS = ("before", "after")
 # Names in the comparison's JSON -> names of meta_awareness.
 MEASURES = {"r_pass_rate": "pass_rate_r", "r_pass_rate_within": "pass_rate_r_within", "mae_pass_rate": "pass_rate_mae",
@@ -45,9 +46,16 @@ MEASURES = {"r_pass_rate": "pass_rate_r", "r_pass_rate_within": "pass_rate_r_wit
             "r_length_all": "length_all_r", "r_prompt_length": "r_prompt_length",
             "r_prompt_length_within": "r_prompt_length_within", "predicted_pass_rate": "predicted_pass_rate",
             "parse_rate": "parse_rate"}
-#: measures of gate and cap in the comparison's JSON, from `gate_quality`
-GATES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "dropped", "gate_steps", "gate_start",
-         "gate_switches", "cap_steps", "right_cut", "stopped", "collapsed")
+#: measures after training that have an interval over seeds, and what they can be
+FINAL = {"r_pass_rate": SIGNED, "r_pass_rate_within": SIGNED, "r_length": SIGNED, "mae_pass_rate": SHARE}
+#: measures of gate and cap in the comparison's JSON, from `gate_quality`, and what they can be
+GATES = dict.fromkeys(("gate_precision", "gate_recall", "gate_f1", "signal_lost", "dropped", "gate_steps", "cap_steps",
+                       "right_cut", "stopped", "collapsed"), SHARE) | dict.fromkeys(("gate_start", "gate_switches"),
+                                                                                    POSITIVE)
+#: costs of a run whose value at the target is kept: those that are compared, the streams, and the steps
+CROSSED = ("step", *COSTS, *COST)
+#: settings that differ by design, or have no say in what is learned
+UNCOMPARED = re.compile(r"seed$|record\.")
 
 
 class AnalysisError(MasaError, ValueError):
@@ -90,62 +98,16 @@ def pass_at_k(samples: Any, correct: Any, k: int) -> np.ndarray:
     return -np.expm1(log_choose(n - c) - log_choose(n))
 
 
-def mean_interval(values: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and t-interval of values (seeds, mostly), NaN left out; the ends are NaN for fewer than two."""
-    kept = np.asarray(list(values), dtype=float)
-    kept = kept[np.isfinite(kept)]
-    if kept.size < 2:
-        return (float(kept[0]) if kept.size else math.nan), math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, kept.size - 1) * kept.std(ddof=1) / math.sqrt(kept.size)
-    return float(kept.mean()), float(kept.mean() - half), float(kept.mean() + half)
-
-
-def pass_at_k_interval(table: pd.DataFrame, k: int, *, level: float = 0.95, draws: int = 2000,
-                       seed: int = 0) -> tuple[float, float, float]:
-    """Mean pass@k and its bootstrap interval over problems (a problem that several seeds met is drawn as one).
+def pass_at_k_interval(table: pd.DataFrame, k: int, *, level: float = 0.95) -> tuple[float, float, float]:
+    """Mean pass@k and its `share_interval` over problems (a problem that several seeds met counts as one).
 
     Args:
         table: evaluation tables with the columns problem_id, n and c.
         k: at most the smallest n.
-        level: of the percentile interval.
-        draws: resamples of the problems.
-        seed: of the resampling.
+        level: of the interval.
     """
     values = pd.Series(pass_at_k(table["n"], table["c"], k), index=table["problem_id"].to_numpy())
-    values = values.groupby(level=0).mean().to_numpy()
-    picks = np.random.default_rng(seed).integers(len(values), size=(draws, len(values)))
-    low, high = np.quantile(values[picks].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
-    return float(values.mean()), float(low), float(high)
-
-
-def time_to_target(steps: Sequence[float], accuracy: Sequence[float], cost: Sequence[float], target: float) -> float:
-    """Cost at which a monotone (isotonic) fit of the curve first reaches the target; infinite if it never does.
-
-    Args:
-        steps: of the evaluations, in any order.
-        accuracy: held-out accuracy at each.
-        cost: tokens or seconds spent until each; between two, fit and cost are straight lines.
-        target: accuracy to reach; NaN (there is none) gives NaN.
-    """
-    order = np.argsort(steps, kind="stable")
-    cost = np.asarray(cost, dtype=float)[order]
-    if math.isnan(target):
-        return math.nan
-    fit = optimize.isotonic_regression(np.asarray(accuracy, dtype=float)[order]).x
-    if fit[-1] < target:
-        return math.inf
-    after = int(np.argmax(fit >= target))
-    if after == 0:
-        return float(cost[0])
-    share = (target - fit[after - 1]) / (fit[after] - fit[after - 1])
-    return float(cost[after - 1] + share * (cost[after] - cost[after - 1]))
-
-
-def paired_ratio(reference: pd.Series, costs: pd.Series) -> dict[str, float]:
-    """Geometric mean of reference / cost over the seeds (index) both have, with the t-interval of its logarithm."""
-    pairs = pd.concat([reference, costs], axis=1, join="inner").to_numpy(dtype=float)
-    pairs = pairs[np.isfinite(pairs).all(axis=1) & (pairs > 0).all(axis=1)]
-    return _interval(np.exp(mean_interval(np.log(pairs[:, 0] / pairs[:, 1]))))
+    return share_interval(values.groupby(level=0).mean(), level)
 
 
 def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
@@ -164,7 +126,7 @@ def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
         predicted=("predicted_pass_rate", "mean"), true=("pass_rate", "mean"), problems=("pass_rate", "size"))
     rows = [{"arm": arm, "bin": place, "predicted": part["predicted"].mean(), "seeds": len(part),
              "problems": int(part["problems"].sum()),
-             **dict(zip(("true", "low", "high"), mean_interval(part["true"]), strict=True))}
+             **dict(zip(("true", "low", "high"), mean_interval(part["true"], bounds=SHARE), strict=True))}
             for (arm, place), part in by_seed.groupby(level=["arm", "bin"])]
     return pd.DataFrame(rows, columns=["arm", "bin", "predicted", "true", "low", "high", "seeds", "problems"])
 
@@ -172,34 +134,86 @@ def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
 def compare_runs(paths: str | Path | Iterable[str | Path]) -> Comparison:
     """Compare run folders, or the runs inside a folder, arm by arm; every ratio is against `reference` of the arm.
 
-    An arm is the folder's name without `-s<seed>`, or the method where a folder is not named so. The target is the
-    base accuracy plus 90 % of the reference's mean gain; the tokens of COST and seconds of training are cost,
-    evaluations and what an oracle measures are not. Seconds to the target are those of runs that had the machine to
-    themselves, by `cores_others` of their metrics (cores that other processes used, mean of a step).
+    An arm is the folder's name without `-s<seed>`, or the method where a folder is not named so; see `_arms` for runs
+    that these do not tell apart. Costs are those of `costs.COSTS`. They are compared at equal accuracy and at one
+    target, the base accuracy plus 90 % of the reference's mean gain; the curves of both have the same held-out problems
+    at all their points. Seconds are compared where both runs had the machine to themselves, by `cores_others` of their
+    metrics (cores that other processes used, mean of a step).
 
     Raises:
-        AnalysisError: no run is found, two runs are the same arm and seed, or a run has only begun.
+        AnalysisError: no run is found, or a run has only begun.
         RunError: a run cannot be read.
     """
-    records = sorted(map(_read_run, find_runs([paths] if isinstance(paths, str | Path) else paths)),
-                     key=lambda record: (*arm_rank(record[0]["arm"]), record[0]["seed"]))
-    runs = pd.DataFrame([record[0] for record in records])
-    curves, steps, problems = (pd.concat(parts, ignore_index=True) for parts in list(zip(*records, strict=True))[1:])
-    double = runs[runs.duplicated(["arm", "seed"], keep=False)]
-    if len(double):
-        raise AnalysisError(f"The runs {' and '.join(double['path'])} are all arm {double['arm'].iloc[0]!r} with seed "
-                            f"{double['seed'].iloc[0]}; leave one out, or name the folders <arm>-s<seed>.")
-    found = {name: _target(runs[runs["arm"] == name], name) for name in dict.fromkeys(map(reference, runs["arm"]))}
-    runs["target"] = [found[reference(arm)][0] for arm in runs["arm"]]
-    for cost in ("step", "tokens", "seconds", *COST):
-        runs[f"{cost}_to_target"] = [time_to_target(curve["step"], curve["accuracy"], curve[cost], target)
-                                     for target, (_, curve, *_) in zip(runs["target"], records, strict=True)]
-    runs.loc[~runs["alone"], "seconds_to_target"] = math.nan
-    methods = {arm: _arm_summary(group, runs, problems[problems["arm"] == arm])
+    found = find_runs([paths] if isinstance(paths, str | Path) else paths)
+    arms, first = _arms({path: Run.open(path) for path in found})
+    records = sorted((_read_run(path, arm) for path, arm in arms.items()),
+                     key=lambda record: (*arm_rank(record.row["arm"]), record.row["seed"]))
+    references = {arm: first or reference(arm) for arm in dict.fromkeys(record.row["arm"] for record in records)}
+    notes = _compare_costs(records, references)
+    runs = pd.DataFrame([record.row for record in records])
+    curves, steps, problems = (pd.concat([getattr(record, name) for record in records], ignore_index=True)
+                               for name in ("evaluations", "steps", "problems"))
+    methods = {arm: _arm_summary(group, runs, problems[problems["arm"] == arm], references)
                for arm, group in runs.groupby("arm", sort=False)}
-    notes = [note for _, note in found.values() if note]
-    summary = {"methods": methods, "target": found.get(REFERENCE, (math.nan,))[0], "warnings": notes + _warnings(runs)}
+    target = next((arm["target"] for name, arm in methods.items() if references[name] in (first, REFERENCE)), math.nan)
+    summary = {"methods": methods, "target": target, "settings": differing_settings(records),
+               "warnings": notes + _warnings(runs)}
     return Comparison(_plain(summary), runs, curves, steps, problems)
+
+
+def _arms(runs: Mapping[Path, Run]) -> tuple[dict[Path, str], str | None]:
+    """The arm of each run, and the arm that all are measured against where that is not `reference`.
+
+    Folders not named `<arm>-s<seed>` are the arm of their method, unless such runs share a seed or differ in a setting:
+    then each is an arm by its folder's name. Arms that still meet in a seed take the folder above into their names. So
+    a method can be compared with itself; where no arm is called grpo then, the first run given is the reference.
+    """
+    shown = {path: re.fullmatch(r"(.+)-s\d+", path.resolve().name) for path in runs}
+    arms = {path: shown[path][1] if shown[path] else run.config.method for path, run in runs.items()}
+    unnamed = [path for path in runs if not shown[path]]
+    for path in unnamed:
+        alike = [other for other in runs if arms[other] == runs[path].config.method and other != path]
+        if any(runs[other].config.seed == runs[path].config.seed or _settings(runs[other]) != _settings(runs[path])
+               for other in alike):
+            arms[path] = path.resolve().name
+    depth, renamed = 1, any(arms[path] != runs[path].config.method for path in unnamed)
+    while double := _double(arms, runs):
+        depth += 1
+        for path in double:
+            folders = path.resolve().parts[-depth:-1]
+            arms[path] = "/".join([*folders, shown[path][1] if shown[path] else path.resolve().name])
+        renamed = True
+    first = next(iter(arms.values()))
+    return arms, first if renamed and REFERENCE not in arms.values() else None
+
+
+def _double(arms: Mapping[Path, str], runs: Mapping[Path, Run]) -> list[Path]:
+    """The runs whose arm another run with the same seed has, too, and with them all of those arms."""
+    keys = [(arm, runs[path].config.seed) for path, arm in arms.items()]
+    double = {arm for arm, seed in keys if keys.count((arm, seed)) > 1}
+    return [path for path, arm in arms.items() if arm in double]
+
+
+def _settings(run: Run) -> dict[str, str]:
+    """The compared settings of a run as text, with what was changed while it ran."""
+    changes = run.changes()
+    return {key: " then ".join([str(configs.get(run.config, key)),
+                                *(str(change["changes"][key]) for change in changes if key in change["changes"])])
+            for key in configs.settings() if not UNCOMPARED.search(key)}
+
+
+def differing_settings(records: Sequence[_Record]) -> dict[str, dict[str, str]]:
+    """The settings in which arms differ: by setting, by arm, its value (several, where its seeds differ)."""
+    found = {}
+    for key in configs.settings():
+        values: dict[str, dict[str, None]] = {}
+        for record in records:
+            if key in record.settings:
+                values.setdefault(record.row["arm"], {})[record.settings[key]] = None
+        said = {arm: " or ".join(those) for arm, those in values.items()}
+        if len(set(said.values())) > 1:
+            found[key] = said
+    return found
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
@@ -242,40 +256,146 @@ def paper_points(measure: str, folder: Path = PAPER) -> pd.DataFrame:
     return points.assign(arm=points["arm"].str.lower())
 
 
-def _read_run(path: Path) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """One run as (row of totals, evaluations with costs, training steps, measured problems before and after)."""
+@dataclass
+class _Record:
+    """A run: its row of totals, its evaluations with costs, its steps, its problems before and after, its settings.
+
+    `held_out` are the problems that every one of its evaluations has, `on` gives its curve over some of them.
+    """
+
+    row: dict[str, Any]
+    evaluations: pd.DataFrame
+    steps: pd.DataFrame
+    problems: pd.DataFrame
+    settings: dict[str, str]
+    held_out: frozenset[str]
+    on: Callable[[Collection[str]], Curve]
+
+
+def _read_run(path: Path, arm: str) -> _Record:
+    """A run as a record of its arm."""
     run = Run.open(path)
-    name = re.fullmatch(r"(.+)-s\d+", path.resolve().name)
-    key = {"arm": name[1] if name else run.config.method, "seed": run.config.seed}
-    steps = run.metrics()
-    files.check_columns(steps, f"The metrics of the run {path}",
-                        numbers=[name for name in STEP_COLUMNS if name in steps])
+    key = {"arm": arm, "seed": run.config.seed}
+    counted = ["step", *TOKENS, "seconds_total", "updates"]
+    steps, curve = run.metrics(), run.evaluations().assign(**key)
+    files.check_columns(steps, f"The metrics of the run {path}", numbers=[name for name in counted if name in steps])
+    files.check_columns(curve, f"The evaluations of the run {path}",
+                        numbers=[name for name in ("accuracy", "problems") if len(curve) and (
+                            name == "accuracy" or name in curve)])
     steps = steps.select_dtypes("number")
-    steps = steps.reindex(columns=list(dict.fromkeys(["step", *STEP_COLUMNS, *steps])))
-    spent = steps[list(STEP_COLUMNS)].fillna(0.0).cumsum().set_axis(steps["step"])
-    spent = spent.assign(tokens=spent[list(COST)].sum(axis=1), seconds=spent["seconds_total"])
-    steps = steps.assign(tokens=spent["tokens"].to_numpy(), seconds=spent["seconds"].to_numpy(), **key)
-    curve = run.evaluations().assign(**key)
-    files.check_columns(curve, f"The evaluations of the run {path}", numbers=("accuracy",) if len(curve) else ())
     if curve.empty or steps.empty:
         raise AnalysisError(f"The run {path} has no evaluation or no finished step yet: there is nothing to compare.")
-    costs = ["tokens", "seconds", *COST]
-    curve[costs] = spent[costs].reindex(curve["step"], method="ffill").fillna(0.0).to_numpy()
-    row = key | {"path": path.name, "steps": len(steps), "planned": run.config.steps,
-                 "troubles": health.troubles(steps, run.config.model.precision),
-                 "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
-                 "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),
-                 **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
-    problems = []
-    for when, end in zip(ENDS, (curve.iloc[0], curve.iloc[-1]), strict=True):
-        table = run.evaluation_table(int(end["step"]))
-        check_problems(table, f"The evaluation of step {int(end['step'])} of the run {path}")
-        table = problem_measures(table)
-        row[f"accuracy_{when}"] = float(end["accuracy"])
-        row |= {f"{name}_{when}": value for name, value in meta_awareness(table).items()}
-        row[f"calibration_error_{when}"] = calibration(table["predicted_pass_rate"], table["pass_rate"])["error"]
-        problems.append(table.assign(when=when, **key))
-    return row, curve, steps, pd.concat(problems)
+    steps = steps.reindex(columns=list(dict.fromkeys([*counted, *steps])))
+    spent = totals(steps)
+    steps = steps.assign(tokens=spent["tokens"].to_numpy(), seconds=spent["seconds"].to_numpy(), **key)
+    start = pd.DataFrame(0.0, index=[0], columns=spent.columns)
+    so_far = pd.concat([start, spent[spent.index > 0]]).reindex(curve["step"], method="ffill").reset_index(drop=True)
+    curve = curve.reset_index(drop=True).join(so_far[[name for name in so_far if name not in curve]]).assign(
+        tokens=so_far["tokens"], seconds=so_far["seconds"])
+    row = {**key, "path": path.name, "steps": len(steps), "planned": run.config.steps,
+           "troubles": health.troubles(steps, run.config.model.precision),
+           "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
+           "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),
+           **gate_quality(steps, run.config.gate.window), **_fall_and_rise(steps)}
+    problems = [_end(run, row, end, when) for when, end in zip(ENDS, (curve.iloc[0], curve.iloc[-1]), strict=True)]
+    held_out, on = _held_out(run, curve, problems, row)
+    evaluations = curve.assign(accuracy=on(held_out).accuracy)
+    return _Record(row, evaluations, steps, pd.concat(problems).assign(**key), _settings(run), held_out, on)
+
+
+def _end(run: Run, row: dict[str, Any], end: pd.Series, when: str) -> pd.DataFrame:
+    """The measured problems of a run's first or last evaluation; puts what they say into its row."""
+    table = problem_measures(_evaluation(run, int(end["step"])))
+    row[f"accuracy_{when}"] = float(end["accuracy"])
+    row |= {f"{name}_{when}": value for name, value in meta_awareness(table).items()}
+    found = calibration(table["predicted_pass_rate"], table["pass_rate"], table["n"])
+    row |= {f"calibration_{name}_{when}": found[name] for name in ("error", "floor")}
+    return table.assign(when=when)
+
+
+def _held_out(run: Run, curve: pd.DataFrame, ends: Sequence[pd.DataFrame],
+              row: Mapping[str, Any]) -> tuple[frozenset[str], Callable[[Collection[str]], Curve]]:
+    """The problems that all evaluations of a run have, and its curve over some of them.
+
+    The evaluations of a run have the same problems, or the first so many of them (`evaluation.evaluate_step`). The
+    accuracy of one that has others, too, is computed from its table.
+    """
+    whole = {int(curve["step"].iloc[0]): ends[0], int(curve["step"].iloc[-1]): ends[1]}
+    counts = curve["problems"] if "problems" in curve else pd.Series(len(ends[0]), index=curve.index)
+    least = int(curve["step"].loc[counts.idxmin()])
+    small = whole[least] if least in whole else _evaluation(run, least)
+    common = frozenset(small["problem_id"]).intersection(*(end["problem_id"] for end in ends))
+
+    def accuracy(step: int, recorded: float, count: int, problems: Collection[str]) -> float:
+        if count == len(problems) == len(common):
+            return recorded
+        table = whole[step] if step in whole else _evaluation(run, step)
+        kept = table[table["problem_id"].isin(problems)]
+        return float((kept["c"] / kept["n"]).mean())
+
+    def on(problems: Collection[str]) -> Curve:
+        rows = zip(curve["step"], curve["accuracy"], counts, strict=True)
+        return Curve(curve["step"].to_numpy(), np.array([accuracy(int(step), float(recorded), int(count), problems)
+                                                         for step, recorded, count in rows]),
+                     {cost: curve[cost].to_numpy(dtype=float) for cost in CROSSED},
+                     {cost: float(row["steps"] if cost == "step" else row[cost]) for cost in CROSSED})
+
+    return common, on
+
+
+def _compare_costs(records: Sequence[_Record], references: Mapping[str, str]) -> list[str]:
+    """Put each run's costs to the target and at equal accuracy into its row, on problems that its reference has.
+
+    Beside each cost to the target stands that of the reference with the same seed on the same problems. Returns what
+    stands in the way, a sentence each.
+    """
+    notes = dict.fromkeys(note for name in dict.fromkeys(references.values())
+                          if (note := _no_target([record for record in records if record.row["arm"] == name], name)))
+    for record in records:
+        row, name = record.row, references[record.row["arm"]]
+        base = [other for other in records if other.row["arm"] == name]
+        shared = record.held_out.intersection(*(other.held_out for other in base))
+        row |= {"target": math.nan, "equal_missed": math.nan, **{f"{cost}_equal": math.nan for cost in COSTS},
+                **{f"{cost}_to_target{of}": math.nan for cost in CROSSED for of in ("", "_reference")}}
+        if not base or not shared:
+            notes |= {f"{row['path']} and {name} have no held-out problem in common, so there is no ratio.": None
+                      } if base else {}
+            continue
+        theirs, curve = {other.row["seed"]: other.on(shared) for other in base}, record.on(shared)
+        ends = np.array([[one.accuracy[0], one.accuracy[-1]] for one in theirs.values()]).mean(axis=0)
+        if not ends[1] > ends[0]:
+            continue
+        row["target"] = float(ends[0] + TARGET_SHARE * (ends[1] - ends[0]))
+        alone = row["alone"] and all(other.row["alone"] for other in base if other.row["seed"] == row["seed"])
+        _compare_with(row, curve, theirs.get(row["seed"]), [cost for cost in CROSSED if alone or cost != "seconds"])
+    return list(notes)
+
+
+def _compare_with(row: dict[str, Any], curve: Curve, theirs: Curve | None, crossed: Sequence[str]) -> None:
+    """Put a run's costs beside those of its reference of the same seed, if there is one; see `_compare_costs`."""
+    for cost in crossed:
+        row[f"{cost}_to_target"] = curve.to_reach(row["target"], cost)
+        if theirs is not None:
+            reached = theirs.to_reach(row["target"], cost)
+            row[f"{cost}_to_target_reference"] = reached
+            row[f"{cost}_reference"] = theirs.spent[cost]
+            if cost in COSTS:
+                row[f"{cost}_equal"], row["equal_missed"] = equal_accuracy(theirs, curve, cost)
+
+
+def _no_target(base: Sequence[_Record], name: str) -> str:
+    """Why there is no target from the runs of a reference; nothing where there is one."""
+    if not base:
+        return f"There is no {name} arm, so there is no target and no ratio."
+    ends = np.array([record.on(record.held_out).accuracy[[0, -1]] for record in base]).mean(axis=0)
+    return "" if ends[1] > ends[0] else f"The {name} arm has not gained accuracy, so there is no target and no ratio."
+
+
+def _evaluation(run: Run, step: int) -> pd.DataFrame:
+    """The table of a run's evaluation, checked."""
+    table = run.evaluation_table(step)
+    check_problems(table, f"The evaluation of step {step} of the run {run.path}")
+    return table
 
 
 def check_problems(table: pd.DataFrame, what: str) -> None:
@@ -295,16 +415,6 @@ def _fall_and_rise(steps: pd.DataFrame) -> dict[str, float]:
             for name, value in drop_then_align(table["predicted_pass_rate"], table["accuracy"]).items()}
 
 
-def _target(runs: pd.DataFrame, name: str) -> tuple[float, str]:
-    """The accuracy that time-to-target asks for, from the runs of a reference arm; without one, the reason."""
-    if runs.empty:
-        return math.nan, f"There is no {name} arm, so there is no target and no ratio."
-    base, final = runs[["accuracy_before", "accuracy_after"]].mean()
-    if not final > base:
-        return math.nan, f"The {name} arm has not gained accuracy, so there is no target and no ratio."
-    return float(base + TARGET_SHARE * (final - base)), ""
-
-
 def _warnings(runs: pd.DataFrame) -> list[str]:
     """What makes the comparison unfair, a sentence each."""
     notes = [f"{row.path} stands at step {row.steps} of {row.planned}." for row in runs.itertuples()
@@ -319,61 +429,69 @@ def _warnings(runs: pd.DataFrame) -> list[str]:
     return notes
 
 
-def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.DataFrame) -> dict[str, Any]:
+def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.DataFrame,
+                 references: Mapping[str, str]) -> dict[str, Any]:
     """The JSON entry of an arm: `runs` are its own, a row a seed, `problems` the rows of both its evaluations."""
     arm = runs["arm"].iloc[0]
     runs, base, efficient = (everything[everything["arm"] == name].set_index("seed") for name in (
-        arm, reference(arm), EFFICIENT + (FRESH if arm.endswith(FRESH) else "")))
+        arm, references[arm], EFFICIENT + (FRESH if arm.endswith(FRESH) else "")))
     rates = (problems["c"] / problems["n"]).groupby([problems["level"], problems["when"]]).mean().unstack()
-    never = int(np.isinf(runs["tokens_to_target"]).sum())
-    undefined = int(runs["pass_rate_r_after"].isna().sum())
-    notes = {f"{never} of {len(runs)} seeds never reach the target and are left out of the ratios.": never,
-             f"r of the pass rate after training is undefined in {undefined} of {len(runs)} seeds.": undefined}
     return {
-        "seeds": len(runs), "privileged": arm.removesuffix(FRESH) in PRIVILEGED, "reference": reference(arm),
+        "seeds": len(runs), "privileged": arm.removesuffix(FRESH) in PRIVILEGED, "reference": references[arm],
         "target": runs["target"].iloc[0], "difficulty": " and ".join(runs["difficulty"].unique()),
         "accuracy_base": runs["accuracy_before"].mean(),
-        "accuracy_final": over_seeds(runs["accuracy_after"]),
-        "accuracy_above_grpo": over_seeds(runs["accuracy_after"] - base["accuracy_after"]),
-        **{name: runs[name].mean() for name in ("tokens", *TOKENS, "seconds", "updates")},
-        **{f"{cost}s_to_target_ratio": paired_ratio(base[f"{cost}s_to_target"], runs[f"{cost}s_to_target"])
-           for cost in ("token", "second")},
-        **_arithmetic(runs, base),
-        "tokens_below_efficient": paired_ratio(efficient["tokens_to_target"], runs["tokens_to_target"]),
+        "accuracy_final": over_seeds(runs["accuracy_after"], SHARE),
+        "accuracy_above_grpo": over_seeds(runs["accuracy_after"] - base["accuracy_after"], SIGNED),
+        **{name: runs[name].mean() for name in (*TOKENS, *COSTS, "updates")},
+        "seconds": runs["seconds"].mean() if runs["alone"].all() else math.nan,
+        **_ratios(runs, is_reference=arm == references[arm]),
+        **_arithmetic(runs),
+        "tokens_below_efficient": ratio_of_logs((runs["tokens_equal"] - efficient["tokens_equal"]).dropna()),
         **{name: {when: runs[f"{column}_{when}"].mean() for when in ENDS} for name, column in MEASURES.items()},
-        "final": {name: over_seeds(runs[f"{MEASURES[name]}_after"]) for name in ("r_pass_rate", "r_pass_rate_within",
-                                                                                "r_length", "mae_pass_rate")},
-        "calibration_error": {when: over_seeds(runs[f"calibration_error_{when}"]) for when in ENDS},
-        **{name: over_seeds(runs[name]) for name in GATES},
+        "final": {name: over_seeds(runs[f"{MEASURES[name]}_after"], bounds) for name, bounds in FINAL.items()},
+        "calibration_error": {when: over_seeds(runs[f"calibration_error_{when}"], SHARE) for when in ENDS},
+        "calibration_floor": {when: runs[f"calibration_floor_{when}"].mean() for when in ENDS},
+        **{name: over_seeds(runs[name], bounds) for name, bounds in GATES.items()},
         "drop_then_align": {"measured": int(runs["align_shown"].count()), "shown": int(runs["align_shown"].sum()),
-                            **{name: over_seeds(runs[f"align_{name}"]) for name in ("fall", "rise")}},
-        "never_crossed": never, "note": " ".join(note for note, count in notes.items() if count),
+                            **{name: over_seeds(runs[f"align_{name}"], SIGNED) for name in ("fall", "rise")}},
         "gain_by_level": {str(level): gain for level, gain in (rates["after"] - rates["before"]).items()},
-        **{f"pass_at_32_{name}": _interval(pass_at_k_interval(problems[problems["when"] == when], 32))
+        **{f"pass_at_32_{name}": named(pass_at_k_interval(problems[problems["when"] == when], 32))
            if problems["n"].min() >= 32 else None for name, when in (("base", "before"), ("final", "after"))},
     }
 
 
-def _arithmetic(runs: pd.DataFrame, base: pd.DataFrame) -> dict[str, Any]:
-    """Where the tokens to the target went: each stream as a share of what the reference spends, and the steps.
+def _ratios(runs: pd.DataFrame, is_reference: bool) -> dict[str, Any]:
+    """The costs of an arm compared with its reference's, at equal accuracy and at the target, and what is a bound.
+
+    `equal_bound` and `target_bound` are `<=` where the arm never reaches an accuracy, so that its ratio is at most the
+    one given, `>=` where its reference does not, `~` for both, and else empty.
+    """
+    never, undefined = np.isinf(runs["tokens_to_target"]), int(runs["pass_rate_r_after"].isna().sum())
+    theirs = np.isinf(runs["tokens_to_target_reference"]) & (not is_reference)
+    count, missed = int(never.sum()), runs["equal_missed"].mean()
+    notes = {f"{count} of {len(runs)} seeds never reach the target: all that they spent is counted, so the ratio there "
+             "is at most the one given.": count,
+             f"r of the pass rate after training is undefined in {undefined} of {len(runs)} seeds.": undefined}
+    return {
+        **{f"{cost}_equal_ratio": ratio_of_logs(runs[f"{cost}_equal"]) for cost in COSTS},
+        **{f"{name}_to_target_ratio": paired_ratio(
+            runs[f"{cost}_to_target_reference"], runs[f"{cost}_to_target"], runs.get(f"{cost}_reference"), runs[spent])
+           for name, cost, spent in (("steps", "step", "steps"), ("tokens", "tokens", "tokens"),
+                                     ("seconds", "seconds", "seconds"))},
+        "never_crossed": count, "equal_missed": missed, "equal_bound": "<=" * bool(missed > 0),
+        "target_bound": "" if is_reference else {(True, False): "<=", (False, True): ">=", (True, True): "~"}.get(
+            (bool(never.any()), bool(theirs.any())), ""),
+        "note": " ".join(note for note, known in notes.items() if known)}
+
+
+def _arithmetic(runs: pd.DataFrame) -> dict[str, Any]:
+    """Where the tokens to the target went: each stream as a share of what the reference spends.
 
     Means over the seeds in which both reach the target; the streams add up to `tokens`.
     """
-    both = runs.index.intersection(base.index)
-    both = both[np.isfinite(runs.loc[both, "tokens_to_target"]) & np.isfinite(base.loc[both, "tokens_to_target"])]
-    parts = {name: (runs.loc[both, f"{name}_to_target"] / base.loc[both, "tokens_to_target"]).mean()
-             for name in ("tokens", *COST)}
-    return {"tokens_of_reference": parts, "steps_to_target_ratio": paired_ratio(
-        base.loc[both, "step_to_target"], runs.loc[both, "step_to_target"])}
-
-
-def over_seeds(values: Iterable[float]) -> dict[str, float]:
-    """`mean_interval` by name."""
-    return _interval(mean_interval(values))
-
-
-def _interval(values: Iterable[float]) -> dict[str, float]:
-    return dict(zip(("mean", "low", "high"), values, strict=True))
+    both = runs[np.isfinite(runs["tokens_to_target"]) & np.isfinite(runs["tokens_to_target_reference"])]
+    return {"tokens_of_reference": {name: (both[f"{name}_to_target"] / both["tokens_to_target_reference"]).mean()
+                                    for name in ("tokens", *COST)}}
 
 
 def _plain(value: Any) -> Any:

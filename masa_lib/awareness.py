@@ -6,13 +6,14 @@ seeds say together is the business of `analysis`.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+from scipy import signal, stats
 
 from masa_lib.predictions import PASS_RATE_STEPS
 
@@ -20,6 +21,10 @@ from masa_lib.predictions import PASS_RATE_STEPS
 GATE = ("gate_precision", "gate_recall", "gate_f1", "signal_lost")
 CAP = ("right_cut", "stopped")
 SIGNIFICANT = 0.05
+#: steps below which no fall and rise can be told; knots of the line that is taken for the trend; simulated series, and
+#: the autocorrelations that they have
+SHORTEST, KNOTS, PATHS, CAUTION = 40, 7, 500, 0.25
+LIKENESS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
 def correlation(x: Any, y: Any) -> float:
@@ -76,30 +81,64 @@ def meta_awareness(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def calibration(predicted: Any, true: Any, bins: int = 10) -> dict[str, Any]:
+def calibration(predicted: Any, true: Any, samples: Any = math.nan, bins: int = 10) -> dict[str, Any]:
     """How far off predictions are where they are high and where they are low.
 
     Args:
         predicted: of each problem.
         true: of each problem, on the same scale.
+        samples: solutions behind each true rate (0 to 1), for `floor`.
         bins: of about equally many problems each, in the order of the prediction; equal predictions share a bin.
 
     Returns:
-        `bins` (mean predicted, mean true, number of problems) and `error`, their mean absolute gap over the problems.
+        `bins` (mean predicted, mean true, number of problems), `error`, their mean absolute gap over the problems, and
+        `floor`: the error of a perfect predictor, as its true rates, too, are measured with so many solutions.
     """
-    frame = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float)}).dropna()
-    places = ((frame["predicted"].rank() - 0.5) / len(frame) * bins).astype(int)
-    table = frame.groupby(places).agg(predicted=("predicted", "mean"), true=("true", "mean"), problems=("true", "size"))
+    frame = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float),
+                          "samples": samples}).dropna(subset=["predicted", "true"])
+    table = frame.groupby(_places(frame["predicted"], bins)).agg(
+        predicted=("predicted", "mean"), true=("true", "mean"), problems=("true", "size"))
     gap = (table["predicted"] - table["true"]).abs()
     error = float((gap * table["problems"]).sum() / len(frame)) if len(frame) else math.nan
-    return {"error": error, "bins": table.to_dict("records")}
+    return {"error": error, "bins": table.to_dict("records"),
+            "floor": calibration_floor(frame["true"], frame["samples"], bins)}
+
+
+def calibration_floor(true: pd.Series, samples: pd.Series, bins: int = 10) -> float:
+    """The calibration error to expect of predictions that are the true pass rates, from the luck of the samples alone.
+
+    The true rates are taken for those of the Beta distribution that has the mean of the measured ones, and their
+    variance less that of sampling. In a bin the gap is a mean of binomial noise, roughly normal, and so the mean of its
+    absolute value is sqrt(2 / pi) of its standard deviation.
+
+    Args:
+        true: measured pass rates.
+        samples: n, of each; below 2 nothing can be said, and the floor is NaN.
+        bins: as in `calibration`.
+    """
+    if len(true) < 2 or not (samples >= 2).all():
+        return math.nan
+    centre = float(true.mean())
+    spread = float(true.var() - (true * (1 - true) / (samples - 1)).mean())
+    rates = pd.Series(centre, index=range(len(true)))
+    if spread > 0:
+        size = max(centre * (1 - centre) / spread - 1, 0.01)
+        rates[:] = stats.beta.ppf((rates.index + 0.5) / len(true), centre * size, (1 - centre) * size)
+    noise = (rates * (1 - rates) * (1 / samples).mean()).groupby(_places(rates, bins)).sum()
+    return float(math.sqrt(2 / math.pi) * np.sqrt(noise).sum() / len(true))
+
+
+def _places(values: pd.Series, bins: int) -> pd.Series:
+    """The bin of each value: about equally many in each, in their order; equal values share one."""
+    return ((values.rank() - 0.5) / len(values) * bins).astype(int)
 
 
 def drop_then_align(predicted: Any, true: Any) -> dict[str, float]:
     """Whether predictions first fall and then rise towards what is true (Fig. 7a), tested on one run.
 
-    The bottom is chosen on every other step and measured on the steps between, so that choosing makes no fall. Start,
-    bottom and end are windows of a tenth of the steps; fall and rise are each tested with Welch's t-test.
+    The bottom is chosen on every other step and measured on the steps between. Start, bottom and end are windows of a
+    tenth of the steps. Neighbouring steps are alike, and so noise falls and rises, too: each change is compared with
+    those of level noise that is as much alike (`_level_noise`), of which it must exceed 95 %.
 
     Args:
         predicted: mean predicted pass rate of each step's batch, at least 40 steps.
@@ -111,19 +150,72 @@ def drop_then_align(predicted: Any, true: Any) -> dict[str, float]:
         bottom, else 0. All NaN for a run too short.
     """
     pairs = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float)}).dropna()
-    chosen, measured = pairs.iloc[::2]["predicted"].to_numpy(), pairs.iloc[1::2]
-    width = max(len(pairs) // 20, 5)
-    if len(pairs) < 8 * width:
+    if len(pairs) < SHORTEST:
         return dict.fromkeys(("fall", "rise", "gap_bottom", "gap_end", "bottom", "shown"), math.nan)
-    means = np.convolve(chosen, np.full(width, 1 / width), "valid")
-    place = width + int(means[width:len(measured) - 2 * width + 1].argmin())
-    start, bottom, end = (measured.iloc[at:at + width] for at in (0, place, len(measured) - width))
-    rates = [part["predicted"].mean() for part in (start, bottom, end)]
-    gaps = [(part["true"] - part["predicted"]).mean() for part in (bottom, end)]
-    sure = all(stats.ttest_ind(part["predicted"], bottom["predicted"], equal_var=False, alternative="greater").pvalue
-               < SIGNIFICANT for part in (start, end))
-    return {"fall": rates[0] - rates[1], "rise": rates[2] - rates[1], "gap_bottom": gaps[0], "gap_end": gaps[1],
-            "bottom": (2 * place + width) / len(pairs), "shown": float(sure and abs(gaps[1]) < abs(gaps[0]))}
+    values = pairs["predicted"].to_numpy()
+    (fall,), (rise,), (place,), width = _fall_and_rise(values[None])
+    measured = (pairs["true"] - pairs["predicted"]).iloc[1::2]
+    gaps = [float(measured.iloc[at:at + width].mean()) for at in (place, len(measured) - width)]
+    sure = (np.array([fall, rise]) > _level_noise(values)).all()
+    return {"fall": float(fall), "rise": float(rise), "gap_bottom": gaps[0], "gap_end": gaps[1],
+            "bottom": float((2 * place + width) / len(pairs)), "shown": float(sure and abs(gaps[1]) < abs(gaps[0]))}
+
+
+def _fall_and_rise(paths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Fall, rise and place of the bottom (among every other step) of each path (row), and the width of a window."""
+    width = max(paths.shape[1] // 20, 5)
+    chosen, measured = (_windows(paths[:, start::2], width) for start in (0, 1))
+    place = width + chosen[:, width:measured.shape[1] - width].argmin(axis=1)
+    bottom = measured[np.arange(len(paths)), place]
+    return measured[:, 0] - bottom, measured[:, -1] - bottom, place, width
+
+
+def _windows(paths: np.ndarray, width: int) -> np.ndarray:
+    """Means of all windows of each path."""
+    sums = np.cumsum(np.pad(paths, ((0, 0), (1, 0))), axis=1)
+    return (sums[:, width:] - sums[:, :-width]) / width
+
+
+def _level_noise(values: np.ndarray) -> np.ndarray:
+    """The fall and the rise that 5 % of level series exceed whose noise is like that of a series.
+
+    The noise is autoregressive (AR(1)). What a broken line with KNOTS knots leaves of the series shows how strong it is
+    and how much alike neighbours are, once both are read off simulated noise that lost the same to such a line.
+    """
+    residuals = _without_trend(values[None])
+    alike, variance, falls, rises = _simulated_noise(len(values)).T
+    likeness = np.interp(_likeness(residuals)[0], alike, LIKENESS)
+    scale = math.sqrt(residuals.var() / np.interp(likeness, LIKENESS, variance))
+    return scale * np.array([np.interp(likeness, LIKENESS, bounds) for bounds in (falls, rises)])
+
+
+@functools.cache
+def _simulated_noise(steps: int) -> np.ndarray:
+    """For each of LIKENESS, of AR(1) noise of variance 1 so long: likeness and variance without its trend; bounds.
+
+    The likeness is one that only a share CAUTION of the paths falls below: how much alike a short series is cannot be
+    known well, and to take it for less is what makes noise look like a change.
+    """
+    drawn, rows = np.random.default_rng(steps).standard_normal((PATHS, steps)), []
+    for likeness in LIKENESS:
+        shocks = drawn * np.where(np.arange(steps), math.sqrt(1 - likeness**2), 1)
+        paths = signal.lfilter([1], [1, -likeness], shocks, axis=1)
+        residuals, (falls, rises, *_) = _without_trend(paths), _fall_and_rise(paths)
+        rows.append([np.quantile(_likeness(residuals), CAUTION), residuals.var(),
+                     *(np.quantile(changes, 1 - SIGNIFICANT) for changes in (falls, rises))])
+    return np.array(rows)
+
+
+def _without_trend(paths: np.ndarray) -> np.ndarray:
+    """What the nearest broken line with KNOTS equidistant knots leaves of each path."""
+    place = np.linspace(0, KNOTS - 1, paths.shape[1])
+    line, _ = np.linalg.qr(np.maximum(0, 1 - np.abs(place[:, None] - np.arange(KNOTS))))
+    return paths - (paths @ line) @ line.T
+
+
+def _likeness(paths: np.ndarray) -> np.ndarray:
+    """Autocorrelation of each path from step to step; 0 for one without noise."""
+    return (paths[:, 1:] * paths[:, :-1]).sum(axis=1) / np.maximum((paths**2).sum(axis=1), np.finfo(float).tiny)
 
 
 def gate_quality(steps: pd.DataFrame, window: int) -> dict[str, float]:

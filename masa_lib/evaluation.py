@@ -56,7 +56,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         table = _sample_hinted(asks, sample, held_out) if hinted else sample(asks)
     by_problem = per_problem(table)
     solved = table[table["stream"] == "solution"]
-    mean, low, high = analysis.mean_interval(by_problem["c"] / by_problem["n"])
+    mean, low, high = analysis.share_interval(by_problem["c"] / by_problem["n"])
     summary = {"step": step, "problems": len(held_out), "samples": samples, "accuracy": mean, "accuracy_low": low,
                "accuracy_high": high, "mean_length": float(solved["length"].mean()),
                "truncated": float((solved["finish"] == "length").mean()),

@@ -18,9 +18,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from masa_lib.analysis import COST, ENDS, arm_rank, pass_at_k_interval
+from masa_lib.analysis import ENDS, arm_rank, pass_at_k_interval
 from masa_lib.awareness import correlation
 from masa_lib.config import METHODS
+from masa_lib.costs import COST
 from masa_lib.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"

@@ -313,6 +313,7 @@ def replay(path: str | Path, page: Path | None = None, as_json: bool = False) ->
     Raises:
         RunError, ReplayError: the run cannot be read, or has no groups to replay or to drop.
     """
+    report.check_page(page)
     groups = read_groups(path)
     gates, stops, phase = every_gate(groups), every_cap(groups), PHASES[2]
     chosen = {name: recommend(gates, name) for name in PHASES}

@@ -18,7 +18,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from masa_lib import figures, files, gate_figures
-from masa_lib.analysis import COST, EFFICIENT, FRESH, Comparison, calibration_curve, compare_runs
+from masa_lib.analysis import EFFICIENT, FRESH, AnalysisError, Comparison, calibration_curve, compare_runs
+from masa_lib.costs import COST
 
 TABLE = (  # label, key of an arm's summary, number format
     ("seeds", "seeds", "d"), ("optimiser updates", "updates", ",.0f"), ("accuracy, base", "accuracy_base", ".3f"),
@@ -26,13 +27,20 @@ TABLE = (  # label, key of an arm's summary, number format
     ("pass@32, base", "pass_at_32_base", ".3f"), ("pass@32, final", "pass_at_32_final", ".3f"),
     ("tokens of solutions", "tokens_solution", ",.0f"), ("tokens of re-checks", "tokens_recheck", ",.0f"),
     ("tokens of predictions", "tokens_meta", ",.0f"), ("tokens of cloning", "tokens_cloning", ",.0f"),
-    ("tokens, all streams", "tokens", ",.0f"), ("tokens of the oracle, no cost", "tokens_oracle", ",.0f"),
-    ("seconds", "seconds", ",.0f"), ("steps to target, ratio", "steps_to_target_ratio", ".2f"),
+    ("tokens, all streams", "tokens", ",.0f"), ("prompts read, tokens", "read", ",.0f"),
+    ("tokens through the update", "tokens_update", ",.0f"), ("seconds", "seconds", ",.0f"),
+    ("all computed tokens", "computed", ",.0f"), ("all, the update thrice", "computed_thrice", ",.0f"),
+    ("tokens of the oracle, no cost", "tokens_oracle", ",.0f"),
+    *((f"{label} at equal accuracy, ratio", f"{cost}_equal_ratio", ".2f") for cost, label in (
+        ("tokens", "tokens"), ("read", "prompts read"), ("tokens_update", "update"), ("seconds", "seconds"),
+        ("computed", "all computed"), ("computed_thrice", "update thrice"))),
+    ("accuracies never reached", "equal_missed", ".0%"), ("steps to target, ratio", "steps_to_target_ratio", ".2f"),
     ("tokens to target, ratio", "tokens_to_target_ratio", ".2f"),
     ("seconds to target, ratio", "seconds_to_target_ratio", ".2f"), ("seeds that never reach it", "never_crossed", "d"),
     ("r of the pass rate", "r_pass_rate", ".2f"), ("  within levels", "r_pass_rate_within", ".2f"),
     ("  R of prompt length alone", "r_prompt_length", ".2f"), ("  that within levels", "r_prompt_length_within", ".2f"),
     ("mean error of the pass rate", "mae_pass_rate", ".3f"), ("calibration error of it", "calibration_error", ".3f"),
+    ("  that of a perfect predictor", "calibration_floor", ".3f"),
     ("falls, then aligns, seeds", "drop_then_align", "d"), ("r of the length", "r_length", ".2f"),
     ("mean error of the length, tokens", "mae_length", ".1f"), ("predictions that parse", "parse_rate", ".2f"),
     ("candidates dropped", "dropped", ".2f"), ("precision of the gate", "gate_precision", ".2f"),
@@ -42,14 +50,22 @@ CONSTANT = ("A prediction that is the same for all problems has no calibration e
             "whether problems are told apart.")
 ON_PAPER = ("Before the gate acts, precision, recall and lost signal are those of what it would have dropped; then "
             "those that re-checks measure.")
+#: what stands before a ratio that is a bound, and the words for it
+BOUNDS = {"": "", "<= ": "at most ", ">= ": "at least ", "~ ": "about "}
 #: arms side by side in the terminal
 WIDTH = 4
-NOTES = ("Brackets are 95 % intervals: t over seeds, for pass@32 bootstrap over problems. r and errors are means over "
-         "seeds, before -> after training. A ratio is grpo's cost to the target divided by the arm's (above 1 the arm "
-         "is cheaper): seeds paired, geometric mean, cost read off a monotone fit of the held-out curve; arms on a "
-         "fresh stream are measured against grpo on a fresh stream. Tokens are those of solutions, re-checks, "
-         "predictions and cloning; evaluation is not cost, nor is what an oracle measures. Seconds to the target count "
-         "only from runs that had the machine to themselves. Privileged arms know what a training does not.")
+NOTES = ("Brackets are 95 % intervals: t over seeds, for pass@32 over problems. r and errors are means over seeds, "
+         "before -> after training. A ratio is grpo's cost divided by the arm's (above 1 the arm is cheaper): seeds "
+         "paired, geometric mean, costs read off monotone fits of the held-out curves on the same problems; arms on "
+         "a fresh stream are measured against grpo on a fresh stream. At equal accuracy: mean over ten accuracies "
+         "between 50 % and 95 % of grpo's gain. To the target: at one of them, 90 % of its mean gain; several times "
+         "noisier. An accuracy that is never reached counts with all that was spent: the true ratio is at most (<=) "
+         "the one given, or at least (>=) where grpo never reaches it. Cost has four denominators: tokens written "
+         "(solutions, re-checks, predictions and cloning), prompts and readings computed, tokens through the "
+         "update, and seconds, which count only from runs that had the machine to themselves; no one of them is the "
+         "cost. Computed tokens are the sum of the first three, once each or with the update three times (forward "
+         "and backward). Evaluation is not cost, nor is what an oracle measures. Privileged arms know what a "
+         "training does not.")
 CAVEATS = {"kernel": "A peaked kernel paid for its predictions: under doubt its best answer lies near the mode, not "
                      "the mean, so a part of this error is what was paid for.",
            "brier": "A proper score paid for its predictions: its best answer is the mean."}
@@ -71,25 +87,39 @@ def compare(paths: Iterable[str | Path], page: Path | None = None, as_json: bool
         as_json: give the JSON object instead of table and sentences.
 
     Raises:
-        AnalysisError, RunError: the runs cannot be compared, or one cannot be read.
+        AnalysisError, RunError: the runs cannot be compared, one cannot be read, or the page has another ending.
     """
+    check_page(page)
     comparison = compare_runs(paths)
     if page is not None:
         write_page(comparison, page)
     if as_json:
         return json.dumps(comparison.summary, indent=2, allow_nan=False)
-    said = [f"Warning: {warning}" for warning in comparison.summary["warnings"]]
+    said = [*(f"Warning: {warning}" for warning in comparison.summary["warnings"]), *_settings(comparison.summary)]
     said += [*_each(comparison.summary, _accuracy, _cost, _awareness, _gate), *_rivals(comparison.summary)]
     text = [textwrap.fill(part, 110) for part in [*said, "", NOTES, *([f"Figures: {page}"] if page else [])]]
     return "\n".join([table_text(comparison.summary), "", *text])
 
 
+def check_page(page: Path | None) -> None:
+    """Refuse a page whose name promises another kind of file, before anything is computed."""
+    if page is not None and page.suffix.lower() not in (".html", ".htm"):
+        raise AnalysisError(f"The page of figures is HTML and cannot be {page}; --out takes a name that ends in .html.")
+
+
 def table_rows(summary: dict[str, Any]) -> list[list[str]]:
     """The table of measures (rows) by arms (columns); its first row is the header. What no arm has is left out."""
     arms = summary["methods"]
-    rows = {key: [label, *(show(arm[key], form) for arm in arms.values())] for label, key, form in TABLE}
+    rows = {key: [label, *(_bound(key, arm) + show(arm[key], form) for arm in arms.values())]
+            for label, key, form in TABLE}
     return [["", *(_title(name, arm) for name, arm in arms.items())],
-            *(row for key, row in rows.items() if key == "never_crossed" or not set(row[1:]) <= {"-", "0"})]
+            *(row for key, row in rows.items() if key == "never_crossed" or not set(row[1:]) <= {"-", "0", "0%"})]
+
+
+def _bound(key: str, arm: dict[str, Any]) -> str:
+    """What stands before a ratio that is a bound."""
+    kind = "equal" if key.endswith("_equal_ratio") else "target" if key.endswith("_to_target_ratio") else ""
+    return f"{arm[f'{kind}_bound']} ".lstrip() if kind and arm[key]["mean"] is not None else ""
 
 
 def table_text(summary: dict[str, Any]) -> str:
@@ -124,6 +154,7 @@ def write_page(comparison: Comparison, path: Path) -> None:
                     for tag, row in [("th", head), *(("td", row) for row in rows)])
     write_html(path, f"{', '.join(comparison.summary['methods'])}: accuracy, cost, meta-awareness",
                [*(f'<p class="warning">{_html(warning)}</p>' for warning in comparison.summary["warnings"]),
+                *(f"<p>{_html(said)}</p>" for said in _settings(comparison.summary)),
                 f"<table>{table}</table><p>{_html(NOTES)}</p>"], sections(comparison))
 
 
@@ -191,6 +222,20 @@ def _html(text: str) -> str:
     return html.escape(text).replace("-&gt;", "&rarr;")
 
 
+def _settings(summary: dict[str, Any]) -> list[str]:
+    """The settings in which the arms differ, in one sentence; an arm's method is none where it is the arm's name."""
+    said = []
+    for key, values in summary["settings"].items():
+        most, *rest = sorted(set(values.values()), key=list(values.values()).count, reverse=True)
+        if key == "method" and all(arm == value for arm, value in values.items()):
+            continue
+        told = [f"{value or 'empty'} in {' and '.join(arm for arm in values if values[arm] == value)}"
+                for value in rest]
+        others = "the others" if len(values) > 2 else next(arm for arm in values if values[arm] == most)
+        said.append(f"{key} is {', '.join(told)}, {most or 'empty'} in {others}")
+    return [f"Settings that differ: {'; '.join(said)}."] if said else []
+
+
 def _each(summary: dict[str, Any], *tellers: Any) -> list[str]:
     """What the tellers say of each arm; an arm of which there is nothing to say is passed over."""
     said = [tell(name, arm) for name, arm in summary["methods"].items() for tell in tellers]
@@ -209,18 +254,40 @@ def _accuracy(name: str, arm: dict[str, Any]) -> str:
 
 
 def _cost(name: str, arm: dict[str, Any]) -> str:
-    tokens, seconds = arm["tokens_to_target_ratio"], arm["seconds_to_target_ratio"]
+    """The headline, cost at equal accuracy by each denominator, and beside it the crossing of one target."""
+    tokens, target = arm["tokens_equal_ratio"], arm["tokens_to_target_ratio"]
     if name == arm["reference"] or tokens["mean"] is None:
         return ""
-    unsure = tokens["low"] is None or tokens["low"] <= 1 <= tokens["high"]
-    verdict = "not shown to differ" if unsure else "cheaper" if tokens["mean"] > 1 else "dearer"
-    timed = "" if seconds["mean"] is None else f" and {show(seconds, '.2f')} times its seconds"
-    return (f"{_title(name, arm)}: to the target {arm['reference']} spends {show(tokens, '.2f')} times the tokens of "
-            f"{name}{timed}; in tokens {name} is {verdict}.")
+    others = {"read": "the prompts", "tokens_update": "the tokens through the update", "seconds": "the seconds"}
+    each = [f"{_shown(f'{cost}_equal_ratio', arm)} times {what}" for cost, what in others.items()
+            if arm[f"{cost}_equal_ratio"]["mean"] is not None]
+    crossing = "" if target["mean"] is None else (
+        f" To the target alone it is {_shown('tokens_to_target_ratio', arm)} times the tokens"
+        + ("." if arm["seconds_to_target_ratio"]["mean"] is None else
+           f" and {_shown('seconds_to_target_ratio', arm)} times the seconds."))
+    return (f"{_title(name, arm)}: at equal accuracy {arm['reference']} writes {_shown('tokens_equal_ratio', arm)} "
+            f"times the tokens of {name}, and has {_and(each)}; in tokens written {name} is "
+            f"{_verdict(tokens, arm['equal_bound'])}.{crossing}")
+
+
+def _shown(key: str, arm: dict[str, Any]) -> str:
+    """A ratio with its interval, and whether it is a bound, in words."""
+    return BOUNDS[_bound(key, arm)] + show(arm[key], ".2f")
+
+
+def _verdict(ratio: dict[str, Any], bound: str) -> str:
+    """What a ratio with an interval shows; one that is at most so large shows nothing to be cheaper."""
+    if ratio["low"] is None or ratio["low"] <= 1 <= ratio["high"] or (bound and ratio["mean"] > 1):
+        return "not shown to differ"
+    return "cheaper" if ratio["mean"] > 1 else "dearer"
+
+
+def _and(parts: Sequence[str]) -> str:
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def _rivals(summary: dict[str, Any]) -> list[str]:
-    """Which arms need fewer tokens to the target than masa-efficient, or reach it in more of their seeds."""
+    """Which arms need fewer tokens at equal accuracy than masa-efficient, or reach the target in more of the seeds."""
     said = []
     for efficient in (EFFICIENT, EFFICIENT + FRESH):
         ours = summary["methods"].get(efficient)
@@ -230,15 +297,15 @@ def _rivals(summary: dict[str, Any]) -> list[str]:
         for name, arm in others.items():
             ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
             if (ratio["mean"] or 0) > 1:
-                sure = (ratio["low"] or 0) > 1
-                lines[f"{_title(name, arm)} needs fewer tokens to the target: {efficient} spends "
+                sure = _verdict(ratio, arm["equal_bound"]) == "cheaper"
+                lines[f"{_title(name, arm)} needs fewer tokens at equal accuracy: {efficient} spends "
                       f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}"] = sure
             elif missed < ours["never_crossed"] / ours["seeds"]:
                 lines[f"{_title(name, arm)} reaches the target in more of its seeds"] = True
         if lines:
             said.append(f"{efficient} {'is' if any(lines.values()) else 'may be'} beaten. " + ". ".join(lines) + ".")
         elif others:
-            said.append(f"No arm needs fewer tokens to the target than {efficient}.")
+            said.append(f"No arm needs fewer tokens at equal accuracy than {efficient}.")
     return said
 
 
@@ -248,7 +315,7 @@ def _arithmetic(name: str, arm: dict[str, Any]) -> str:
         return ""
     streams = " and ".join(f"{100 * parts[key]:.1f} for {figures.STREAMS[key][0]}" for key in COST if parts[key])
     return (f"{_title(name, arm)}: where {arm['reference']} spends 100 tokens to the target it spends {streams}, "
-            f"{100 * parts['tokens']:.1f} in all; {arm['reference']} takes {show(arm['steps_to_target_ratio'], '.2f')} "
+            f"{100 * parts['tokens']:.1f} in all; {arm['reference']} takes {_shown('steps_to_target_ratio', arm)} "
             "times its steps.")
 
 
@@ -257,14 +324,17 @@ def _calibration(name: str, arm: dict[str, Any]) -> str:
     if error["after"]["mean"] is None:
         return ""
     caveat = CAVEATS.get(arm["difficulty"], "") if arm["tokens_meta"] else "Nothing paid for its predictions."
-    return f"{name}: expected calibration error {show(error)}. {caveat}".strip()
+    floor = {when: value for when, value in arm["calibration_floor"].items() if value is not None}
+    least = f" (a perfect predictor: {show(arm['calibration_floor'])}, by the luck of the samples)" if floor else ""
+    return f"{name}: expected calibration error {show(error)}{least}. {caveat}".strip()
 
 
 def _alignment(name: str, arm: dict[str, Any]) -> str:
     found = arm["drop_then_align"]
     return (f"{name}: the mean predicted pass rate first falls and then rises towards the true one in {show(found)} "
             f"seeds (fall {show(found['fall'])}, rise {show(found['rise'])}; the bottom is chosen on every other step "
-            "and measured on the steps between, each change tested at 5 %).") if found["measured"] else ""
+            "and measured on the steps between, each change tested at 5 % against noise as much alike from step to "
+            "step).") if found["measured"] else ""
 
 
 def _gate(name: str, arm: dict[str, Any]) -> str:

@@ -194,10 +194,13 @@ class _Gathering:
         return Ask("meta", group, problem, (self.config.sampling.meta_tokens,) * count)
 
     def _solutions(self, group: int) -> Ask:
-        """The solutions of a candidate, each with its cap, and the hint."""
+        """The solutions of a candidate, each with its cap, and the hint.
+
+        A re-checked group has no cap: it is to show whether the gate was right, and a cap would take its signal away.
+        """
         config, candidate, gate = self.config, self.candidates[group], self.gate
         full = config.sampling.solution_tokens
-        limit = gating.cap(candidate.lengths, config) if gate.cap_on else full
+        limit = gating.cap(candidate.lengths, config) if gate.cap_on and group not in self.rechecked else full
         hint = candidate.notions if gate.hint_on else ()
         caps = [full if limit < full and gate.rng.random() < config.cap.uncapped else limit
                 for _ in range(config.sampling.solutions)]

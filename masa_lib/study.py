@@ -41,6 +41,8 @@ POLL = 0.5
 STUDY = {"title": (str,), "out": (str,), "seeds": (int, str), "hours": (int, float), "arms": (dict,), "jobs": (int,),
          "threads": (int,), "settings": (dict,)}
 ARM = {"about": (str,), "method": (str,), "seeds": (int, str), "settings": (dict,)}
+#: an arm's name is part of its runs' folders
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 KINDS = {str: "a text", int: "a whole number above 0", float: "a number above 0", dict: "a table"}
 #: a smoke run takes at most these, and its gate acts from the second step on
 SMOKE = {"steps": 3, "model.threads": 1, "problems.pool": 24, "sampling.problems": 3, "sampling.solutions": 4,
@@ -137,6 +139,9 @@ def load(path: str | Path) -> Study:
 
 
 def _arm(where: str, name: str, entry: Any, study: Mapping[str, Any]) -> Arm:
+    if not NAME.fullmatch(name):
+        raise ConfigError(f"{where}: the name is {name!r}; a name takes letters, digits and . _ + -, and begins with a "
+                          "letter or a digit.")
     table = _checked(where, entry, ARM, {"method": name, "seeds": study["seeds"], "settings": {}})
     changes = {"model.threads": study["threads"], **configs.flatten(study["settings"]),
                **configs.flatten(table["settings"])}
