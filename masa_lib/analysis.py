@@ -169,14 +169,14 @@ def _arms(runs: Mapping[Path, Run]) -> tuple[dict[Path, str], str | None]:
     a method can be compared with itself; where no arm is called grpo then, the first run given is the reference.
     """
     shown = {path: re.fullmatch(r"(.+)-s\d+", path.resolve().name) for path in runs}
-    arms = {path: shown[path][1] if shown[path] else run.config.method for path, run in runs.items()}
-    unnamed = [path for path in runs if not shown[path]]
+    plain = {path: shown[path][1] if shown[path] else run.config.method for path, run in runs.items()}
+    unnamed, arms = [path for path in runs if not shown[path]], dict(plain)
     for path in unnamed:
-        alike = [other for other in runs if arms[other] == runs[path].config.method and other != path]
+        alike = [other for other in runs if plain[other] == plain[path] and other != path]
         if any(runs[other].config.seed == runs[path].config.seed or _settings(runs[other]) != _settings(runs[path])
                for other in alike):
             arms[path] = path.resolve().name
-    depth, renamed = 1, any(arms[path] != runs[path].config.method for path in unnamed)
+    depth, renamed = 1, arms != plain
     while double := _double(arms, runs):
         depth += 1
         for path in double:
@@ -321,7 +321,7 @@ def _held_out(run: Run, curve: pd.DataFrame, ends: Sequence[pd.DataFrame],
     accuracy of one that has others, too, is computed from its table.
     """
     whole = {int(curve["step"].iloc[0]): ends[0], int(curve["step"].iloc[-1]): ends[1]}
-    counts = curve["problems"] if "problems" in curve else pd.Series(len(ends[0]), index=curve.index)
+    counts = curve.get("problems", pd.Series(index=curve.index, dtype=float)).fillna(len(ends[1]))
     least = int(curve["step"].loc[counts.idxmin()])
     small = whole[least] if least in whole else _evaluation(run, least)
     common = frozenset(small["problem_id"]).intersection(*(end["problem_id"] for end in ends))

@@ -257,8 +257,8 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
     flat, dropped = groups["share"].isin([0, 1]), rejected[groups.index]
     whole = solved[(solved["reward"] > 0) & ~solved["capped"]]
     limits = limits[whole["group"]]
-    by_chance = capping & (limits < config.sampling.solution_tokens) & whole["admitted"]  # re-checks have no cap at all
-    chance = np.where(by_chance, config.cap.uncapped, 1.0)
+    by_lot = np.asarray(whole.get("admitted", True), dtype=bool)  # a re-checked group has no cap
+    chance = np.where(capping & by_lot & (limits < config.sampling.solution_tokens), config.cap.uncapped, 1.0)
     return {"asked": len(candidates), "rejected": int(rejected.sum()),
             "signal": float(groups["weight"][~flat].sum()), "flat": float(groups["weight"][flat].sum()),
             "drops": float(groups["weight"][dropped].sum()), "hits": float(groups["weight"][flat & dropped].sum()),

@@ -223,11 +223,11 @@ def _html(text: str) -> str:
 
 
 def _settings(summary: dict[str, Any]) -> list[str]:
-    """The settings in which the arms differ, in one sentence; an arm's method is none where it is the arm's name."""
+    """The settings in which the arms differ, in one sentence; not the method where the arms' names say it."""
     said = []
     for key, values in summary["settings"].items():
-        most, *rest = sorted(set(values.values()), key=list(values.values()).count, reverse=True)
-        if key == "method" and all(arm == value for arm, value in values.items()):
+        most, *rest = sorted(dict.fromkeys(values.values()), key=list(values.values()).count, reverse=True)
+        if key == "method" and all(arm.startswith(value) for arm, value in values.items()):
             continue
         told = [f"{value or 'empty'} in {' and '.join(arm for arm in values if values[arm] == value)}"
                 for value in rest]
@@ -267,7 +267,7 @@ def _cost(name: str, arm: dict[str, Any]) -> str:
            f" and {_shown('seconds_to_target_ratio', arm)} times the seconds."))
     return (f"{_title(name, arm)}: at equal accuracy {arm['reference']} writes {_shown('tokens_equal_ratio', arm)} "
             f"times the tokens of {name}, and has {_and(each)}; in tokens written {name} is "
-            f"{_verdict(tokens, arm['equal_bound'])}.{crossing}")
+            f"{_verdict(tokens, arm['equal_missed'])}.{crossing}")
 
 
 def _shown(key: str, arm: dict[str, Any]) -> str:
@@ -275,9 +275,12 @@ def _shown(key: str, arm: dict[str, Any]) -> str:
     return BOUNDS[_bound(key, arm)] + show(arm[key], ".2f")
 
 
-def _verdict(ratio: dict[str, Any], bound: str) -> str:
-    """What a ratio with an interval shows; one that is at most so large shows nothing to be cheaper."""
-    if ratio["low"] is None or ratio["low"] <= 1 <= ratio["high"] or (bound and ratio["mean"] > 1):
+def _verdict(ratio: dict[str, Any], missed: float | None) -> str:
+    """What a ratio at equal accuracy shows, with its interval and the share of the accuracies that were never reached.
+
+    An arm is called cheaper only if it would be even if each of those cost twice all that was spent.
+    """
+    if ratio["low"] is None or (ratio["low"] <= 2 ** (missed or 0) and ratio["high"] >= 1):
         return "not shown to differ"
     return "cheaper" if ratio["mean"] > 1 else "dearer"
 
@@ -297,7 +300,7 @@ def _rivals(summary: dict[str, Any]) -> list[str]:
         for name, arm in others.items():
             ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
             if (ratio["mean"] or 0) > 1:
-                sure = _verdict(ratio, arm["equal_bound"]) == "cheaper"
+                sure = _verdict(ratio, arm["equal_missed"]) == "cheaper"
                 lines[f"{_title(name, arm)} needs fewer tokens at equal accuracy: {efficient} spends "
                       f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}"] = sure
             elif missed < ours["never_crossed"] / ours["seeds"]:

@@ -13,7 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from synthetic import STEPS, evaluation_table, write_run
 
-from masa_lib import analysis
+from masa_lib import analysis, report
+from masa_lib import config as configs
+from masa_lib.costs import COSTS
+from masa_lib.runs import Run
 
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}  # crosses 0.46 (base + 90 % of the gain) at step 18
 EARLY = {0: 0.1, 10: 0.5, STEPS: 0.6}  # crosses 0.46 at step 9
@@ -196,13 +199,76 @@ def test_one_seed_has_ratios_without_interval(study: Path) -> None:
     assert masa["tokens_to_target_ratio"]["low"] is masa["accuracy_final"]["high"] is None
 
 
-def test_seeds_that_never_cross_are_counted(study: Path, tmp_path: Path) -> None:
+def test_seeds_that_never_cross_count_with_all_that_they_spent(study: Path, tmp_path: Path) -> None:
     write_run(tmp_path / "slow-s0", "masa", 0, {0: 0.1, STEPS: 0.2})
     write_run(tmp_path / "slow-s1", "masa", 1, EARLY)
     slow = analysis.compare_runs([study, tmp_path]).summary["methods"]["slow"]
     assert slow["never_crossed"] == 1
     assert slow["note"].startswith("1 of 2 seeds never reach the target")
-    assert slow["tokens_to_target_ratio"]["mean"] == pytest.approx(18 * 100 / (9 * 150))
+    assert slow["tokens_to_target_ratio"]["mean"] == pytest.approx(math.sqrt(18 * 100 / (STEPS * 150) * 4 / 3))
+    assert (slow["target_bound"], slow["equal_bound"]) == ("<=", "<=")
+    assert slow["equal_missed"] == pytest.approx(0.5)  # half of the seeds, at each accuracy
+    assert slow["tokens_equal_ratio"]["mean"] < slow["tokens_equal_ratio"]["high"]
+
+
+def test_a_reference_that_misses_its_mean_target_makes_a_lower_bound(tmp_path: Path) -> None:
+    for seed, last in enumerate((0.3, 0.9)):
+        write_run(tmp_path / f"grpo-s{seed}", "grpo", seed, {0: 0.1, 10: 0.2, STEPS: last})
+        write_run(tmp_path / f"masa-s{seed}", "masa", seed, {0: 0.1, STEPS: 0.9})
+    methods = analysis.compare_runs(tmp_path).summary["methods"]
+    assert (methods["grpo"]["target_bound"], methods["masa"]["target_bound"]) == ("", ">=")
+
+
+def test_costs_at_equal_accuracy_have_all_denominators(study: Path) -> None:
+    masa = analysis.compare_runs(study).summary["methods"]["masa"]
+    found = {cost: masa[f"{cost}_equal_ratio"]["mean"] for cost in COSTS}
+    assert found == pytest.approx({  # half the steps; 100 and 150 tokens, 30 read, 80 in the update
+        "tokens": 2 * 100 / 150, "read": 2.0, "tokens_update": 2.0, "seconds": 2.0, "computed": 2 * 210 / 260,
+        "computed_thrice": 2 * 370 / 420})
+    assert (masa["read"], masa["computed"], masa["computed_thrice"]) == (STEPS * 30, STEPS * 260, STEPS * 420)
+
+
+def test_what_a_run_reads_without_an_answer_is_cost(study: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "reader-s0", "masa", 0, EARLY, more=lambda step: {"tokens_read": 30})
+    arm = analysis.compare_runs([study, tmp_path]).summary["methods"]["reader"]
+    assert arm["read_equal_ratio"]["mean"] == pytest.approx(1.0)
+
+
+def test_the_whole_curve_is_read_on_the_same_problems(tmp_path: Path) -> None:
+    """The ends have 24 problems and the points between the first 12, on which the ends are worse."""
+    for arm in ("grpo", "masa"):
+        run = write_run(tmp_path / f"{arm}-s0", arm, 0, LINE)
+        for step, rate in ((0, 0.0), (10, 0.5), (STEPS, 0.75)):
+            table = run.evaluation_table(step)
+            table["c"] = np.where(np.arange(24) < 12, 32 * rate, 32).astype(int)
+            table = table.iloc[:12] if step == 10 else table
+            run.write_evaluation(step, {"problems": len(table), "accuracy": (table["c"] / 32).mean()}, table)
+    comparison = analysis.compare_runs(tmp_path)
+    assert comparison.curves["accuracy"].tolist() == [0.0, 0.5, 0.75] * 2
+    assert comparison.summary["target"] == pytest.approx(0.9 * 0.75)
+    assert comparison.summary["methods"]["grpo"]["accuracy_final"]["mean"] == pytest.approx((0.75 + 1) / 2)
+
+
+def test_runs_with_fewer_problems_are_compared_on_those_alone(study: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine-s0", "masa", 0, LINE)
+    for step in LINE:
+        table = Run.open(study / "grpo-s0").evaluation_table(step).iloc[:6]
+        run.write_evaluation(step, {"problems": 6, "accuracy": (table["c"] / table["n"]).mean()}, table)
+    both = analysis.compare_runs([study / "grpo-s0", run.path]).summary["methods"]
+    assert both["mine"]["tokens_equal_ratio"]["mean"] == pytest.approx(100 / 150)
+    assert both["grpo"]["target"] == pytest.approx(0.46)
+    strangers = run.evaluation_table(STEPS).assign(problem_id=[f"other {number}" for number in range(6)])
+    for step in LINE:
+        run.write_evaluation(step, {"problems": 6, "accuracy": 0.5}, strangers)
+    summary = analysis.compare_runs([study / "grpo-s0", run.path]).summary
+    assert "mine-s0 and grpo have no held-out problem in common, so there is no ratio." in summary["warnings"]
+
+
+@pytest.mark.parametrize(("study_name", "ratio"), [("baseline", (0.56, 0.40, 0.78)), ("smollm2", (0.46, None, None))])
+def test_the_recorded_ratios_to_the_target_are_those_on_the_same_problems(
+        study_name: str, ratio: tuple[float, float | None, float | None]) -> None:
+    found = analysis.compare_runs(analysis.PAPER.parent / "runs" / study_name).summary["methods"]["masa"]
+    assert tuple(value and round(value, 2) for value in found["tokens_to_target_ratio"].values()) == ratio
 
 
 @pytest.mark.parametrize("grpo", [None, {0: 0.3, STEPS: 0.3}])
@@ -244,10 +310,30 @@ def test_tables_have_a_row_a_run_an_evaluation_a_step_and_a_problem(study: Path)
     assert comparison.problems.groupby(["arm", "seed", "when"]).size().tolist() == [24] * 12
 
 
-def test_two_runs_of_an_arm_and_seed_are_refused(study: Path, tmp_path: Path) -> None:
+def test_runs_of_one_method_with_another_setting_are_arms_by_their_folders(tmp_path: Path) -> None:
+    for name, rate in (("slow", 1e-5), ("fast", 1e-4)):
+        run = write_run(tmp_path / name, "grpo", 0, LINE if name == "slow" else EARLY)
+        configs.save(configs.replace(run.config, {"update.learning_rate": rate}), run.path / "config.toml")
+    comparison = analysis.compare_runs([tmp_path / "slow", tmp_path / "fast"])
+    assert comparison.summary["settings"] == {"update.learning_rate": {"fast": "0.0001", "slow": "1e-05"}}
+    fast = comparison.summary["methods"]["fast"]
+    assert (fast["reference"], fast["tokens_equal_ratio"]["mean"]) == ("slow", pytest.approx(2.0))
+    assert "update.learning_rate is" in report.compare([tmp_path / "slow", tmp_path / "fast"])
+
+
+def test_runs_of_one_arm_and_seed_take_the_folder_above_into_their_names(study: Path, tmp_path: Path) -> None:
+    write_run(tmp_path / "other" / "masa-s0", "masa", 0, LINE)
     write_run(tmp_path / "again", "masa", 0, LINE)
-    with pytest.raises(analysis.AnalysisError, match="all arm 'masa' with seed 0"):
-        analysis.compare_runs([study, tmp_path])
+    arms = analysis.compare_runs([study, tmp_path / "other", tmp_path / "again"]).summary["methods"]
+    assert list(arms) == ["grpo", *sorted(["again", f"{study.name}/masa", "other/masa"])]
+    assert arms["other/masa"]["reference"] == "grpo"
+
+
+def test_a_live_change_is_a_difference_between_arms(study: Path, tmp_path: Path) -> None:
+    run = write_run(tmp_path / "mine-s0", "grpo", 0, LINE)
+    run.append_change(5, {"update.learning_rate": 0.5})
+    said = analysis.compare_runs([study / "grpo-s0", run.path]).summary["settings"]["update.learning_rate"]
+    assert said["mine"] == f"{said['grpo']} then 0.5"
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import signal
 
 from masa_lib import awareness
 
@@ -47,7 +48,7 @@ def test_choosing_the_bottom_makes_no_fall() -> None:
     assert np.mean(falls) == pytest.approx(0.0, abs=3 * np.std(falls) / math.sqrt(200))
 
 
-@given(st.integers(0, 39), st.integers(40, 300))
+@given(st.integers(0, 39), st.sampled_from([40, 41, 180, 300]))
 def test_short_runs_are_not_measured_and_long_ones_are(short: int, long: int) -> None:
     assert math.isnan(awareness.drop_then_align(np.zeros(short), np.zeros(short))["shown"])
     found = awareness.drop_then_align(noisy(np.zeros(long)), np.zeros(long))
@@ -86,3 +87,29 @@ def test_a_gate_that_never_acts_and_old_records_are_not_measured() -> None:
 def test_a_rivals_dropped_share_is_that_of_all_steps() -> None:
     steps = pd.DataFrame({"step": range(4), "gate_on": 0, "dropped": [0.0, 0.2, 0.4, 0.2]})
     assert awareness.gate_quality(steps, window=2)["dropped"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("steps", [60, 180])
+@pytest.mark.parametrize("likeness", [0.0, 0.5, 0.9])
+def test_noise_that_is_alike_from_step_to_step_seldom_falls_and_rises(steps: int, likeness: float) -> None:
+    shocks = np.random.default_rng(1).normal(0, 0.1 * math.sqrt(1 - likeness**2), (150, steps + 50))
+    paths = 0.5 + signal.lfilter([1], [1, -likeness], shocks, axis=1)[:, 50:]
+    true = np.linspace(9, 0.5, steps)  # the gap closes, so that fall and rise alone decide
+    assert np.mean([awareness.drop_then_align(path, true)["shown"] for path in paths]) <= 0.07
+
+
+@pytest.mark.parametrize(("size", "mean", "samples"), [(1, 0.5, 4), (0.5, 0.2, 16), (5, 0.5, 8), (1, 0.5, 2)])
+def test_the_floor_of_the_calibration_error_is_that_of_a_perfect_predictor(size: float, mean: float,
+                                                                             samples: int) -> None:
+    rng, found = np.random.default_rng(0), []
+    for _ in range(25):
+        true = rng.beta(size * mean, size * (1 - mean), 150)
+        found.append(awareness.calibration(true, rng.binomial(samples, true) / samples, samples))
+    assert np.mean([one["floor"] for one in found]) == pytest.approx(np.mean([one["error"] for one in found]), rel=0.12)
+
+
+def test_the_floor_is_unknown_from_single_samples_and_that_of_chance_where_all_problems_are_alike() -> None:
+    assert math.isnan(awareness.calibration([0.2, 0.4], [0.0, 1.0], 1)["floor"])
+    assert math.isnan(awareness.calibration([0.2, 0.4], [0.0, 1.0])["floor"])
+    alike = awareness.calibration(np.full(200, 0.5), np.full(200, 0.5), 4)["floor"]
+    assert alike == pytest.approx(math.sqrt(2 / math.pi * 0.25 / 4 / 200))

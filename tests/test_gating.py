@@ -198,6 +198,12 @@ def test_an_uncapped_right_solution_counts_as_often_as_it_was_rarely_left_uncapp
     assert (within["cut"], within["right"]) == (0, 2)
 
 
+def test_right_solutions_of_a_recheck_are_not_left_uncapped_by_chance_and_count_once() -> None:
+    table = step([1.0], length=30, size=2).assign(admitted=False)
+    found = measure(table, [candidate(0, KNOWS, (5,))], config(), capping=True)
+    assert (found["cut"], found["right"]) == (2, 2)
+
+
 def test_measured_by_rechecks_precision_and_recall_are_on_average_those_of_all_problems() -> None:
     rng, share = np.random.default_rng(0), 0.2
     predicted = [KNOWS if number % 3 else DOUBTS for number in range(60)]

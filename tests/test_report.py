@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 from pathlib import Path
 
 import pytest
 from synthetic import STEPS, write_run
 
-from masa_lib import analysis, report
+from masa_lib import analysis, replay, report
+from masa_lib import config as configs
 
 BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}
@@ -50,7 +52,8 @@ def test_masa_below_grpo_is_said(worse: Path) -> None:
 def test_masa_above_grpo_in_every_seed_is_said(tmp_path: Path) -> None:
     text = " ".join(report.compare([study(tmp_path, {0: 0.1, 10: 0.4, STEPS: 0.61})]).split())
     assert "Its accuracy is above that of grpo: difference +0.1" in text
-    assert "in tokens masa is" in text
+    assert "masa: at equal accuracy grpo writes" in text and "in tokens written masa is" in text
+    assert "To the target alone it is" in text
 
 
 def test_one_seed_shows_nothing_about_the_difference(tmp_path: Path) -> None:
@@ -134,7 +137,7 @@ def test_rivals_that_beat_masa_efficient_are_named(tmp_path: Path) -> None:
     folder = rivals(tmp_path, masa_efficient=LINE, mopps=FAST, dapo=SLOW, oracle=FAST)
     text = " ".join(report.compare([folder], folder / "report.html").split())
     said = re.search(r"masa-efficient is beaten\. (.*?)\.(?= [A-Z]|$)", text)[0]
-    assert re.search(r"mopps needs fewer tokens to the target: masa-efficient spends \d\.\d\d", text)
+    assert re.search(r"mopps needs fewer tokens at equal accuracy: masa-efficient spends \d\.\d\d", text)
     assert "oracle (privileged) needs fewer tokens" in text
     assert "grpo needs fewer tokens" in text  # it has no predictions to pay
     assert "dapo" not in said
@@ -151,7 +154,7 @@ def test_a_rival_that_may_be_cheaper_by_chance_is_said_to_be(tmp_path: Path) -> 
 
 def test_that_nothing_beats_masa_efficient_is_said(tmp_path: Path) -> None:
     text = " ".join(report.compare([rivals(tmp_path, masa_efficient=FAST, mopps=LINE)]).split())
-    assert "No arm needs fewer tokens to the target than masa-efficient." in text
+    assert "No arm needs fewer tokens at equal accuracy than masa-efficient." in text
 
 
 def test_a_rival_that_reaches_the_target_more_often_is_named(tmp_path: Path) -> None:
@@ -200,6 +203,35 @@ def test_the_recorded_baseline_has_a_page(tmp_path: Path) -> None:
     assert "Gate and cap" not in page
 
 
+def test_a_ratio_that_is_a_bound_is_marked_and_told(tmp_path: Path) -> None:
+    text = " ".join(report.compare([study(tmp_path, {0: 0.1, STEPS: 0.4})]).split())
+    assert re.search(r"tokens at equal accuracy, ratio 1\.00 \[1\.00, 1\.00\] <= 0\.", text)
+    assert re.search(r"at equal accuracy grpo writes at most 0\.\d\d", text)
+
+
+@pytest.mark.parametrize(("missed", "verdict"), [(0.0, "cheaper"), (0.1, "cheaper"), (0.5, "not shown to differ")])
+def test_an_arm_is_cheaper_only_if_what_it_never_reached_cannot_undo_it(missed: float, verdict: str) -> None:
+    assert report._verdict({"mean": 1.3, "low": 1.2, "high": 1.4}, missed) == verdict
+    assert report._verdict({"mean": 0.8, "low": 0.7, "high": 0.9}, missed) == "dearer"
+
+
+def test_the_settings_in_which_arms_differ_are_said_in_text_and_page(tmp_path: Path) -> None:
+    for arm, rate in (("grpo", 1e-5), ("warm", 1e-4), ("hot", 1e-3)):
+        run = write_run(tmp_path / f"{arm}-s0", "grpo", 0, LINE)
+        configs.save(configs.replace(run.config, {"update.learning_rate": rate}), run.path / "config.toml")
+    said = "Settings that differ: update.learning_rate is 0.001 in hot, 0.0001 in warm, 1e-05 in the others."
+    assert said in " ".join(report.compare([tmp_path], tmp_path / "report.html").split())
+    assert said in (tmp_path / "report.html").read_text(encoding="utf8")
+
+
+@pytest.mark.parametrize("name", ["x.pdf", "x", "x.png"])
+def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
+    with pytest.raises(analysis.AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
+        report.compare([tmp_path / "nothing"], tmp_path / name)
+    with pytest.raises(analysis.AnalysisError, match="is HTML"):
+        replay.replay(tmp_path / "nothing", tmp_path / name)
+
+
 @pytest.mark.parametrize(("value", "text"), [
     (None, "-"), (0.5, "0.500"), ({"before": None, "after": 0.25}, "- -> 0.250"),
     ({"mean": 0.5, "low": None, "high": None}, "0.500"),
@@ -210,22 +242,13 @@ def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text
 
 
-@pytest.mark.parametrize(("title", "studies", "measures"), [
-    ("What came out", ("baseline", "smollm2"), 8), ("What a gate saves", ("efficiency",), 10)])
-def test_the_readme_shows_the_recorded_studies_as_they_are(title: str, studies: tuple[str, ...], measures: int) -> None:
-    shown: dict[str, list[str]] = {}
-    for name in studies:
-        for label, *cells in report.table_rows(analysis.compare_runs(BASELINE.parent / name).summary):
-            shown.setdefault(label.strip(), []).extend(cells)
-    readme = (BASELINE.parents[2] / "README.md").read_text(encoding="utf8")
-    table = readme.partition(f"**{title}**")[2].split("\n\n")[1].splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if not line.startswith("|-")]
-    if len(studies) == 1:  # a line an arm
-        cells = [list(column) for column in zip(*cells, strict=True)]
-        assert cells[0] == ["", *shown[""]]
-    assert len(cells) == measures + 1
-    for label, *found in cells[1:]:
-        assert found == shown[label]
+def test_the_readme_has_the_tables_of_the_recorded_studies() -> None:
+    """To write them: `python studies/readme.py`."""
+    root = BASELINE.parents[2]
+    readme = (root / "README.md").read_text(encoding="utf8")
+    script = runpy.run_path(str(root / "studies" / "readme.py"))
+    assert all(f"<!-- records: {name} -->" in readme for name in script["TABLES"])
+    assert script["filled"](readme) == readme
 
 
 def readme_in_a_line() -> str:
@@ -233,24 +256,41 @@ def readme_in_a_line() -> str:
 
 
 def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
-    """The runs that had the machine to themselves, and the tokens to the target with them among all seeds."""
-    studies, ratios = [BASELINE.parent / "efficiency", BASELINE.parent / "seconds"], {}
-    for name, folders, measure in (("run", studies[1:], "seconds"), ("target", studies[1:], "seconds_to_target"),
-                                   ("tokens", studies, "tokens_to_target")):
-        costs = analysis.compare_runs(folders).runs.pivot(index="seed", columns="arm", values=measure)
-        ratios[name] = [report.show(analysis.paired_ratio(costs["grpo"], costs[arm]), ".2f")
-                        for arm in ("masa-efficient", "mopps")]
-    steps = analysis.compare_runs(studies[1:]).steps.groupby("arm").mean(numeric_only=True)
-    steps = steps.loc[["masa-efficient", "grpo"]]
+    """The runs that had the machine to themselves, and the tokens at equal accuracy with them among all seeds."""
+    studies, arms = [BASELINE.parent / "efficiency", BASELINE.parent / "seconds"], ("masa-efficient", "mopps")
+    timed, pooled = analysis.compare_runs(studies[1:]), analysis.compare_runs(studies)
+    equal = [[report.show(found.summary["methods"][arm][f"{cost}_equal_ratio"], ".2f") for arm in arms]
+             for found, cost in ((timed, "seconds"), (pooled, "tokens"))]
+    runs = {}
+    for cost in ("seconds", "computed_thrice"):
+        costs = timed.runs.pivot(index="seed", columns="arm", values=cost)
+        runs[cost] = [report.show(analysis.paired_ratio(costs["grpo"], costs[arm]), ".2f") for arm in arms]
+    steps = timed.steps.groupby("arm").mean(numeric_only=True).loc[["masa-efficient", "grpo"]]
     update, signal = steps["tokens_update"], 1 - steps["zero_variance_solution"]
     for said in (*("{:.2f} s, {:.2f} to sample and {:.2f} to update".format(*row) for row in
                    steps[["seconds_total", "seconds_generate", "seconds_update"]].to_numpy()),
                  "{:,.0f} tokens a step, grpo's {:,.0f}: more of its groups".format(*update),
                  "have a signal ({:.2f} rather than {:.2f})".format(*signal),
-                 "grpo spends {} times the tokens of masa-efficient to the target, and {} times those of mopps".format(
-                     *ratios["tokens"]),
-                 "takes {} of one of masa-efficient and {} of one of mopps".format(*ratios["run"]),
-                 "three seeds say little: {} and {}.".format(*ratios["target"])):
+                 "at equal accuracy grpo takes {} of masa-efficient and {} of mopps".format(*equal[0]),
+                 "takes {} of one of masa-efficient and {} of one of mopps".format(*runs["seconds"]),
+                 "come close: {} and {}.".format(*runs["computed_thrice"]),
+                 "writes {} times the tokens of masa-efficient at equal accuracy, and {} times those of mopps".format(
+                     *equal[1])):
+        assert said in readme_in_a_line()
+
+
+def test_the_readme_tells_what_a_gate_saves_as_the_records_do() -> None:
+    methods = analysis.compare_runs(BASELINE.parent / "efficiency").summary["methods"]
+    ours, grpo, mopps = (methods[arm] for arm in ("masa-efficient", "grpo", "mopps"))
+    for said in ("reads* {:.1f} times as many tokens of prompts".format(ours["read"] / grpo["read"]),
+                 "sends {:.1f} times as many through".format(ours["tokens_update"] / grpo["tokens_update"]),
+                 "computes {:.2f} times grpo's tokens".format(ours["computed"] / grpo["computed"]),
+                 "{:.2f} times with the update".format(ours["computed_thrice"] / grpo["computed_thrice"]),
+                 f"in tokens written ({report.show(ours['tokens_equal_ratio'], '.2f')})",
+                 f"all others together ({report.show(ours['computed_equal_ratio'], '.2f')})",
+                 f"{report.show(mopps['tokens_equal_ratio'], '.2f')} in tokens written",
+                 f"{report.show(mopps['computed_equal_ratio'], '.2f')} in all computed",
+                 f"writes {report.show(mopps['tokens_below_efficient'], '.2f')} times as many tokens"):
         assert said in readme_in_a_line()
 
 
