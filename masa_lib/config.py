@@ -236,7 +236,8 @@ class CapConfig:
     aggregate: str = option("max", "how the M predicted lengths become one", choices=("max", "mean", "median"))
     stopped: str = option("wrong", "a stopped solution is wrong, or left out of its group",
                           choices=("wrong", "left out"))
-    uncapped: float = option(0.1, "share of the solutions that is not capped, by chance", low=0.0, high=1.0)
+    uncapped: float = option(0.1, "share of the solutions that is not capped, by chance; none is of re-checks",
+                             low=0.0, high=1.0)
     guard: bool = option(True, "the cap acts only while the share of right solutions that it cuts is at most cap.cut")
     cut: float = option(0.05, "see cap.guard; measured on the uncapped solutions", low=0.0, high=1.0)
     hint: str = option("none", "write the predicted notions behind the problem: in training, in evaluations, in both",

@@ -45,8 +45,8 @@ def calibration_curve(curve: pd.DataFrame) -> go.Figure:
         part = curve[curve["arm"] == arm]
         figure.add_scatter(x=part["predicted"], y=part["true"], name=arm, mode="lines+markers",
                            line={"color": PALETTE[place]}, marker={"size": 8, "symbol": SYMBOLS[place]},
-                           error_y={"array": part["high"] - part["true"], "thickness": 1, "width": 3,
-                                    "arrayminus": part["true"] - part["low"]},
+                           error_y={"array": part["high"].clip(upper=1) - part["true"], "thickness": 1, "width": 3,
+                                    "arrayminus": part["true"] - part["low"].clip(lower=0)},
                            customdata=part[["low", "high", "problems"]],
                            hovertemplate=f"{arm}: predicted %{{x:.3f}}, true %{{y:.3f}} (%{{customdata[0]:.3f}} to "
                                          "%{customdata[1]:.3f}), %{customdata[2]} problems<extra></extra>")

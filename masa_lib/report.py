@@ -95,10 +95,14 @@ def compare(paths: Iterable[str | Path], page: Path | None = None, as_json: bool
         write_page(comparison, page)
     if as_json:
         return json.dumps(comparison.summary, indent=2, allow_nan=False)
-    said = [*(f"Warning: {warning}" for warning in comparison.summary["warnings"]), *_settings(comparison.summary)]
-    said += [*_each(comparison.summary, _accuracy, _cost, _awareness, _gate), *_rivals(comparison.summary)]
-    text = [textwrap.fill(part, 110) for part in [*said, "", NOTES, *([f"Figures: {page}"] if page else [])]]
-    return "\n".join([table_text(comparison.summary), "", *text])
+    return "\n".join([text(comparison.summary), *([f"Figures: {page}"] if page else [])])
+
+
+def text(summary: dict[str, Any]) -> str:
+    """What the terminal shows of a comparison: the table, warnings, settings that differ, and sentences."""
+    said = [*(f"Warning: {warning}" for warning in summary["warnings"]), *_settings(summary),
+            *_each(summary, _accuracy, _cost, _awareness, _gate), *_rivals(summary), "", NOTES]
+    return "\n".join([table_text(summary), "", *(textwrap.fill(part, 110) for part in said)])
 
 
 def check_page(page: Path | None) -> None:
@@ -299,11 +303,11 @@ def _rivals(summary: dict[str, Any]) -> list[str]:
         lines: dict[str, bool] = {}  # what is said, and whether it is sure
         for name, arm in others.items():
             ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
-            if (ratio["mean"] or 0) > 1:
+            if (ratio["mean"] or 0) > 2 ** (arm["equal_missed"] or 0):  # see _verdict
                 sure = _verdict(ratio, arm["equal_missed"]) == "cheaper"
                 lines[f"{_title(name, arm)} needs fewer tokens at equal accuracy: {efficient} spends "
                       f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}"] = sure
-            elif missed < ours["never_crossed"] / ours["seeds"]:
+            if missed < ours["never_crossed"] / ours["seeds"]:
                 lines[f"{_title(name, arm)} reaches the target in more of its seeds"] = True
         if lines:
             said.append(f"{efficient} {'is' if any(lines.values()) else 'may be'} beaten. " + ". ".join(lines) + ".")

@@ -5,6 +5,7 @@ Every number of such a table is what `masa compare` prints of the records; a tes
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from masa_lib import analysis, report
@@ -24,11 +25,16 @@ TABLES = {
         "precision of the gate", "recall of the gate"])}
 
 
-def table(studies: dict[str, str], labels: list[str]) -> str:
+def recorded(name: str) -> analysis.Comparison:
+    """The comparison of a recorded study."""
+    return analysis.compare_runs(ROOT / "data" / "runs" / name)
+
+
+def table(studies: dict[str, str], labels: list[str], read: Callable[[str], analysis.Comparison]) -> str:
     """Measures (rows) by arms (columns) in Markdown, those that there are; of a single study, arms by measures."""
     columns: list[dict[str, str]] = []
     for name, prefix in studies.items():
-        head, *rows = report.table_rows(analysis.compare_runs(ROOT / "data" / "runs" / name).summary)
+        head, *rows = report.table_rows(read(name).summary)
         found = {row[0].strip(): row[1:] for row in rows}
         columns += [{"": prefix + arm, **{label: found[label][place] if label in found else "-" for label in labels}}
                     for place, arm in enumerate(head[1:])]
@@ -40,12 +46,12 @@ def table(studies: dict[str, str], labels: list[str]) -> str:
     return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
 
 
-def filled(text: str) -> str:
-    """The README with its tables as the records have them."""
+def filled(text: str, read: Callable[[str], analysis.Comparison] = recorded) -> str:
+    """The README with its tables as the records have them; `read` compares the runs of a study."""
     for name, (studies, labels) in TABLES.items():
         begin, end = f"<!-- records: {name} -->\n", "\n<!-- end of records -->"
         before, _, rest = text.partition(begin)
-        text = before + begin + table(studies, labels) + end + rest.partition(end)[2]
+        text = before + begin + table(studies, labels, read) + end + rest.partition(end)[2]
     return text
 
 

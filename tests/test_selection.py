@@ -321,11 +321,19 @@ def test_a_harmful_gate_and_a_harmful_cap_act_only_without_their_guards() -> Non
     guarded = pd.DataFrame([result.metrics for result in Trainer(small(HARMFUL))])
     assert (guarded[["gate_on", "cap_on", "dropped", "stopped"]] == 0).all(axis=None)
     assert (guarded[["signal_lost", "right_cut"]] > 0.5).all(axis=None)  # on paper
-    bare = pd.DataFrame([result.metrics for result in Trainer(small(
+    gate, cap = (pd.DataFrame([result.metrics for result in Trainer(small(HARMFUL | changes))]) for changes in (
+        {"gate.guard": False}, {"cap.guard": False, "gate.threshold": 0.0}))
+    assert gate["gate_on"].tolist() == cap["cap_on"].tolist() == [0, 1, 1, 1]
+    assert (gate["dropped"][1:] > 0.5).all() and (gate["signal_lost"] > 0.5).all()
+    assert (cap["stopped"][1:] > 0.3).all() and cap["accuracy"][1:].max() < guarded["accuracy"].min()
+
+
+def test_a_cap_does_not_make_a_harmful_gate_look_right() -> None:
+    """Everything is dropped, so that all groups are re-checks: a cap would take their signal away."""
+    rows = pd.DataFrame([result.metrics for result in Trainer(small(
         HARMFUL | {"gate.guard": False, "cap.guard": False}))])
-    assert bare["gate_on"].tolist() == bare["cap_on"].tolist() == [0, 1, 1, 1]
-    assert (bare[["dropped", "stopped"]][1:] > 0.5).all(axis=None)
-    assert (bare["signal_lost"] > 0.5).all() and bare["accuracy"][1:].max() < guarded["accuracy"].min()
+    assert rows["cap_on"].tolist() == [0, 1, 1, 1] and (rows["stopped"] == 0).all()
+    assert (rows["signal_lost"] > 0.5).all() and (rows["gate_precision"] < 0.6).all()
 
 
 def test_gate_and_cap_obey_changes_made_live() -> None:
@@ -338,7 +346,7 @@ def test_gate_and_cap_obey_changes_made_live() -> None:
     rows = pd.DataFrame(found)
     assert rows["gate_on"].tolist() == [0, 1, 1, 1, 0, 1] and rows["cap_on"].tolist() == [0, 1, 1, 0, 0, 0]
     assert (rows["dropped"] > 0).tolist() == [False, True, False, False, False, True]
-    assert (rows["stopped"] > 0).tolist() == [False, True, True, False, False, False]
+    assert (rows["stopped"] > 0).tolist() == [False, False, True, False, False, False]  # re-checks have no cap
     assert rows["candidates"].tolist()[-1] == 9
 
 
