@@ -15,10 +15,12 @@ from masa_lib import belief_gates, beliefs, gating, trainer
 from masa_lib import config as configs
 from masa_lib.beliefs import Belief
 from masa_lib.config import Config
+from masa_lib.errors import MasaError
 from masa_lib.gating import Candidate
 from masa_lib.problems import Problem, ProblemPool
 from masa_lib.runs import Run
 from masa_lib.trainer import Trainer
+from masa_lib.widgets import training_view
 
 G, PLACES = 8, 10
 #: by level: four are out of reach, two are sure, two can be learned from
@@ -214,3 +216,19 @@ def test_beliefs_are_those_of_a_plain_forward_pass_and_the_solutions_prompt_is_s
     assert metrics["tokens_prefill"] == 0  # the reading computed the prompts of the solutions
     assert beliefs.UNIFORM_V.sum() == pytest.approx(1)
     assert set(table["stream"]) == {"solution"}
+
+
+def test_the_panel_shows_each_problems_belief_and_refuses_rows_that_are_none(tmp_path) -> None:
+    rows = [{"step": 1, "problems": ["a", "b"], "beliefs": [[0] * 8 + [1000], [500] * 2 + [0] * 7], "right": [2, None],
+             "solutions": [8, 0], "weight": [1.0, 0.0]}]
+    points = training_view.belief_points(rows)
+    assert points[["problem", "predicted", "actual"]].values.tolist() == [["a", 1.0, 0.25]]
+    run = trainer.train(small(READ), tmp_path / "run", "masa train")
+    reader = training_view.Reader(run.path)
+    drawn = training_view.figure(reader.read())
+    belief = next(trace for trace in drawn.data if trace.name == "belief")
+    dots = sum(len(trace.x) for trace in drawn.data if trace.name in ("steps before", "newest step"))
+    assert dots == len(run.beliefs().query("solutions > 0"))
+    assert len(belief.x) == 9 * dots
+    with pytest.raises(MasaError, match="is not one of beliefs"):
+        training_view.belief_points([rows[0] | {"beliefs": [[1], "x"]}])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -21,9 +22,9 @@ from masa_lib.awareness import correlation
 from masa_lib.config import Config
 from masa_lib.errors import brief
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from masa_lib.files import Lines, check_columns
+from masa_lib.files import Lines, RunError, check_columns
 from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.runs import EVALUATIONS, METRICS, Run, checked_rows, frame
+from masa_lib.runs import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown
 RECENT, SHOWN = 5, 4
@@ -40,7 +41,7 @@ CURVES = (
         ("solutions", "zero_variance_solution", GREEN), ("predictions", "zero_variance_meta", ORANGE),
         ("gated", "dropped", BLUE), ("cut", "stopped", VERMILLION))),
     ("Tokens of a step", "tokens", (("to solve", "tokens_solution", GREEN), ("to predict", "tokens_meta", ORANGE),
-                                    ("re-checks", "tokens_recheck", SKY))),
+                                    ("to read", "tokens_read", PURPLE), ("re-checks", "tokens_recheck", SKY))),
     ("Seconds of a step", "seconds", (("generate", "seconds_generate", GREEN), ("grade", "seconds_grade", ORANGE),
                                       ("update", "seconds_update", PURPLE))))
 SHARES = ("accuracy", "reward", "share")
@@ -53,13 +54,17 @@ PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:
 
 @dataclass(frozen=True)
 class Records:
-    """What a run has recorded so far; `rollouts` are those of its last RECENT recorded steps."""
+    """What a run has recorded so far; `rollouts` are those of its last RECENT recorded steps.
+
+    `beliefs`: the rows of its last RECENT steps' beliefs, see `selection.belief_record`; none where nothing is read.
+    """
 
     config: Config
     metrics: pd.DataFrame
     evaluations: pd.DataFrame
     rollouts: pd.DataFrame
     changes: Sequence[Mapping[str, Any]]
+    beliefs: Sequence[Mapping[str, Any]] = ()
 
 
 def read(folder: str | Path) -> Records:
@@ -77,6 +82,7 @@ class Reader:
     def __init__(self, folder: str | Path) -> None:
         self.folder, self.lines = Path(folder), Lines(Path(folder) / METRICS)
         self._metrics, self._steps, self._rollouts = nothing_measured(), None, pd.DataFrame()
+        self._belief_lines, self._beliefs = Lines(self.folder / BELIEFS), []
 
     def read(self) -> Records:
         """What the run has recorded by now.
@@ -97,7 +103,13 @@ class Reader:
         evaluations = run.evaluations()
         check_columns(evaluations, f"{run.path / EVALUATIONS}", numbers=sorted({"accuracy"} & set(evaluations)))
         self._read_rollouts(run, anew)
-        return Records(run.config, before, evaluations, self._rollouts, run.changes())
+        self._read_beliefs()
+        return Records(run.config, before, evaluations, self._rollouts, run.changes(), self._beliefs)
+
+    def _read_beliefs(self) -> None:
+        anew, rows = self._belief_lines.look()
+        rows = checked_rows(self._belief_lines.path, rows[-RECENT:])
+        self._beliefs = [*([] if anew else self._beliefs), *rows][-RECENT:]
 
     def _read_rollouts(self, run: Run, anew: bool) -> None:
         steps = run.rollout_steps()[-RECENT:]
@@ -133,12 +145,35 @@ def problem_points(rollouts: pd.DataFrame) -> pd.DataFrame:
     return points.dropna().reset_index()
 
 
+def belief_points(rows: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
+    """The same of beliefs that were read, for the problems that were rolled out, with each one's nine probabilities.
+
+    Raises:
+        RunError: a row is not one of beliefs.
+    """
+    points = []
+    for row in rows:
+        try:
+            for problem, belief, right, solutions in zip(row["problems"], row["beliefs"], row["right"],
+                                                         row["solutions"], strict=True):
+                if solutions:
+                    shares = np.asarray(belief, dtype=float).reshape(PASS_RATE_STEPS + 1)
+                    shares = shares / shares.sum()
+                    points.append({"step": row["step"], "problem": str(problem), "belief": shares,
+                                   "predicted": float(shares @ np.arange(PASS_RATE_STEPS + 1)) / PASS_RATE_STEPS,
+                                   "actual": float(right) / float(solutions)})
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{BELIEFS} has a row at step {row['step']} that is not one of beliefs ({brief(error)}). "
+                           "Repair or remove that line; nothing was changed.") from error
+    return pd.DataFrame(points, columns=["step", "problem", "belief", "predicted", "actual"])
+
+
 def figure(records: Records) -> go.Figure:
     """Six panels: accuracy, rewards, predicted against true, groups without signal, tokens, seconds.
 
     Dotted vertical lines mark the steps from which changed settings hold; the marks at the top name them.
     """
-    points = problem_points(records.rollouts)
+    points = belief_points(records.beliefs) if records.beliefs else problem_points(records.rollouts)
     r = correlation(points["predicted"], points["actual"])
     titles = [title for title, _, _ in CURVES]
     titles.insert(SCATTER, "Predicted and true pass rate: " + ("r undefined" if math.isnan(r) else f"r = {r:z.2f}"))
@@ -166,10 +201,21 @@ def _held_out(drawn: go.Figure, evaluations: pd.DataFrame) -> None:
 
 
 def _scatter(drawn: go.Figure, points: pd.DataFrame) -> None:
-    """The dots of the last recorded steps, the newest step's on top, over the diagonal."""
+    """The dots of the last recorded steps, the newest step's on top, over the diagonal.
+
+    Under them, where beliefs are read, each problem's nine probabilities, as large as they are likely: before a
+    training they stand in a column, and it opens to the diagonal.
+    """
     where = {"row": SCATTER // COLUMNS + 1, "col": SCATTER % COLUMNS + 1}
     drawn.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1},
                       hoverinfo="skip", showlegend=False, name="diagonal", **where)
+    whole = points if "belief" in points else points.iloc[:0].assign(belief=[])
+    shares = np.concatenate([*whole["belief"], np.empty(0)])
+    answers = np.tile(np.arange(PASS_RATE_STEPS + 1) / PASS_RATE_STEPS, len(whole))
+    drawn.add_scatter(x=answers, y=whole["actual"].repeat(PASS_RATE_STEPS + 1), mode="markers", name="belief",
+                      marker={"color": PURPLE, "size": 26 * np.sqrt(shares), "opacity": 0.15, "line": {"width": 0}},
+                      text=[f"{share:.0%}" for share in shares], showlegend=len(whole) > 0, **where,
+                      hovertemplate="belief %{text} in %{x:.3f}, true %{y:.2f}<extra></extra>")
     newest = points["step"] == points["step"].max()
     for name, part, color, size, symbol in (("steps before", points[~newest], GREY, 6, "circle-open"),
                                             ("newest step", points[newest], ORANGE, 9, "diamond")):
