@@ -401,7 +401,8 @@ KEYS = {
     "loss_solution", "loss_meta", "loss_cloning", "updates", "candidates", "dropped", "rechecked", "gate_on", "cap_on",
     "gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "stopped", "predictions_collapsed",
     "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_oracle", "tokens_prefill",
-    "tokens_decode", "tokens_update", "token_budget",
+    "tokens_decode", "tokens_update", "token_budget", "tokens_read", "tokens_anchor", "tokens_belief",
+    "loss_belief", "belief_gradient", "belief_trust", "seconds_read",
     "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb", "cores_others"}
 
 
