@@ -16,8 +16,10 @@ from masa_lib.engine import Completion, Request
 from masa_lib.engine.in_process import TransformersEngine
 from masa_lib.models import ModelError
 
-#: its state counts layers anew with each token, in transformers' own generation, too
+#: its state is read wrongly in transformers' own generation, too
 REFUSED = ("rwkv",)
+#: with adapters: the routers of the first two give several tensors, which an adapter cannot; peft refuses the others
+REFUSED_ADAPTED, NO_ADAPTERS = ("phimoe", "llama4_text"), ("mamba", "mamba2", "falcon_mamba", "falcon_h1")
 #: one of each kind of difficulty; the others are slow tests
 FAST = ("qwen3", "gpt2", "gemma2", "gemma3_text", "gpt_oss", "lfm2", "rwkv")
 KINDS = [pytest.param(kind, marks=() if kind in FAST else pytest.mark.slow) for kind in ARCHITECTURES]
@@ -73,8 +75,12 @@ def check(model: Any, engine: Any = None) -> None:
 @pytest.mark.parametrize("lora", [False, True], ids=["whole", "lora"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_log_probs_and_gradients_are_the_models_own_or_it_is_refused(kind: str, lora: bool) -> None:
+    if lora and kind in NO_ADAPTERS:
+        with pytest.raises(ValueError, match="incompatible with Mamba"):  # `models.load` makes it a ModelError
+            adapted(make(kind))
+        return
     model = adapted(make(kind)) if lora else make(kind)
-    if kind in REFUSED:
+    if kind in REFUSED or (lora and kind in REFUSED_ADAPTED):
         with pytest.raises(ModelError, match=rf"{kind}.*cannot be trained"):
             check(model)
         return
@@ -87,7 +93,7 @@ def test_log_probs_and_gradients_are_the_models_own_or_it_is_refused(kind: str, 
             architecture.checkpoint_layers(model)
         logps, found = learned(model, samples)
         assert (logps - own).abs().max() < 1e-4
-        assert (found - slope).norm() < 1e-4 * slope.norm()
+        assert (found - slope).norm() < 1e-3 * slope.norm()
     assert not model.training
 
 
