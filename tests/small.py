@@ -16,7 +16,7 @@ from masa_lib.runs import Run
 MODEL = "pocket"
 
 SETTINGS: dict[str, Any] = {
-    "method": "masa", "steps": 3, "model.name": MODEL, "model.device": "cpu", "model.threads": 1,
+    "steps": 3, "model.name": MODEL, "model.device": "cpu", "model.threads": 1,
     "problems.pool": 24, "problems.levels": "1-4",
     "sampling.problems": 6, "sampling.solutions": 4, "sampling.predictions": 4, "sampling.solution_tokens": 64,
     "sampling.meta_tokens": 64,
@@ -28,7 +28,7 @@ SETTINGS: dict[str, Any] = {
 
 def small(changes: Mapping[str, Any] | None = None) -> Config:
     """The config of a small run, with changes by dotted key."""
-    return configs.replace(Config(), SETTINGS | dict(changes or {}))
+    return configs.replace(Config(), {"method": "masa"} | SETTINGS | dict(changes or {}))
 
 
 def timeless(row: Mapping[str, Any]) -> dict[str, Any]:

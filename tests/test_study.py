@@ -299,10 +299,19 @@ def test_the_study_of_rivals_has_the_seeds_and_visits_that_it_needs() -> None:
     found = study.load(ROOT / "studies" / "efficiency.toml")
     seeds = {arm.name: len(arm.seeds) for arm in found.arms}
     assert min(seeds[name] for name in ("grpo", "mopps", "masa-efficient")) >= 8
-    assert set(config.METHODS) <= set(seeds) and min(seeds.values()) >= 4
+    assert min(seeds.values()) >= 4
     for run in found.runs():
         pool = run.config.problems.pool
         assert pool == 0 if run.arm.endswith("-fresh") else run.config.steps * run.config.sampling.problems >= 4 * pool
+
+
+def test_the_arms_that_read_are_trained_as_those_that_they_are_compared_with() -> None:
+    reference = next(arm for arm in study.load(ROOT / "studies" / "efficiency.toml").arms if arm.name == "grpo")
+    own = ("belief.", "prediction.", "problems.pool", "record.final_model")
+    for arm in study.load(ROOT / "studies" / "beliefs.toml").arms:
+        changes = {key: value for key, value in arm.changes.items() if not key.startswith(own)}
+        assert changes == {key: value for key, value in reference.changes.items() if not key.startswith(own)} | {
+            "method": arm.changes["method"]}
 
 
 def test_the_arms_timed_alone_are_those_of_the_study_of_rivals_with_other_seeds() -> None:
