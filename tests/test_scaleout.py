@@ -300,15 +300,15 @@ def test_trls_vllm_samples_at_the_requests_temperature_and_cap_up_to_our_end_tok
     trainer, ends = session.trainer, session.trainer.reward.end_tokens
     sampler = VLLMGeneration.__new__(VLLMGeneration)  # TRL's own way to sample, with a vLLM that runs on the CPU
     vars(sampler).update(
-        mode="colocate", accelerator=trainer.accelerator, enable_sleep_mode=False, tensor_parallel_size=1, top_p=1.0,
-        top_k=0, min_p=None, repetition_penalty=1.0, temperature=1.0, max_completion_length=99, logprobs=0,
-        structured_outputs_regex=None, generation_kwargs={"detokenize": False},
+        mode="colocate", accelerator=trainer.accelerator, model=trainer.model, enable_sleep_mode=False,
+        tensor_parallel_size=1, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, temperature=1.0,
+        max_completion_length=99, logprobs=0, structured_outputs_regex=None, generation_kwargs={"detokenize": False},
         llm=make_engine("vllm", trainer.model, session.tokenizer, batch=64).llm)
     trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, sampler, trainer.state.global_step
     prompt = tuple(session.tokenizer("1 + 2")["input_ids"])
     cold, hot = (TrlEngine(trainer, ends).generate([Request(prompt, 4, seed, temperature) for seed in range(64)])
-                 for temperature in (0.01, 5.0))
-    assert len({answer.tokens for answer in cold}) < 4 < 40 < len({answer.tokens for answer in hot})
+                 for temperature in (0.01, 2.0))
+    assert len({answer.tokens for answer in cold}) < 4 < 10 < len({answer.tokens for answer in hot})
     assert all(len(answer.tokens) <= 4 and not ends & set(answer.tokens[:-1]) for answer in hot)
 
 

@@ -264,7 +264,7 @@ def _sample_by_inversion(worker: Any) -> None:
                 p: None) -> tuple[torch.Tensor, torch.Tensor]:
         logps_BV = logits_BV.log_softmax(dim=-1, dtype=torch.float32)
         below_BV = logps_BV.exp().cumsum_(dim=-1)
-        lots_B1 = 1 - torch.stack([torch.rand(1, generator=generators[row]) for row in range(len(logits_BV))])
+        lots_B1 = 1 - torch.stack([torch.rand(1, generator=generators.get(row)) for row in range(len(logits_BV))])
         return torch.searchsorted(below_BV, lots_B1 * below_BV[:, -1:])[:, 0], logps_BV
 
     worker.model_runner.sampler.topk_topp_sampler.forward = forward
