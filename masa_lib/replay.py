@@ -90,6 +90,10 @@ def read_groups(path: str | Path) -> Groups:
     if len(table):
         files.check_columns(table, f"A table of rollouts of the run {path}", texts=("stream",), numbers=(
             "step", "group", "member", "length", "correct", "predicted_pass_rate", "predicted_length"))
+        place = table[["step", "stream", "group", "member"]]
+        if place.isna().any(axis=None) or place.duplicated().any():
+            raise ReplayError(f"The tables of rollouts of the run {path} do not say of each which step, group and "
+                              "member it is. Restore them, or replay another run.")
     if len(table) and "capped" in table:
         table["length"] = table["length"].where(~(table["capped"].eq(True) & (table["stream"] == "solution")))
     streams = dict(iter(table.set_index(["step", "group", "member"]).groupby("stream"))) if len(table) else {}

@@ -37,7 +37,7 @@ LINES = ("metrics.jsonl", "evaluations.jsonl", "rollouts.jsonl", "changes.jsonl"
 TABLES = ("rollouts/step-000002.parquet", "evaluations/step-000003.parquet")
 CHECKPOINT = "checkpoints/step-000003"
 #: all settings of the record
-RECORDED = {key: field.default for key, field in configs.settings().items()} | {"steps": 20}
+RECORDED = {key: field.default for key, field in configs.settings().items()} | {"method": "masa", "steps": 20}
 
 
 def write_record(folder: Path) -> Run:

@@ -119,6 +119,9 @@ class Reader:
         if len(table):
             check_columns(table, f"A table in {run.path / 'rollouts'}", texts=("stream", "problem", "answer", "text"),
                           numbers=("step", "group", "length", "correct", "reward", "predicted_pass_rate"))
+            if table[["step", "group"]].isna().any(axis=None):
+                raise RunError(f"A table in {run.path / 'rollouts'} does not say of each rollout which step and group "
+                               "it is of. Restore it, or look at another run.")
         self._steps, self._rollouts = steps, table
 
 
