@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from masa_lib.grading_worker import GradingError, Worker
-from masa_lib.number_forms import Number, plain, read_number, read_numbers, same_value, same_values, unwrapped
+from masa_lib.number_forms import Number, opened, plain, read_number, read_numbers, same_value, same_values, unwrapped
 
 __all__ = ["MAX_ANSWER_LENGTH", "GradingError", "extract_answer", "grade", "grade_many", "limits_met",
            "unmatchable", "unmatchable_sentence"]
@@ -28,7 +28,8 @@ _BOX_MARK = re.compile(r"\\.|[{}]", re.DOTALL)
 _UNBRACED = re.compile(r"\\[dt]?frac(?:[0-9]{2}|\{[^{}]*\}\{[^{}]*\})|[^\s${}\\]+")
 _DIGITS = re.compile(r"-?[0-9]{1,99}", re.ASCII)
 _LETTER_GOLD = re.compile(r"\(?([A-J])\)?")
-_LETTER = re.compile(r"\(?([A-Ja-j])(?:[).:](?!.*(?:\([A-J]\)|\b[A-J][).:]|\bor [A-J]\Z)).*)?", re.DOTALL)
+_LETTER = re.compile(r"(?:(?i:option|choice|answer)\b:?\s*)?[(\[]?([A-Ja-j])\]?"
+                     r"(?:[).:](?!.*(?:\([A-J]\)|\b[A-J][).:]|\bor [A-J]\Z)).*)?", re.DOTALL)
 _WORDS = re.compile(r"(?:[A-Za-z]{3,}|[Nn]o)(?:[ '-][A-Za-z]+)*")
 # A power on a power of a number, a power or factorial of five digits, a factorial of a factorial: nobody boxes these.
 _EXPLOSIVE = re.compile(r"(?:\^|\*\*)[\s{(]*-?(?:[0-9.]+[\s})]*(?:\^|\*\*)|[0-9]{5})|(?:[0-9]{5}|!)[\s})]*!")
@@ -36,7 +37,11 @@ _ROUNDED = re.compile(r"\\approx(?![a-zA-Z])|\N{ALMOST EQUAL TO}")
 _EQUALS = re.compile(rf"(?<![<>!:\\=])=(?!=)|\\in(?![a-zA-Z])|{_ROUNDED.pattern}")
 _GROUP_COMMA = re.compile(r"(?<=[0-9])(?:,|\{,\}|,\\!)(?=[0-9]{3}(?![0-9]))")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
-_BASED = re.compile(r"\(?([0-9][0-9A-Fa-f]*|[0-9A-Fa-f]+(?=_\{?16))\)?\s*_\s*\{?\s*([0-9]+|[a-z]+)\s*\}?")
+_GREEK = re.compile(r"\\(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|epsilon|[Zz]eta|[Ee]ta|[Tt]heta|iota|kappa"
+                    r"|[Ll]ambda|mu|nu|[Xx]i|rho|[Ss]igma|tau|[Uu]psilon|[Pp]hi|chi|[Pp]si|[Oo]mega|ell)(?![a-zA-Z])")
+_JUXTAPOSED = re.compile(r"(?<=[0-9)])\s*(?=\()")
+_BASED = re.compile(r"\(?([0-9]+|[0-9A-Fa-f]{2,}(?=\)?\s*_\s*\{?1[1-6]\b)"
+                    r"|[0-9A-Fa-f]+(?=_\{?16))\)?\s*_\s*\{?\s*([0-9]+|[a-z]+)\s*\}?")
 # What parts the entries of points, sets, intervals, matrices and conditions.
 _ENTRY = re.compile(r"\\\\|\\[{}]|\\(?:begin|end)\{[a-z]*matrix\}"
                     r"|\\(?:cup|in|leq?|geq?|lt|gt|pm|neq|and|or)(?![a-zA-Z])"
@@ -208,7 +213,7 @@ def _named(predicted: str, answer: str) -> bool | None:
         chosen = _LETTER.fullmatch(found)
         return chosen is not None and chosen[1].upper() == letter[1]
     if _WORDS.fullmatch(gold):
-        return found.casefold().replace(" ", "") == gold.casefold().replace(" ", "")
+        return _sides(found)[-1].casefold().replace(" ", "") == gold.casefold().replace(" ", "")
     return None if found else False
 
 
@@ -244,6 +249,7 @@ def _is_true_chain(text: str) -> bool:
     *before, final = _sides(text)
     last, rounded = read_number(final), _ROUNDED.search(text) is not None
     for side in before:
+        side = _JUXTAPOSED.sub(r" \\cdot ", _GREEK.sub("x", side))  # math-verify takes 2(3) for a mixed number
         if not side.strip() or re.search("[a-zA-Z]", _COMMAND.sub("", side)):
             continue
         number = read_number(side)
@@ -266,7 +272,7 @@ def _is_based(predicted: str, gold: re.Match[str]) -> bool:
 
 def _leaves_entries(predicted: str, answer: str) -> bool:
     """Whether points, sets, intervals or matrices of plain numbers are to have one computed."""
-    gold, found = _entries(answer), _entries(predicted)
+    gold, found = _entries(answer), _entries(_sides(predicted)[-1])
     if len(gold) < 2 or not all(_NAME.fullmatch(entry) or read_number(entry) for entry in gold):
         return False
     for entry in found:
@@ -289,7 +295,8 @@ def _is_copied(predicted: str, answer: str, problem: str) -> bool:
 
 def _stands_in(formula: str, problem: str) -> bool:
     """Whether a formula of at least two characters stands in the problem by itself, not as a part of another one."""
-    formula, problem = _visible(formula).replace(_EDGE, "").strip(), _visible(problem)
+    formula = opened(_visible(formula).replace(_EDGE, "").strip()).removeprefix("+").strip()
+    problem = _visible(problem)
     if len(formula) < 2 or len(formula) > len(problem):
         return False
     for match in re.finditer(r" *".join(re.escape(mark) for mark in formula if mark != " "), problem):
@@ -302,8 +309,9 @@ def _stands_in(formula: str, problem: str) -> bool:
 
 def _visible(text: str) -> str:
     """Without braces and spacing commands; an edge where a formula begins or ends."""
-    edged = re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", _EDGE, text)
-    return re.sub(r"(?<!\\)[{}]", "", plain(edged).replace("dfrac", "frac"))
+    edged = plain(re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", _EDGE, text))
+    edged = re.sub(r"\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}", r"\1/\2", edged)
+    return re.sub(r"(?<!\\)[{}]", "", edged.replace("dfrac", "frac").replace("\\bar", "\\overline"))
 
 
 def _braceless(text: str) -> str:

@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 #: commands that set their argument as text
-TEXT = r"\\(?:text(?:bf|it|rm|sf|normal)?|math(?:rm|bf|it|sf)|mbox|operatorname|bm|boldsymbol|underline|boxed|fbox)\s*"
+TEXT = (r"\\(?:text(?:bf|it|rm|sf|tt|normal)?|math(?:rm|bf|it|sf|tt)|emph|mbox"
+        r"|operatorname|bm|boldsymbol|underline|boxed|fbox)\s*")
 MAX_EXPONENT = 400  # of ten; a larger one is no number that anyone writes out
 MAX_LENGTH = 1_000  # characters; a longer text is no number
 
 # What sets a formula without changing it; a backslash before it would make it a row break of a matrix.
-_MARKUP = re.compile(r"(?<!\\)(?:\\[()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle)(?![a-zA-Z])"
+_MARKUP = re.compile(r"(?<!\\)(?:\\[()\[\]]|\\(?:left|right|[bB]igg?[lr]?|displaystyle|textstyle"
+                     r"|[lL]arge|LARGE|[hH]uge)(?![a-zA-Z])"
                      r"|\\!\s*|\\?\$|\\(?:text)?color\s*\{\w*\}|\\text\s*\{\s*\}"
                      r"|\\checkmark(?![a-zA-Z]))|[`\N{CHECK MARK}]")
 _SPACES = re.compile(r"(?<!\\)\\[,;: ]|(?<!\\)\\q?quad(?![a-zA-Z])|~")
@@ -49,7 +51,8 @@ _UNIT = rf"(?:{_SET_UNIT}|{_RATE}|{_WORD_UNIT}|{_DEGREE}|{_MARK}|{_ORDINAL}){_PO
 _UNITS = re.compile(rf"\s*{_UNIT}(?:(?:\s*(?:/|\\cdot(?![a-zA-Z])|\*))?\s*{_UNIT}){{0,5}}\s*\Z")
 _PERCENT = re.compile(r"\s*(?:\\?%|(?:\\text\s*\{)?\s*(?:percent(?:age)?|pct)\s*\}?)\s*\Z")
 _SET_LABEL = r"\s*(?:\([A-J]\)|[^{}0-9=]*(?::|\bis)|about|approximately|exactly|only)\s*"
-_LABEL = re.compile(rf"(?:{TEXT}\{{{_SET_LABEL}\}}|[A-Za-z][A-Za-z ]*(?::(?!=)|\bis\b)|\([A-J]\)|=|\\approx(?![a-zA-Z])"
+_LABEL = re.compile(rf"(?:{TEXT}\{{{_SET_LABEL}\}}|[A-Za-z][A-Za-z ]*(?::(?!=)|\bis\b)|\([A-J]\)|="
+                    r"|\\(?:approx|implies|Rightarrow|therefore)(?![a-zA-Z])"
                     r"|\N{ALMOST EQUAL TO})\s*")
 _CURRENCY = re.compile(r"(?<![0-9])[\N{EURO SIGN}\N{POUND SIGN}\N{YEN SIGN}\N{INDIAN RUPEE SIGN}]|\\pounds(?![a-zA-Z])")
 
@@ -92,7 +95,7 @@ class Number:
 
 def plain(text: str) -> str:
     """Without dollar signs, what sets a formula without changing it, and a full stop at the end; spaces are single."""
-    text = _BRACED_COMMA.sub(",", _THIN_GROUP.sub("", text.replace("\N{MINUS SIGN}", "-")))
+    text = _BRACED_COMMA.sub(",", _THIN_GROUP.sub("", re.sub("[\N{MINUS SIGN}\N{EN DASH}]", "-", text)))
     text = " ".join(_SPACES.sub(" ", _MARKUP.sub("", text)).split()).removesuffix("\\\\")
     text = text.removesuffix(".").removesuffix(",").strip()
     while len(text) > 4 and text.startswith("**") and text.endswith("**"):
@@ -115,7 +118,7 @@ def read_number(text: str) -> Number | None:
     """
     if len(text) > MAX_LENGTH:
         return None
-    text = plain(text)
+    text = opened(plain(text))
     percent = _PERCENT.search(text) is not None
     bare = _PERCENT.sub("", text) if percent else _without_units(text)
     for candidate in (bare, unwrapped(bare)):
@@ -171,11 +174,11 @@ def _same(one: Fraction, other: Fraction, left: Number, right: Number) -> bool:
 
 def _signed(text: str, percent: bool) -> Number | None:
     """One sign in all, braces or brackets around it all, and for what else is written out a form of `_FORMS`."""
-    text = _opened(text)
+    text = opened(text)
     for character, ratio in _WRITTEN_FRACTION.items():
         text = text.replace(character, f" {ratio}")
     sign = re.match(r"\s*[+-]?\s*", text)[0].strip()
-    body = _opened(text.strip().removeprefix(sign))
+    body = opened(text.strip().removeprefix(sign))
     for form, pattern in _FORMS.items():
         match = pattern.fullmatch(body)
         if match is not None:
@@ -183,7 +186,8 @@ def _signed(text: str, percent: bool) -> Number | None:
     return None
 
 
-def _opened(text: str) -> str:
+def opened(text: str) -> str:
+    """Without one pair of brackets or braces around it all."""
     enclosed = _ENCLOSED.fullmatch(text.strip())
     return (next(filter(None, enclosed.groups()), "") if enclosed else text).strip()
 
