@@ -22,18 +22,22 @@ from masa_lib import hub
 from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
 from masa_lib.errors import MasaError
 
-#: where a text falls into sentences; some instructions follow a problem without a full stop
-_BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|\s+(?=(?:Let[\u2019']s|Let us|Please) (?:think|reason|solve|put)\b)""")
+#: where a text falls into sentences; some instructions follow a problem without a full stop, or end in a colon
+_BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|(?<=[\u3002\uff01\uff1f])|(?<=\\boxed\{\}):\s+
+    |\s+(?=(?:Let[\u2019']s|Let\ us|Please)\ (?:think|reason|solve|put)\b)""", re.VERBOSE)
+#: a box to be filled; one that holds digits, a letter or a formula is a part of a problem
+_BOX = r"\\boxed(?:\{(?:[ .]*|[A-Za-z ]{3,}|\\text\w*\{[A-Za-z ]+\})\}|(?![a-zA-Z]|\s*\{))"
 #: sentences that tell a model how to write its answer: by what no problem says of itself ...
-_FORM = re.compile(r"""(?i)
-    .*\b(?:answers?|response|result|solution|value|output)\b.*(?:\\boxed\b|\#{4}|</?answer>|["'`]answer:)
-  | .*(?:\\boxed\b|\#{4}|</?answer>).*\b(?:answers?|response|result|solution)\b
+_FORM = re.compile(rf"""(?i)
+    .*\b(?:answers?|response|result|solution|value|output)\b.*(?:{_BOX}|\#{{4}}|</?answer>|["'`]answer:)
+  | .*(?:{_BOX}|\#{{4}}|</?answer>).*\b(?:answers?|response|result|solution)\b
+  | .*\u7b54\u6848.*{_BOX}
   | .*</?think>
   | .*\bwithout\ quotes\b
   | .*\blast\ line\ of\ your\ (?:response|answer|solution)\b
   | .*\byou\ first\ think\ about\ the\ reasoning
-  | (?:remember\ to\ )?(?:please\ )?(?:put|place|enclose|box|return|give|write|present)\b[^$]*\\boxed
-    (?:\{\s*(?:your\ answer|answer)?\s*\})?\W*$""", re.VERBOSE)
+  | (?:please\ )?box\ (?:your|the)\ (?:final\ )?answer\W*$
+  | (?:remember\ to\ )?(?:please\ )?(?:put|place|enclose|box|return|give|write|present)\b[^$]*{_BOX}\W*$""", re.VERBOSE)
 #: ... or by asking for steps and for nothing else
 _STEPS = re.compile(r"""(?i)\W*(?:(?:and|now|please|let[\u2019']s|let\ us|you\ should|remember\ to|carefully)\s+)*
     (?:think|reason|solve|work|go|explain|show|answer)\b
@@ -42,7 +46,7 @@ _STEPS = re.compile(r"""(?i)\W*(?:(?:and|now|please|let[\u2019']s|let\ us|you\ s
     [,\s]+step[ -]by[ -]step\b(?:\s+(?:before|first|and|to|then)\b[^$]*)?\W*$""", re.VERBOSE)
 #: a heading, or the cue for the answer
 _CUE = re.compile(r"""(?i)
-    (?:please\ )?(?:solve|answer)\ the\ following\ (?:math(?:ematic(?:al|s))?\ )?(?:problem|question)
+    (?:please\ )?(?:solve|answer|work\ out)\ (?:the\ following|this)\ (?:math(?:ematic(?:al|s))?\ )?(?:problem|question)
     (?:\ (?:carefully|efficiently|correctly|concisely|clearly|and))*[.:]?
   | (?:final\ )?(?:answer|solution|response):""", re.VERBOSE)
 #: what stands between an instruction and the problem behind it
@@ -79,8 +83,11 @@ def without_instruction(text: str) -> str:
 
 
 def _instructs(sentence: str) -> bool:
+    """A question is none, whatever box stands in it."""
     sentence = sentence.strip()
-    return not sentence or bool(_FORM.match(sentence) or _STEPS.match(sentence) or _CUE.fullmatch(sentence))
+    if not sentence or sentence.rstrip("]$)\\").endswith("?"):
+        return not sentence
+    return bool(_FORM.match(sentence) or _STEPS.match(sentence) or _CUE.fullmatch(sentence))
 
 
 def read_hub(name: str, split: str, seed: int) -> list[Problem]:

@@ -323,7 +323,9 @@ BEHIND = [
     "\n\nPlease reason step by step, and put your final answer within \\boxed{}.",
     ' Let\'s think step by step and output the final answer after "####".',
     " Return your final response within \\boxed{}.", " Present the answer in LaTex format: \\boxed{Your answer}",
-    " Put your answer in \\boxed{}.", " Make sure to box your final answer: \\boxed{answer}.",
+    " Put your answer in \\boxed{}.", "\nPlease box the final answer.",
+    "\n\u8bf7\u9010\u6b65\u63a8\u7406\uff0c\u5e76\u628a\u6700\u7ec8\u7b54\u6848\u653e\u5728\\boxed{}\u4e2d\u3002",
+    " Make sure to box your final answer: \\boxed{answer}.",
     "\nSolve step by step, answer in \\boxed{}.", "\nThink step by step.", " Please solve this problem step by step.",
     " Explain your reasoning step by step, then give the final answer in \\boxed{}.",
     " Show your work in <think> </think> tags. And return the final answer in <answer> </answer> tags, for example "
@@ -332,6 +334,8 @@ BEHIND = [
     "reasoning process MUST BE enclosed within <think> </think> tags. The final answer MUST BE put in \\boxed{}.",
     '\n\nRemember to put your answer on its own line after "Answer:".', "\n\nLet's think step by step.\nAnswer:"]
 BEFORE = [
+    "Solve this math problem. Show your work and put the answer in \\boxed{}: ",
+    "Work out the following problem. Your final answer should be in \\boxed{}.\n\n",
     "Solve the following math problem step by step. The last line of your response should be of the form Answer: "
     "$Answer (without quotes) where $Answer is the answer to the problem.\n\n",
     "Solve the following math problem efficiently and clearly.  The last line of your response should be of the "
@@ -356,7 +360,12 @@ def test_instructions_of_other_trainings_are_cut_off_before_and_behind_a_problem
     "What number belongs in $3 + \\boxed{} = 7$?", "What number goes in the box?",
     "What is the last line of the proof?",
     "Let's play a game. Please find the winner.", "Think of a number. Double it. What is the result?",
-    "Replace each \\boxed{} by a digit so that the sum is right.", "The answer is 5. What is the question?"])
+    "Replace each \\boxed{} by a digit so that the sum is right.", "What is the value of $\\boxed{3}+2$?",
+    "What box has more than one solution:\n\\[4x - 9 = x + \\boxed{\\phantom{2}}?\\]",
+    "What is the answer to 3 + \\boxed{} = 7?",
+    "Let $\\boxed{N}$ count the divisors of $N$. Find the value of \\[\\boxed{\\boxed{11}\\times\\boxed{20}}\\]",
+    "The answer to a riddle is $\\boxed{A}+3=7$. Find the value of $\\boxed{A}$.",
+    "Please box the apples. How many boxes?", "The answer is 5. What is the question?"])
 def test_what_a_problem_says_of_its_own_answer_stays(text: str):
     assert without_instruction(text) == text
 
