@@ -469,8 +469,11 @@ def _ratios(runs: pd.DataFrame, is_reference: bool) -> dict[str, Any]:
     never, undefined = np.isinf(runs["tokens_to_target"]), int(runs["pass_rate_r_after"].isna().sum())
     theirs = np.isinf(runs["tokens_to_target_reference"]) & (not is_reference)
     count, missed = int(never.sum()), runs["equal_missed"].mean()
+    without = int((runs["tokens_equal"].isna() & runs.get("tokens_reference", pd.Series(dtype=float)).notna()).sum())
     notes = {f"{count} of {len(runs)} seeds never reach the target: all that they spent is counted, so the ratio there "
              "is at most the one given.": count,
+             f"{without} of {len(runs)} seeds have no ratio at equal accuracy: their reference gained nothing, or they "
+             "had the accuracy before any cost.": without,
              f"r of the pass rate after training is undefined in {undefined} of {len(runs)} seeds.": undefined}
     return {
         **{f"{cost}_equal_ratio": ratio_of_logs(runs[f"{cost}_equal"]) for cost in COSTS},

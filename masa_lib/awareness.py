@@ -21,9 +21,10 @@ from masa_lib.predictions import PASS_RATE_STEPS
 GATE = ("gate_precision", "gate_recall", "gate_f1", "signal_lost")
 CAP = ("right_cut", "stopped")
 SIGNIFICANT = 0.05
-#: steps below which no fall and rise can be told; knots of the line that is taken for the trend; simulated series, and
-#: the autocorrelations that they have
-SHORTEST, KNOTS, PATHS, CAUTION = 40, 7, 500, 0.25
+#: steps below which no fall and rise can be told; points as which a longer run is read (means of as many steps each);
+#: knots of the line that is taken for the trend; simulated series, and the share of them that is less alike than the
+#: likeness that is taken
+SHORTEST, LONGEST, KNOTS, PATHS, CAUTION = 40, 1000, 7, 500, 0.25
 LIKENESS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 
 
@@ -152,6 +153,7 @@ def drop_then_align(predicted: Any, true: Any) -> dict[str, float]:
     pairs = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float)}).dropna()
     if len(pairs) < SHORTEST:
         return dict.fromkeys(("fall", "rise", "gap_bottom", "gap_end", "bottom", "shown"), math.nan)
+    pairs = pairs.groupby(np.arange(len(pairs)) // math.ceil(len(pairs) / LONGEST)).mean()
     values = pairs["predicted"].to_numpy()
     (fall,), (rise,), (place,), width = _fall_and_rise(values[None])
     measured = (pairs["true"] - pairs["predicted"]).iloc[1::2]

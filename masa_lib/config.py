@@ -471,7 +471,8 @@ def shared_name(text: str) -> str:
         if scheme.lower() != "file":
             host, slash, place = re.split(r"[?#]", rest)[0].partition("/")
             return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
-    path = re.match(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:", text) or text.count("/") > 1 or _exists(text)
+    path = re.match(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:", text) or text.count("/") > 1 or _exists(text) or (
+        "/" in text and re.search(r"[^!-~]|\.(?:jsonl?|csv|parquet|toml)$", text))  # which no hub id has
     if not path:
         return ",".join(map(shared_name, text.split(","))) if "," in text else text
     return re.sub(r"^.*[/\\](?=[^/\\])", "", text, flags=re.DOTALL)
@@ -487,7 +488,7 @@ def _exists(text: str) -> bool:
 def _read(key: str, field: dataclasses.Field, value: Any) -> Any:
     kind = type(field.default)
     if isinstance(value, bool) or not isinstance(value, str):
-        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**1000:
             return float(value)
         return value
     if kind is str:
@@ -504,7 +505,7 @@ def _check(key: str, field: dataclasses.Field, value: Any) -> None:
     kind, limits = type(field.default), field.metadata
     good = type(value) is kind or (kind is float and type(value) is int)
     if good and kind in (int, float):
-        good = ((kind is int or math.isfinite(value))
+        good = (abs(value) < (math.inf if kind is int else 2**1000)
                 and (limits["low"] is None or value >= limits["low"])
                 and (limits["high"] is None or value <= limits["high"])
                 and (limits["above"] is None or value > limits["above"]))

@@ -64,6 +64,8 @@ def read(folder: str | Path) -> Control:
                 type(getattr(asked, entry.name)) is not type(entry.default)
                 for entry in dataclasses.fields(Control) if entry.name != "settings"):
             raise ValueError("a value has the wrong type")
+        if not all(0 <= number < 10**9 for number in (asked.process, asked.until, asked.request)):
+            raise ValueError("a number is out of range")
     except FileNotFoundError:
         return Control()
     except (OSError, ValueError, TypeError) as error:

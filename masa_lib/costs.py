@@ -25,6 +25,8 @@ COSTS = {"tokens": "tokens written", "read": "prompts read", "tokens_update": "t
          "seconds": "seconds", "computed": "all computed tokens", "computed_thrice": "all, the update thrice"}
 #: the accuracies at which costs are compared, as shares of the reference's gain
 SHARES = tuple(np.arange(50, 96, 5) / 100)
+#: an accuracy that equals a target is one that reaches it, whatever the last bit says
+ROUNDING = 1e-9
 #: share of the reference's mean gain at which one crossing is read off
 TARGET_SHARE = 0.9
 
@@ -73,9 +75,10 @@ def time_to_target(steps: Sequence[float], accuracy: Sequence[float], cost: Sequ
     if math.isnan(target):
         return math.nan
     fit = optimize.isotonic_regression(np.asarray(accuracy, dtype=float)[order]).x
-    if fit[-1] < target:
+    reached = fit >= target - ROUNDING
+    if not reached[-1]:
         return math.inf
-    after = int(np.argmax(fit >= target))
+    after = int(np.argmax(reached))
     if after == 0:
         return float(cost[0])
     share = (target - fit[after - 1]) / (fit[after] - fit[after - 1])

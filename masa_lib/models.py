@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import pickle
 import shutil
 import sys
 import tempfile
@@ -90,7 +91,6 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
             template, weights that are missing or not finite, or a large model where a GPU is there that torch cannot
             use.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     device = pick_device(config)
@@ -103,16 +103,24 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
-                local_files_only=here, trust_remote_code=False)
+                local_files_only=here, trust_remote_code=False, ignore_mismatched_sizes=True)
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError("it holds adapters of another model, which would stay as they are; merge them into it "
                              "first (peft: merge_and_unload, then save_pretrained).")
-        missing = sorted(found["missing_keys"]) + (_add_adapters(model, config, weights) if lora else [])
+        missing = sorted(found["missing_keys"]) + sorted(name for name, *_ in found["mismatched_keys"])
+        missing += _add_adapters(model, config, weights) if lora else []
     except hub.HubError as error:
         raise ModelError(str(error)) from error
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds
+        raise ModelError(f"The weights of {config.weights or config.name!r} cannot be loaded: a file of them holds "
+                         "something else than tensors. Take safetensors.") from error
+    except Exception as error:  # what a stranger's files make of transformers has no common base
         raise ModelError(_cannot_load(config.weights or config.name, where, error)) from error
-    _check_weights(model, missing, weights.name if weights else config.weights or config.name)
+    name = weights.name if weights else config.weights or config.name
+    if unknown := sorted(found["unexpected_keys"]):
+        logger.warning("The weights of %r hold %d tensors that the model of its config.json has no place for, such as "
+                       "%s; they are left out.", name, len(unknown), unknown[0])
+    _check_weights(model, missing, name)
     if not tokenizer("1")["input_ids"]:  # transformers makes an empty one where the files are missing
         raise ModelError(f"The tokenizer of {config.name!r} knows no token; its files are missing. Save it beside the "
                          "weights (tokenizer.save_pretrained(folder)).")
@@ -146,7 +154,7 @@ def _check_weights(model: Any, missing: Sequence[str], name: str) -> None:
     """
     if missing:
         raise ModelError(f"The weights of {name!r} lack {len(missing)} tensors of the model, such as {missing[0]}, "
-                         "which would be random: take a whole folder or checkpoint.")
+                         "or have them in another shape; they would be random: take a whole folder or checkpoint.")
     if broken := not_finite(model.state_dict()):
         raise ModelError(f"The weights of {name!r} hold NaN or infinity, in {broken}: a training ruined them; take a "
                          "checkpoint from before, or another model.")

@@ -41,6 +41,8 @@ POLL = 0.5
 STUDY = {"title": (str,), "out": (str,), "seeds": (int, str), "hours": (int, float), "arms": (dict,), "jobs": (int,),
          "threads": (int,), "settings": (dict,)}
 ARM = {"about": (str,), "method": (str,), "seeds": (int, str), "settings": (dict,)}
+#: seeds of an arm; more are a slip, and a list of them would not fit into the memory
+MOST_SEEDS = 10_000
 #: an arm's name is part of its runs' folders
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 KINDS = {str: "a text", int: "a whole number above 0", float: "a number above 0", dict: "a table"}
@@ -175,12 +177,10 @@ def _checked(where: str, table: Any, kinds: Mapping[str, tuple[type, ...]],
 
 def _seeds(where: str, seeds: int | str) -> range:
     """A count of seeds from 0 on, or a span of seeds such as `100-103`, or a single one as text."""
-    if isinstance(seeds, int):
-        return range(seeds)
-    found = re.fullmatch(r"(\d+)(?:-(\d+))?", seeds)
+    found = re.fullmatch(r"([0-9]{1,15})(?:-([0-9]{1,15}))?", f"0-{seeds - 1}" if isinstance(seeds, int) else seeds)
     span = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
-    if not span:
-        raise ConfigError(f"{where}: seeds are {seeds!r}; they take a span such as 0-3.")
+    if not 0 < len(span) <= MOST_SEEDS:
+        raise ConfigError(f"{where}: seeds are {brief(seeds)}; they take a span such as 0-3, of {MOST_SEEDS} at most.")
     return span
 
 

@@ -419,6 +419,7 @@ def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.devic
             set(entry) == {"step", "exp_avg", "exp_avg_sq"} and float(entry["step"]) >= 1
             and all(entry[name].shape == shapes[number] for name in ("exp_avg", "exp_avg_sq"))
             for number, entry in state.items())
+        broken = fits and any(models.not_finite(entry) for entry in state.values())
     except (MemoryError, torch.OutOfMemoryError):
         raise  # says nothing of the file
     except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds
@@ -428,6 +429,8 @@ def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.devic
         raise CheckpointError(f"its optimizer.pt cannot be read ({reason})") from error
     if not fits:
         raise CheckpointError("its optimizer.pt is of another optimiser or of another model")
+    if broken:
+        raise CheckpointError("its optimizer.pt holds NaN or infinity")
     return state
 
 

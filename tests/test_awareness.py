@@ -62,6 +62,14 @@ def test_steps_without_predictions_are_left_out() -> None:
     assert awareness.drop_then_align(gaps, true) == awareness.drop_then_align(predicted, TRUE)
 
 
+def test_a_run_of_20000_steps_is_read_as_means_of_its_steps() -> None:
+    rng, place = np.random.default_rng(0), np.linspace(0, 1, 20_000)
+    found = awareness.drop_then_align(np.interp(place, [0, 0.2, 1], [0.6, 0.1, 0.5]) + rng.normal(0, 0.1, 20_000),
+                                      np.full(20_000, 0.5))
+    assert found["shown"] and found["bottom"] == pytest.approx(0.2, abs=0.05)
+    assert (found["fall"], found["rise"]) == (pytest.approx(0.4, abs=0.1), pytest.approx(0.36, abs=0.1))
+
+
 def metrics(gate_on: list[int], precision: list[float]) -> pd.DataFrame:
     return pd.DataFrame({"step": range(1, len(gate_on) + 1), "gate_on": gate_on, "gate_precision": precision,
                          "dropped": [0.25 * on for on in gate_on], "cap_on": 0, "predictions_collapsed": 0})

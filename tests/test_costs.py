@@ -56,6 +56,16 @@ def test_without_a_gain_or_with_the_accuracy_at_no_cost_there_is_no_ratio() -> N
     assert math.isnan(costs.equal_accuracy(curve(rising), curve(np.full(13, 0.8)), "tokens")[0])
 
 
+@pytest.mark.parametrize(("right", "problems"), [((12, 24, 30, 36), 60), ((7, 14, 16, 19), 30), ((1, 4, 7, 11), 120)])
+def test_an_accuracy_that_equals_a_target_reaches_it_whatever_the_last_bit_says(right: tuple, problems: int) -> None:
+    rates = np.array(right) / problems
+    for share in (0.5, 0.75, 0.95):
+        first, last = rates[0], rates[0] + (rates[2] - rates[0]) / share
+        flat = [rates[0], rates[1], rates[2], rates[2], rates[2]]
+        for target in (first + share * (last - first), np.nextafter(rates[2], 1), rates[2]):
+            assert costs.time_to_target(range(5), flat, range(5), target) == pytest.approx(2)
+
+
 def draw(rng: np.random.Generator, speed: float) -> Curve:
     """A saturating curve whose speed has luck of its seed, measured on 120 problems; the ends with more samples."""
     true = 0.2 + 0.4 * (1 - np.exp(-EVERY * speed * rng.lognormal(0, 0.15) / 40))

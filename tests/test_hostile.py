@@ -27,6 +27,7 @@ from masa_lib.errors import MasaError, brief
 from masa_lib.export import card
 from masa_lib.files import RunError
 from masa_lib.runs import Run, last_step, shared_command
+from masa_lib.stopping import Stop
 from masa_lib.widgets import training_view as view
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -199,6 +200,24 @@ def test_settings_files_that_nest_deep_are_one_sentence(tmp_path: Path) -> None:
         configs.replace(Config(), {"seed": int("f" * 5000, 16)})
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("key", ["update.learning_rate", "gate.threshold"])
+def test_whole_numbers_that_no_float_holds_are_one_sentence(sign: int, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{key} is .*; it takes a number") as caught:
+        configs.replace(Config(), {key: sign * 10**400})
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("content", ['{"request": 1000000000, "settings": {"gate.threshold": 0.5}}',
+                                     '{"request": 5, "settings": {"gate.threshold": 1' + "0" * 400 + "}}",
+                                     '{"request": -1, "settings": {"gate.threshold": 0.5}}'])
+def test_no_control_file_ends_the_next_lives_of_a_run(content: str, run: Run) -> None:
+    (run.path / control.CONTROL).write_text(content)
+    for _ in range(2):
+        assert control.obey(Run.open(run.path), 3, Stop()).gate.threshold == run.config.gate.threshold
+    assert complaints(run.path) == []
+
+
 # What may not be read, and what is gone.
 
 @contextlib.contextmanager
@@ -292,6 +311,7 @@ SECRET = "/srv/first last/secret project"
     ("../secret project/data.jsonl", "data.jsonl"), ("secret/project/model", "model"),
     ("Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B"), (r"C:\Users\first last\model", "model"),
     ("reasoning-gym:chain_sum,leg_counting", "reasoning-gym:chain_sum,leg_counting"),
+    ("first last/model", "model"), ("secret project, new/model", "model"), ("secret/data.jsonl", "data.jsonl"),
     ("https://first:token@example.org/a/model?key=secret#last", "https://example.org/a/model"),
     (f"file://{SECRET}/data.jsonl", "data.jsonl"), ("pocket", "pocket"), ("", "")])
 def test_of_a_path_the_last_part_is_told_and_of_an_address_no_credentials(text: str, told: str) -> None:

@@ -107,6 +107,7 @@ UP = "model.layers.1.mlp.up_proj.weight"
 LACKING = {
     "a matrix": lambda held: held.pop(UP), "a norm": lambda held: held.pop("model.norm.weight"),
     "embeddings and head": lambda held: held.pop(EMBEDDINGS),
+    "a row": lambda held: held.update({UP: held[UP][1:].clone()}),
     "all, under other names": lambda held: [held.update({f"x.{key}": held.pop(key)}) for key in list(held)]}
 
 
@@ -120,6 +121,22 @@ def test_weights_that_lack_tensors_are_refused_rather_than_filled_up_at_random(c
         models.load(ModelConfig(name="pocket", device="cpu"), copy)
     with pytest.raises(ModelError, match=r"weights of '.*mine' lack"):  # as those that a warm-up made
         load("pocket", weights=str(copy))
+
+
+def test_weights_that_the_model_of_the_config_has_no_place_for_are_told_of(copy: Path,
+                                                                           caplog: pytest.LogCaptureFixture) -> None:
+    rewrite(copy / "model.safetensors", lambda held: held.update({"model.layers.99.x": held[UP].clone()}))
+    with caplog.at_level("WARNING", "masa"):
+        load(copy)
+    assert "hold 1 tensors that the model of its config.json has no place for, such as model.layers.99.x" in caplog.text
+
+
+def test_a_pickle_that_holds_no_weights_is_one_sentence_that_does_not_tell_how_to_execute_it(copy: Path) -> None:
+    (copy / "model.safetensors").unlink()
+    (copy / "pytorch_model.bin").write_bytes(b"garbage")
+    with pytest.raises(ModelError, match=r"holds something else than tensors\. Take safetensors") as caught:
+        load(copy)
+    assert "weights_only" not in str(caught.value)
 
 
 def test_a_head_that_shares_the_embeddings_is_not_missed_and_either_name_will_do(copy: Path) -> None:

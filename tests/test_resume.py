@@ -471,6 +471,12 @@ def executing_optimiser(folder: Path) -> None:
     torch.save({"state": {}, "param_groups": [], "run": Touch(folder.parent / "executed")}, folder / "optimizer.pt")
 
 
+def ruined_optimiser(folder: Path) -> None:
+    held = torch.load(folder / "optimizer.pt", weights_only=True)
+    held["state"][1]["exp_avg"].view(-1)[-1] = float("nan")
+    torch.save(held, folder / "optimizer.pt")
+
+
 class Touch:
     """Unpickled, it makes a file."""
 
@@ -488,7 +494,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "no cursor": lambda folder: (folder / "state.json").write_text('{"step": 7}'),
     "wrong gates": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "gates": [1]}'),
     "wrong experts": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "experts": 1}'),
-    "another optimiser": foreign_optimiser,
+    "another optimiser": foreign_optimiser, "moments of NaN": ruined_optimiser,
     "a program": executing_optimiser,
     "no optimiser": lambda folder: (folder / "optimizer.pt").write_bytes(b"garbage"),
     "an empty optimiser": lambda folder: torch.save({}, folder / "optimizer.pt")}

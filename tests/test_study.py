@@ -229,6 +229,8 @@ WRONG = [
     (HEAD.replace("jobs = 2", "jobs = true") + ARMS, "jobs is True"),
     (HEAD.replace("jobs = 2", "threads = -1") + ARMS, "model.threads is -1"),
     (HEAD.replace("seeds = 2", "seeds = '5-3'") + ARMS, "a span such as 0-3"),
+    (HEAD.replace("seeds = 2", "seeds = 1000000000000") + ARMS, "of 10000 at most"),
+    (HEAD.replace("seeds = 2", "seeds = '0-999999999999'") + ARMS, "of 10000 at most"),
     (HEAD + "[arms]\n", "has no arms"),
     (HEAD + "[arms]\ngrpo = 5\n", "arm grpo is 5; it takes a table"),
     (HEAD + "[arms.grpo]\n", "arm grpo does not say its about"),
