@@ -55,7 +55,8 @@ _JOINING = tuple("+-*/^_(){}[]|\\<>!")
 _BASES = dict(two="2", three="3", four="4", five="5", six="6", seven="7", eight="8", nine="9", ten="10", eleven="11",
               twelve="12", sixteen="16")
 _NAME = re.compile(r"[+-]?\s*(?:\\infty|[a-zA-Z](?:_\{?\w+\}?)?)")
-_STORED = re.compile(r"####|(?<!\\)\\[-0-9]|\A\s*\[\s*[\"']|\A\s*\{\s*[\"']|\Ab(['\"]).*\1\Z", re.DOTALL)
+_STORED = re.compile(r"####|(?<!\\)\\[-0-9]|\A\s*[\[{(]\s*[\"']|\Ab(['\"]).*\1\Z|\\n\Z|</?[a-z]+>"
+                     r"|\A(?:np\.\w+|tensor|array|Decimal|Fraction)\(", re.DOTALL)
 _MAX_DEPTH = 12
 _MAX_FRACTIONS = 20
 
@@ -131,11 +132,13 @@ def limits_met() -> int:
 def unmatchable(answers: Iterable[str]) -> list[str]:
     r"""The answers that no solution can match: not one that fits a box, or stored in a form that nobody writes.
 
-    Of those forms are `... #### 72`, `["5", "7"]`, `{"answer": 5}`, `b'72'`, and a matrix whose row breaks lost a
+    Of those forms are `... #### 72`, `["5", "7"]`, `{"answer": 5}`, `b'72'`, `tensor(72)`, `<answer>72</answer>`,
+    and a matrix whose row breaks lost a
     backslash (`1 \2`).
     """
-    return [answer for answer in answers if _STORED.search(answer)
-            or extract_answer(f"\\boxed{{{answer}}}") != answer.strip() or not plain(answer)]
+    return [answer for answer in answers if read_number(answer) is None
+            and (_STORED.search(answer) or not plain(answer)
+                 or extract_answer(f"\\boxed{{{answer}}}") != answer.strip())]
 
 
 def unmatchable_sentence(source: str, answers: Sequence[str]) -> str:

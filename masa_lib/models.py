@@ -25,6 +25,7 @@ from masa_lib import architecture, files, hub, tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.files import logger
+from masa_lib.prompts import template
 from masa_lib.tiers import TIERS, Gguf, resolve
 
 #: the file of a checkpoint's adapters
@@ -468,8 +469,9 @@ def _template_end(tokenizer: Any) -> list[int]:
     mark = "THE ANSWER"
     try:
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": mark}], tokenize=False)
-    except (TemplateError, ValueError, TypeError, KeyError):  # no template, or one that refuses this chat
+            [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": mark}],
+            chat_template=template(tokenizer), tokenize=False)
+    except (TemplateError, LookupError, TypeError, ValueError):  # no template, or one that refuses this chat
         return []
     behind = text.rpartition(mark)[2].lstrip()
     special = {**tokenizer.get_added_vocab(), **dict(zip(tokenizer.all_special_tokens, tokenizer.all_special_ids,

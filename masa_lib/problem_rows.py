@@ -9,6 +9,7 @@ off its problems: `prompts` words our own. Nothing here chooses, divides or orde
 from __future__ import annotations
 
 import csv
+import io
 import itertools
 import json
 import random
@@ -177,7 +178,7 @@ def _json_rows(source: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]
 
 def _csv_rows(source: str, text: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Rows below the header, which names the columns; a cell that holds a comma or a line break stands in quotes."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         rows = [row for row in reader if any(cell.strip() for cell in row)]
     except csv.Error as error:

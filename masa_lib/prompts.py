@@ -80,7 +80,7 @@ def write(tokenizer: Any, messages: Messages) -> str:
             raise TemplateError("it leaves out what the user says")
         if system in text:
             return text
-    except TemplateError as error:
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:  # a template is a program
         if not system:
             raise PromptError(f"The tokenizer's chat template cannot write a chat of one user message: {error}. Save "
                               "another with the model (tokenizer.chat_template = ...).") from error

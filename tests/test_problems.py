@@ -250,6 +250,12 @@ def test_copies_of_a_problem_are_one_whatever_their_white_space_ids_and_instruct
     assert len(set(texts(pool.problems))) == 20 and re.search("120 of 150 rows of .* repeat a problem", pool.note)
 
 
+def test_a_csv_row_ends_where_its_line_ends_and_nowhere_else(tmp_path: Path):
+    path = tmp_path / "x.csv"
+    path.write_bytes("problem,answer\r\na\u2028b\x0cc?,1\r\n".encode())
+    assert texts(load_problems(str(path), "train", undivided=True)) == ["a\u2028b\x0cc?"]
+
+
 def test_copies_in_a_data_set_of_the_hub_are_one(hub):
     hub("minerva", {"test": [{"question": f"What is {n % 4} + 1?", "answer": str(n % 4 + 1)} for n in range(400)]})
     assert len(load_problems("minerva", "evaluation")) == 4

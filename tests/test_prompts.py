@@ -103,7 +103,8 @@ def test_of_several_templates_the_one_for_plain_chats_is_taken(tokenizer, names:
 
 @pytest.mark.parametrize(("template", "says"), [
     ("{{ raise_exception('No.') }}", "No."), ("{% for m in messages %}{{ m.content.text }}{% endfor %}", "leaves out"),
-    ("{% for m in messages %}{{ m.content", "end of template")])
+    ("{% for m in messages %}{{ m.content", "end of template"),
+    ("{{ messages[0] + 1 }}", "unsupported operand"), ("{% if tools|length > 0 %}{% endif %}", "has no len")])
 def test_a_template_that_cannot_ask_a_question_is_one_sentence(tokenizer, template: str, says: str) -> None:
     with pytest.raises(prompts.PromptError, match=f"chat template cannot write a chat.*{says}"):
         prompts.encode(with_template(tokenizer, template), prompts.meta_messages(PROBLEM, PAPER, 9))
