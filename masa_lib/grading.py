@@ -38,7 +38,7 @@ _EQUALS = re.compile(rf"(?<![<>!:\\=])=(?!=)|\\in(?![a-zA-Z])|{_ROUNDED.pattern}
 _GROUP_COMMA = re.compile(r"(?<=[0-9])(?:,|\{,\}|,\\!)(?=[0-9]{3}(?![0-9]))")
 _COMMAND = re.compile(r"\\[a-zA-Z]+")
 _GREEK = re.compile(r"\\(?:var)?(?:[Aa]lpha|[Bb]eta|[Gg]amma|[Dd]elta|epsilon|[Zz]eta|[Ee]ta|[Tt]heta|iota|kappa"
-                    r"|[Ll]ambda|mu|nu|[Xx]i|rho|[Ss]igma|tau|[Uu]psilon|[Pp]hi|chi|[Pp]si|[Oo]mega|ell)(?![a-zA-Z])")
+                    r"|[Ll]ambda|mu|nu|[Xx]i|rho|[Ss]igma|tau|[Uu]psilon|[Pp]hi|chi|[Pp]si|[Oo]mega|ell|triangle|square)(?![a-zA-Z])")
 _JUXTAPOSED = re.compile(r"(?<=[0-9)])\s*(?=\()")
 _BASED = re.compile(r"\(?([0-9]+|[0-9A-Fa-f]{2,}(?=\)?\s*_\s*\{?1[1-6]\b)"
                     r"|[0-9A-Fa-f]+(?=_\{?16))\)?\s*_\s*\{?\s*([0-9]+|[a-z]+)\s*\}?")
@@ -252,7 +252,7 @@ def _is_true_chain(text: str) -> bool:
     *before, final = _sides(text)
     last, rounded = read_number(final), _ROUNDED.search(text) is not None
     for side in before:
-        side = _JUXTAPOSED.sub(r" \\cdot ", _GREEK.sub("x", side))  # math-verify takes 2(3) for a mixed number
+        side = _JUXTAPOSED.sub(r" \\cdot ", _GREEK.sub(" x", side))  # math-verify takes 2(3) for a mixed number
         if not side.strip() or re.search("[a-zA-Z]", _COMMAND.sub("", side)):
             continue
         number = read_number(side)
@@ -313,7 +313,7 @@ def _stands_in(formula: str, problem: str) -> bool:
 def _visible(text: str) -> str:
     """Without braces and spacing commands; an edge where a formula begins or ends."""
     edged = plain(re.sub(r"(?<!\\)\\[()\[\]]|(?<!\\)\$", _EDGE, text))
-    edged = re.sub(r"\\[dt]?frac\s*\{([0-9]+)\}\s*\{([0-9]+)\}", r"\1/\2", edged)
+    edged = re.sub(r"\\[dt]?frac(?:\s*\{([0-9]+)\}\s*\{([0-9]+)\}|([0-9])([0-9]))", r"\1\3/\2\4", edged)
     return re.sub(r"(?<!\\)[{}]", "", edged.replace("dfrac", "frac").replace("\\bar", "\\overline"))
 
 

@@ -294,6 +294,7 @@ TEMPLATES = {
     "last turn only": ("{% for m in messages %}{{ m.content }}{% if loop.last %}<|eot_id|>{% else %}<|end|>{% endif %}"
                        "{% endfor %}", "<|eot_id|>"),
     "a text newline": (TURN.replace("START", "### {{ m.role }}:\n").replace("BEHIND", "\n\n"), None),
+    "one of several by name": ({"tool_use": "{{ tools }}", "chat": TURN.replace("BEHIND", "<|im_end|>")}, "<|im_end|>"),
     "words": (TURN.replace("BEHIND", "\n### End\n"), None),
     "no end": (TURN.replace("BEHIND", ""), None),
     "no such chat": ("{{ raise_exception('Only system messages.') }}", None)}
