@@ -440,7 +440,7 @@ def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.Data
         "seeds": len(runs), "privileged": arm.removesuffix(FRESH) in PRIVILEGED, "reference": references[arm],
         "target": runs["target"].iloc[0], "difficulty": " and ".join(runs["difficulty"].unique()),
         "accuracy_base": runs["accuracy_before"].mean(),
-        "accuracy_final": over_seeds(runs["accuracy_after"], SHARE),
+        "accuracy_final": _accuracy(runs["accuracy_after"]),
         "accuracy_above_grpo": over_seeds(runs["accuracy_after"] - base["accuracy_after"], SIGNED),
         **{name: runs[name].mean() for name in (*TOKENS, *COSTS, "updates")},
         "seconds": runs["seconds"].mean() if runs["alone"].all() else math.nan,
@@ -458,6 +458,12 @@ def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.Data
         **{f"pass_at_32_{name}": named(pass_at_k_interval(problems[problems["when"] == when], 32))
            if problems["n"].min() >= 32 else None for name, when in (("base", "before"), ("final", "after"))},
     }
+
+
+def _accuracy(values: pd.Series) -> dict[str, float]:
+    """Accuracy over seeds; alike in all, as near 0 and 1, they tell no spread, and it is that of shares."""
+    alike = values.count() > 1 and values.nunique() == 1
+    return named(share_interval(values)) if alike else over_seeds(values, SHARE)
 
 
 def _ratios(runs: pd.DataFrame, is_reference: bool) -> dict[str, Any]:

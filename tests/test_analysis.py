@@ -219,6 +219,24 @@ def test_a_reference_that_misses_its_mean_target_makes_a_lower_bound(tmp_path: P
     assert (methods["grpo"]["target_bound"], methods["masa"]["target_bound"]) == ("", ">=")
 
 
+def test_seeds_without_a_ratio_at_equal_accuracy_are_told_of(tmp_path: Path) -> None:
+    for seed, last in enumerate((0.1, 0.9)):
+        write_run(tmp_path / f"grpo-s{seed}", "grpo", seed, {0: 0.1, STEPS: last})
+        write_run(tmp_path / f"masa-s{seed}", "masa", seed, {0: 0.1, STEPS: 0.9})
+    write_run(tmp_path / "ahead-s1", "masa", 1, {0: 0.7, STEPS: 0.9})
+    methods = analysis.compare_runs(tmp_path).summary["methods"]
+    assert "1 of 2 seeds have no ratio at equal accuracy" in methods["masa"]["note"]
+    assert "1 of 1 seeds have no ratio at equal accuracy" in methods["ahead"]["note"]
+    assert methods["masa"]["tokens_equal_ratio"]["mean"] is not None
+
+
+def test_seeds_of_one_accuracy_have_an_interval_with_a_width(tmp_path: Path) -> None:
+    for seed in range(3):
+        write_run(tmp_path / f"grpo-s{seed}", "grpo", seed, {0: 0.1, STEPS: 1.0})
+    found = analysis.compare_runs(tmp_path).summary["methods"]["grpo"]["accuracy_final"]
+    assert found["low"] < 0.9 < found["mean"] == found["high"] == 1.0
+
+
 def test_costs_at_equal_accuracy_have_all_denominators(study: Path) -> None:
     masa = analysis.compare_runs(study).summary["methods"]["masa"]
     found = {cost: masa[f"{cost}_equal_ratio"]["mean"] for cost in COSTS}
