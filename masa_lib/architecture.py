@@ -109,8 +109,16 @@ def positions(model: Any, position_ids: torch.Tensor) -> dict[str, torch.Tensor]
 
 
 def windows(model: Any) -> list[int]:
-    """How many tokens the layers of limited sight look back; empty where all layers see everything."""
-    found = [getattr(text_config(model), name, None) for name in _WINDOWS]
+    """How many tokens the layers of limited sight look back; empty where all layers see everything.
+
+    Among them is the length beyond which rotations of another rate hold for all tokens, those before included.
+    """
+    config = text_config(model)
+    found = [getattr(config, name, None) for name in _WINDOWS]
+    rotations = getattr(config, "rope_parameters", None) or {}
+    for each in (rotations, *rotations.values()):  # of all layers, or by their kind
+        if isinstance(each, dict) and each.get("rope_type") == "longrope":
+            found.append(each.get("original_max_position_embeddings"))
     return [size for size in found if isinstance(size, int)]
 
 

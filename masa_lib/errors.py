@@ -16,6 +16,16 @@ class MasaError(Exception):
     """
 
 
+#: what torch, CUDA's libraries and the C library say where memory is short; other errors name memory, too
+SHORTAGES = ("out of memory", "not enough memory", "allocate memory", "STATUS_ALLOC_FAILED")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error is one of the many that say that memory has run out."""
+    return isinstance(error, MemoryError) or (  # torch's own is a RuntimeError
+        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES))
+
+
 class PlatformError(MasaError):
     """The operating system is none of those that the library runs on."""
 

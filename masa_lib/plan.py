@@ -36,6 +36,8 @@ LOGITS_UPDATE = {"float32": 2, "bfloat16": 3}
 GAPS = 1.1
 #: the least that a line of the plan is about, bytes: less would read 0.00 GB
 SHOWN = GB // 200
+#: share of its parameters by which a model may differ from a decoder of the Llama kind of its sizes
+_UNLIKE = 0.1
 #: the sizes of the table in the README, GB
 CARDS = (24, 40, 80, 141)
 #: what to try in turn where the memory does not suffice, the mildest first
@@ -90,13 +92,18 @@ def architecture(name: str) -> Architecture:
         raise PlanError(f"The config of model {name!r} cannot be read: {reason} Without a network a plan takes a tier "
                         f"({', '.join(tiers.TIERS)}) or a folder.") from error
     try:
-        return Architecture(
+        sizes = Architecture(
             found.num_hidden_layers, found.hidden_size, found.num_attention_heads, found.num_key_value_heads,
             getattr(found, "head_dim", None) or found.hidden_size // found.num_attention_heads,
             found.intermediate_size, found.vocab_size, found.tie_word_embeddings, found.model_type == "qwen3")
     except AttributeError as error:
         raise PlanError(f"A plan takes dense decoders of the Llama and Qwen kind; {name!r} is a {found.model_type}, "
                         "whose config names other sizes.") from error
+    count = tiers.parameters(name)
+    if abs(count - sizes.parameters) > _UNLIKE * count:  # 0 is unknown: no weights, no plan
+        raise PlanError(f"A plan takes dense decoders of the Llama and Qwen kind; {name!r} is a {found.model_type} of "
+                        f"{count / 1e6:,.0f} million parameters, where its sizes make {sizes.parameters / 1e6:,.0f}.")
+    return sizes
 
 
 def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:

@@ -13,13 +13,11 @@ from typing import TypeVar
 import torch
 
 from masa_lib import grpo
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, is_out_of_memory
 from masa_lib.files import logger
 from masa_lib.grpo import Sample
 
 Passed = TypeVar("Passed")
-#: what torch, CUDA's libraries and the C library say where memory is short; other errors name memory, too
-SHORTAGES = ("out of memory", "not enough memory", "allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 class UpdateError(MasaError, RuntimeError):
@@ -80,12 +78,6 @@ def _half(samples: Sequence[Sample], budget: int, error: Exception) -> int:
                           f"({reason}); set model.gradient_checkpointing=true, model.lora_rank=32, or lower "
                           "update.logprob_chunk, sampling.solution_tokens or sampling.meta_tokens.") from error
     return max(len(batch) * max(sample.length for sample in batch) for batch in batches) // 2
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error is one of the many that say that memory has run out."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and any(words in str(error) for words in SHORTAGES))
 
 
 def free_memory() -> None:

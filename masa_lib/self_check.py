@@ -16,7 +16,7 @@ import torch
 from masa_lib import architecture, grpo, models
 from masa_lib.config import Config
 from masa_lib.engine import Engine, Request, context_of
-from masa_lib.errors import MasaError, brief
+from masa_lib.errors import MasaError, brief, is_out_of_memory
 
 #: mean gap of a sequence's log-probs that rounding may cause, nats a token, by `model.precision`
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
@@ -52,7 +52,8 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
             learned = _update_logps(model, samples)
         own = [plain_logps(model, sample) for sample in samples]
     for way, found in ((sampler, [torch.tensor(answer.logps) for answer in answers]), ("the update", learned)):
-        gap = max(float((logps - right).abs().mean()) for logps, right in zip(found, own, strict=True))
+        gaps = [(logps - right).abs().mean() for logps, right in zip(found, own, strict=True)]
+        gap = float(torch.stack(gaps).max())  # Python's own `max` passes over NaN
         if not gap <= TOLERANCE[config.model.precision]:
             raise models.ModelError(
                 f"The model {who} cannot be trained: its log-probs by {way} are {gap:.2g} nats a token from those of "
@@ -100,7 +101,7 @@ def _refusal(who: str, way: str) -> Iterator[None]:
     except MasaError:
         raise
     except _FAULTS as error:
-        if "memory" in str(error):
+        if is_out_of_memory(error):
             raise
         raise models.ModelError(f"The model {who} cannot be trained: {way} fails on it ({type(error).__name__}: "
                                 f"{brief(str(error))}); choose another model.name or sampling.engine.") from error

@@ -213,6 +213,12 @@ def model_config(name: str) -> Any:
     return AutoConfig.from_pretrained(resolve(name), local_files_only=not hub.reach(name), trust_remote_code=False)
 
 
+def context(found: Any) -> int | None:
+    """How many tokens a model has places for, by its config; None where there is no limit, or none is named."""
+    text = found.get_text_config(decoder=True)
+    return getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+
+
 @functools.cache
 def _measure(name: str) -> tuple[int, int]:
     """Parameters and context (tokens) of a model, of any architecture; see `model_config`."""
@@ -222,8 +228,7 @@ def _measure(name: str) -> tuple[int, int]:
     found = model_config(name)
     with torch.device("meta"):  # shapes without memory
         model = AutoModelForCausalLM.from_config(found, trust_remote_code=False)
-    context = getattr(found.get_text_config(), "max_position_embeddings", None)
-    return sum(parameter.numel() for parameter in model.parameters()), context or 1 << 20
+    return sum(parameter.numel() for parameter in model.parameters()), context(found) or 1 << 20
 
 
 def parameters(name: str) -> int:
@@ -245,13 +250,13 @@ def class_defaults(name: str, cuda: bool) -> dict[str, Any]:
     """
     if not parameters(name):
         return {}
-    count, context = _measure(name)
+    count, places = _measure(name)
     longest, settings = next((longest, settings) for least, longest, settings in _CLASSES if count >= least)
     found = dict(settings)
     if cuda and count >= _ROUNDED:
         found["model.precision"] = "bfloat16"
-    if context >= _ROOM:
-        tokens = min(longest, context // 2)
+    if places >= _ROOM:
+        tokens = min(longest, places // 2)
         found |= {"prompt.wording": "paper", "sampling.solution_tokens": tokens, "sampling.meta_tokens": tokens}
         found["prompt.min_length"] = min(_QWEN3["prompt.min_length"], tokens)
     return found
@@ -265,12 +270,12 @@ def explain(config: Config, cuda: bool | None = None) -> str:
     if not parameters(name):
         return (f"{Path(name).name} is no tier (`masa models`), and its size cannot be read from a config: what is not "
                 "set has the general defaults, which suit a model of a million parameters.")
-    count, context = _measure(name)
+    count, places = _measure(name)
     given = class_defaults(name, _cuda(config.model.device) if cuda is None else cuda)
     held = " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}"
                     for key, value in given.items() if configs.get(config, key) == value)
     return (f"{Path(name).name} is no tier (`masa models`). By its {count / 1e6:,.0f} million parameters and context "
-            f"of {context:,} tokens it has these defaults where nothing else is set: {held or 'the general ones'}.")
+            f"of {places:,} tokens it has these defaults where nothing else is set: {held or 'the general ones'}.")
 
 
 def _cuda(device: str) -> bool:

@@ -113,6 +113,18 @@ def test_a_model_that_the_update_gets_wrong_is_refused_with_its_name_and_the_gap
         check(make(kind))
 
 
+@pytest.mark.parametrize("row", range(3))
+def test_log_probs_that_are_no_numbers_are_refused_in_whichever_prompt_they_are(row: int, monkeypatch) -> None:
+    own, calls = self_check.plain_logps, []
+    def plain_logps(model: Any, sample: grpo.Sample) -> torch.Tensor:
+        calls.append(sample)
+        return own(model, sample) * (torch.nan if len(calls) == row + 1 else 1)
+
+    monkeypatch.setattr(self_check, "plain_logps", plain_logps)
+    with pytest.raises(ModelError, match=r"are nan nats a token from"):
+        check(make("qwen3"))
+
+
 def test_an_update_that_pads_behind_the_prompt_is_refused_where_a_window_counts_the_padding(monkeypatch) -> None:
     pad = grpo._pad
     monkeypatch.setattr(grpo, "_pad", lambda rows, device, left=False: pad(rows, device))
@@ -150,6 +162,14 @@ def test_prompts_of_the_check_are_unequal_and_longer_than_a_window_that_fits() -
     assert lengths(sliding_window=4096, max_position_embeddings=10_000)[0] == 24 + max(
         config.sampling.solution_tokens, config.sampling.meta_tokens)
     assert lengths(sliding_window=512)[0] == 128 - 8  # the context
+    rotations = {"rope_type": "longrope", "original_max_position_embeddings": 40}
+    assert lengths(rope_parameters=rotations)[0] == lengths(rope_parameters={"full_attention": rotations})[0] == 41
+
+
+def test_rotations_that_change_beyond_a_length_are_met_by_the_check() -> None:
+    with pytest.raises(ModelError, match=r"phi3.*cannot be trained"):
+        check(make("phi3", original_max_position_embeddings=40, rope_parameters={
+            "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 4, "long_factor": [4.0] * 4}))
 
 
 def test_layers_are_computed_again_by_copies_of_the_model_too() -> None:

@@ -201,6 +201,17 @@ def test_running_out_of_memory_while_sampling_is_a_sentence(engine):
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
+def test_an_error_that_only_names_memory_is_not_taken_for_a_shortage(monkeypatch):
+    policy = make_policy("transformers", "pocket", "float32", 0.0)
+    def broken(*_, **__):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(policy.model, "forward", broken)
+    with pytest.raises(RuntimeError, match="illegal memory access") as caught:
+        generate(policy, requests())
+    assert not isinstance(caught.value, EngineError)
+
+
 def test_too_little_memory_for_keys_and_values_is_a_sentence():
     policy = make_policy("paged", "pocket", "float32", 0.0)
     policy.engine.memory = 1e-7

@@ -297,6 +297,7 @@ TEMPLATES = {
     "one of several by name": ({"tool_use": "{{ tools }}", "chat": TURN.replace("BEHIND", "<|im_end|>")}, "<|im_end|>"),
     "words": (TURN.replace("BEHIND", "\n### End\n"), None),
     "no end": (TURN.replace("BEHIND", ""), None),
+    "several by name": ({"tool_use": "no", "rag": "no", "chat": TURN.replace("BEHIND", "<|im_end|>")}, "<|im_end|>"),
     "no such chat": ("{{ raise_exception('Only system messages.') }}", None)}
 
 

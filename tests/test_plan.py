@@ -214,6 +214,15 @@ def test_a_hub_id_without_a_network_and_another_kind_of_model_are_one_sentence(t
         plan.architecture(str(tmp_path))
 
 
+def test_experts_are_not_planned_as_one_dense_layer(tmp_path: Path) -> None:
+    sizes = {"model_type": "qwen3_moe", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
+             "num_key_value_heads": 2, "intermediate_size": 96, "moe_intermediate_size": 48, "vocab_size": 100,
+             "num_experts": 16, "decoder_sparse_step": 1}
+    (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf8")
+    with pytest.raises(PlanError, match=r"is a qwen3_moe of 0 million parameters, where its sizes make 0"):
+        plan.architecture(str(tmp_path))
+
+
 def test_the_command_prints_plan_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--model", "qwen3-8b", "--gpu", "80GB"]) == 0
     assert "qwen3-8b (8,191 million parameters, LoRA of rank 32, bfloat16)" in capsys.readouterr().out

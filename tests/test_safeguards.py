@@ -111,6 +111,7 @@ def test_what_torch_raises_where_the_memory_of_the_cpu_is_short_is_known() -> No
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
     assert safeguards.is_out_of_memory(caught.value)
+    assert safeguards.is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not safeguards.is_out_of_memory(RuntimeError("the size of tensor a must match"))
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoConfig
 
 from masa_lib import config as configs
 from masa_lib import tiers
@@ -97,6 +98,14 @@ def test_a_model_that_is_no_tier_has_the_defaults_of_its_size_and_context(tmp_pa
     short = tiers.config({"model.name": described(tmp_path, name, 512, **SIZES[name])}, cuda=True)
     assert (short.prompt.wording, short.sampling.solution_tokens) == ("compact", 128)
     assert short.update.learning_rate == rate
+
+
+@pytest.mark.parametrize("kind, sizes, places", [
+    ("llama", {"max_position_embeddings": 700}, 700), ("gpt2", {"n_positions": 700}, 700),
+    ("mpt", {"max_seq_len": 700}, 700), ("mamba", {}, None),
+    ("gemma3", {"text_config": {"max_position_embeddings": 700}}, 700)])
+def test_a_context_has_many_names(kind: str, sizes: dict, places: int | None) -> None:
+    assert tiers.context(AutoConfig.for_model(kind, **sizes)) == places
 
 
 def test_what_is_set_goes_before_the_defaults_of_a_class_and_tiers_have_their_own(tmp_path: Path) -> None:

@@ -66,10 +66,13 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
 }
 
 
-def make(kind: str) -> Any:
-    """The model of an architecture, random but with weights of a size that makes its logits differ."""
+def make(kind: str, **changes: Any) -> Any:
+    """The model of an architecture, random but with weights of a size that makes its logits differ.
+
+    `changes` are further settings of its config.
+    """
     torch.manual_seed(0)
-    settings = COMMON | ARCHITECTURES[kind]
+    settings = COMMON | ARCHITECTURES[kind] | changes
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(
         kind, **{name: value for name, value in settings.items() if value is not LEFT_OUT}))
     with torch.no_grad():

@@ -15,8 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from masa_lib import tiers
 from masa_lib.config import Config
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, is_out_of_memory
 
 
 class EngineError(MasaError, RuntimeError):
@@ -148,7 +149,7 @@ def context_of(engine: Engine | None, model: Any) -> int:
     """How many tokens of prompt and completion an engine (None: any) takes for a model."""
     if llm := getattr(engine, "llm", None):  # vLLM takes what its memory has room for
         return llm.model_config.max_model_len
-    return getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30
+    return tiers.context(model.config) or 1 << 30
 
 
 @contextmanager
@@ -160,8 +161,8 @@ def explain_memory() -> Iterator[None]:
     """
     try:
         yield
-    except (MemoryError, RuntimeError) as error:  # torch's own out-of-memory error is a RuntimeError
-        if isinstance(error, EngineError) or not (isinstance(error, MemoryError) or "memory" in str(error)):
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, EngineError) or not is_out_of_memory(error):
             raise
         raise EngineError(f"Sampling ran out of memory ({str(error).strip().splitlines()[0]}); lower sampling.batch or "
                           "the caps.") from error

@@ -20,8 +20,19 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from masa_lib.engine.base import Completion, EngineError, Reading, Request, check_requests, explain_memory, kv_bytes
+from masa_lib import architecture
+from masa_lib.engine.base import (
+    Completion,
+    EngineError,
+    Reading,
+    Request,
+    check_requests,
+    context_of,
+    explain_memory,
+    kv_bytes,
+)
 from masa_lib.engine.in_process import TransformersEngine, inverse_cdf, to_completions, uniforms
+from masa_lib.errors import is_out_of_memory
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # what fails is raised as an EngineError
 
@@ -50,7 +61,7 @@ class PagedEngine:
 
     def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
-        check_requests(requests, getattr(self.model.config, "max_position_embeddings", 1 << 30))
+        check_requests(requests, context_of(self, self.model))
         self.prefill_tokens = sum(len(request.prompt) for request in requests)
         device = self.model.device
         with explain_memory(), torch.random.fork_rng([device] if device.type == "cuda" else []):  # it seeds torch
@@ -87,7 +98,7 @@ class PagedEngine:
             result = manager.get_result(timeout=1)
             error = result.error if result else None if manager.is_running() else "its thread ended."
             if error:
-                raise (MemoryError(error) if "memory" in error else
+                raise (MemoryError(error) if is_out_of_memory(RuntimeError(error)) else
                        EngineError(f"The paged engine failed: {error.strip().splitlines()[0]}"))
             if result and result.is_finished():
                 done[result.request_id] = result.generated_tokens
@@ -104,7 +115,7 @@ class PagedEngine:
         model = self.model
         free = torch.cuda.mem_get_info()[0] if model.device.type == "cuda" else psutil.virtual_memory().available
         dtype = _dtype(model)
-        fits = int(self.memory * free / (_BLOCK * kv_bytes(model.config, dtype.itemsize)))
+        fits = int(self.memory * free / (_BLOCK * kv_bytes(architecture.text_config(model), dtype.itemsize)))
         # The scheduler takes a block more than it fills.
         needs = sorted(((len(r.prompt) + r.max_tokens) // _BLOCK + 2 for r in requests), reverse=True)
         if needs[0] > fits:

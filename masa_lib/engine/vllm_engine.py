@@ -25,7 +25,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from masa_lib import models
+from masa_lib import models, tiers
 from masa_lib.engine.base import (
     Completion,
     EngineError,
@@ -295,8 +295,8 @@ def _cpu_kv(config: Any, batch: int, precision: str) -> int:
     gigabytes = os.environ.get("VLLM_CPU_KVCACHE_SPACE")
     if gigabytes:
         return int(gigabytes) * 2**30
-    context = getattr(config, "max_position_embeddings", 1 << 20)
-    needed = batch * context * kv_bytes(config, getattr(torch, precision).itemsize)
+    token = kv_bytes(config.get_text_config(decoder=True), getattr(torch, precision).itemsize)
+    needed = batch * (tiers.context(config) or 1 << 20) * token
     return min(needed, _CPU_KV, psutil.virtual_memory().available // 4)
 
 
