@@ -18,8 +18,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from masa_lib.errors import MasaError
 
-#: what configs call the number of tokens that a layer looks back
-_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "local_attention")
+#: what configs call the number of tokens that a layer looks back, or at
+_WINDOWS = ("sliding_window", "attention_chunk_size", "attention_window_size", "window_size", "local_attention",
+            "keep_window_size", "index_topk")
 
 
 class ArchitectureError(MasaError):
