@@ -243,7 +243,9 @@ def _convert(file: Path, place: Path) -> None:
 
 
 def policy_weights(model: Any, merged: bool = True) -> Iterator[tuple[str, torch.Tensor]]:
-    """The parameters under the names of the plain Hugging Face model, detached.
+    """The weights under the names of the plain Hugging Face model, detached: parameters, and buffers that files hold.
+
+    Such buffers are weights that no gradient trains, as the biases that balance experts.
 
     Args:
         model: the policy, with or without adapters.
@@ -254,6 +256,10 @@ def policy_weights(model: Any, merged: bool = True) -> Iterator[tuple[str, torch
         if ".lora_" not in name:
             value, layer = parameter.detach(), adapted.get(id(parameter))
             yield name.replace(".base_layer", ""), value if layer is None else value.float() + _product(layer)
+    held = model.state_dict().keys()
+    for name, value in model.named_buffers():
+        if name in held:
+            yield name.replace(".base_layer", ""), value
 
 
 def checkpoint_weights(model: Any) -> dict[str, torch.Tensor]:
@@ -319,7 +325,9 @@ def save(model: Any, tokenizer: Any, place: Path, dtype: str = "float32",
         ModelError: some weights are not finite, or what was written lacks weights of the model or has others.
     """
     whole = policy_weights(model) if weights is None else weights.items()
-    weights = {name: value.to(device="cpu", dtype=getattr(torch, dtype)) for name, value in whole}
+    # Buffers are not rounded: they choose experts, and are small.
+    fixed = {name.replace(".base_layer", ""): value.dtype for name, value in model.named_buffers()}
+    weights = {name: value.to(device="cpu", dtype=fixed.get(name, getattr(torch, dtype))) for name, value in whole}
     _check_written(weights)
     model.save_pretrained(place, state_dict=weights)
     tokenizer.save_pretrained(place)

@@ -99,6 +99,8 @@ SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "nu
 KINDS = {"llama": SIZES, "qwen3": SIZES | {"head_dim": 8, "tie_word_embeddings": True},
          "qwen3_moe": SIZES | {"moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8},
          "mixtral": SIZES | {"num_local_experts": 4, "num_experts_per_tok": 2},
+         "glm4_moe": SIZES | {"moe_intermediate_size": 16, "n_routed_experts": 4, "num_experts_per_tok": 2,
+                              "head_dim": 8, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1},
          "gpt2": {"n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 64, "vocab_size": 192}}
 IDS = torch.tensor([[5, 6, 7, 8, 9, 40, 41, 42, 3, 3, 90, 91]])
 
@@ -133,6 +135,15 @@ def test_a_merged_model_answers_as_its_adapters_do_experts_and_small_changes_inc
         gap = (expected - merged(input_ids=IDS).logits).abs().mean()
     # Frozen weights in bfloat16 differ from the plain model's; what the adapters add is exact beside that.
     assert moved > 0 and gap < (1e-6 if precision == "float32" else 0.02 * moved)
+
+
+def test_what_no_gradient_trains_is_written_too_and_not_rounded(tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("glm4_moe", **KINDS["glm4_moe"]))
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    biases = model.state_dict()[name].copy_(torch.rand(4))
+    models.save(model, models.load(ModelConfig())[1], tmp_path / "out", "bfloat16")
+    assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()[name], biases)
+    assert torch.equal(models.checkpoint_weights(model)[name], biases)
 
 
 def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -> None:
