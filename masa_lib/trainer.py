@@ -164,7 +164,7 @@ class Trainer:
             gated = selection.learn(gate, found)
             clock.lap("grade")
             self._moving = True
-            update = self._update(found, gate is not None and gate.refills)
+            update = self._update(found.table, gate is not None and gate.refills, found.candidates)
             cloning = self._clone(found.table)
             clock.lap("update")
         self.step, self._moving = self.step + 1, False
@@ -234,9 +234,10 @@ class Trainer:
         self._evaluated = self.step
         return summary
 
-    def _update(self, found: selection.Selection, signal_only: bool) -> dict[str, float]:
+    def _update(self, table: pd.DataFrame, signal_only: bool,
+                candidates: Sequence[gating.Candidate] = ()) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
-        config, table = self._config.update, found.table
+        config = self._config.update
         bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
         weighs = "on" if grpo.weighs_sampler(self._config) else "off"
         config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
@@ -260,7 +261,7 @@ class Trainer:
             for parameter in models.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
-            told.append(self._learn_beliefs(share, found.candidates))
+            told.append(self._learn_beliefs(share, candidates))
             norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip, sum(
                 (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
             self.optimizer.step()
