@@ -38,6 +38,8 @@ METHODS = ("grpo", "masa", "masa-efficient", "dapo", "mopps", "greso", "level-ta
 PREDICTING = ("masa", "masa-efficient", "masa-read")
 #: the methods that choose by a belief about the pass rate, and their control; `belief.` has their settings
 CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
+#: the methods that roll out every problem, and those that choose by what `gate.` and `rivals.` set
+UNGATED, RIVALS = ("grpo", "masa"), ("dapo", "mopps", "greso", "level-table", "oracle")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
          "sampling.end_tokens", "evaluation.problems",
@@ -349,6 +351,24 @@ def reads(config: Config) -> bool:
 def samples_predictions(config: Config) -> bool:
     """Whether M predictions of each problem are sampled: the methods with a meta stream."""
     return config.method in PREDICTING and not reads(config)
+
+
+def acts(config: Config, key: str) -> bool:
+    """Whether a setting of rewards, gates, caps, beliefs or the meta stream does anything under the config's method."""
+    section = key.partition(".")[0]
+    if key == "reward.mode":  # solutions are graded by it, too
+        return True
+    if section == "reward" or key in ("update.meta_weight", "update.meta_entropy", "update.normalise_meta"):
+        return samples_predictions(config)
+    if section == "prediction":
+        return reads(config)
+    if section == "belief":
+        return config.method in CHOOSING and (config.method != "random" or key == "belief.places")
+    if key == "gate.window":
+        return config.method not in UNGATED
+    if section == "gate" and config.method in RIVALS:
+        return key in ("gate.places", "gate.candidates") or (config.method, key) == ("level-table", "gate.recheck")
+    return config.method == "masa-efficient" if section in ("gate", "cap") else True
 
 
 def get(config: Config, key: str) -> Any:

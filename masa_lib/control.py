@@ -32,8 +32,8 @@ from masa_lib.stopping import Stop
 
 CONTROL, LOG = "control.json", "train.log"
 #: what may change while a run trains: settings, and whole sections of them
-LIVE = ("reward.", "gate.", "cap.", "update.learning_rate", "update.meta_weight", "update.meta_entropy",
-        "update.normalise_meta")
+LIVE = ("reward.", "gate.", "cap.", "belief.", "prediction.score", "prediction.weight", "update.learning_rate",
+        "update.meta_weight", "update.meta_entropy", "update.normalise_meta")
 #: seconds between two looks at the file while a training is paused
 LOOK = 0.1
 #: states in which a process is at the run

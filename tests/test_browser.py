@@ -168,12 +168,12 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     page.keyboard.press("Tab")
     press(page, "start")
     state(page, "running")
-    weight = turn(page, "notion weight", 3)
-    assert weight == pytest.approx(0.28)  # 0.25 and three steps of 0.01
-    listed = page.locator("li", has_text=f"reward.notion_weight = {weight}")
+    weight = turn(page, "belief weight", 3)
+    assert weight == pytest.approx(1.03)  # 1 and three steps of 0.01
+    listed = page.locator("li", has_text=f"prediction.weight = {weight}")
     playwright.expect(listed).to_be_visible()
     change = Run.open(out).changes()[-1]
-    assert change["changes"] == {"reward.notion_weight": pytest.approx(weight)}
+    assert change["changes"] == {"prediction.weight": pytest.approx(weight)}
     playwright.expect(listed).to_contain_text(f"from step {change['step']}: ")
     press(page, "pause")
     state(page, "paused")
@@ -181,7 +181,8 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     press(page, "step")
     playwright.expect(page.get_by_text(f"step {done + 1} of")).to_be_visible()
     state(page, "paused")
-    r = correlation(*(training_view.problem_points(Run.open(out).rollouts())[name] for name in ("predicted", "actual")))
+    points = training_view.belief_points(training_view.read(out).beliefs)
+    r = correlation(points["predicted"], points["actual"])
     playwright.expect(page.locator(".annotation-text", has_text=f"r = {r:.2f}")).to_be_visible()
     picture(page, "training_panel")
     press(page, "stop")
@@ -265,6 +266,9 @@ def test_settings_go_from_the_reward_lab_to_the_training_panel_and_back(lab: Lab
     state(page, "new")
     said = page.get_by_text("Begins with the settings of runs/reward-lab.toml")
     playwright.expect(said).to_contain_text(f"reward.notion_weight = {weight}")
+    playwright.expect(said).to_contain_text("Nothing under the method masa-read")
+    page.get_by_label("method", exact=True).select_option("masa")
+    playwright.expect(said).not_to_contain_text("Nothing under")
     knob = page.locator(".widget-slider", has_text="notion weight").locator(".widget-readout")
     playwright.expect(knob).to_have_text(f"{weight:.2f}")
     picture(page, "handed_over", said)

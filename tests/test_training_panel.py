@@ -138,7 +138,7 @@ def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
 
 def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_it_back(tmp_path: Path) -> None:
     file = tmp_path / "runs" / "reward-lab.toml"
-    own = {"steps": 9, "reward.length_slack": 0.1}
+    own = {"method": "masa", "steps": 9, "reward.length_slack": 0.1}
     assert TrainingPanel(tmp_path / "run", own, handed=file).handed_row.layout.display == "none"
     reward_lab.write_settings({"reward.notion_weight": 0.9, "reward.length_slack": 0.4}, file)
     panel = TrainingPanel(tmp_path / "run", own, handed=file)
@@ -147,6 +147,11 @@ def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_i
     assert panel.handed_row.layout.display == "flex" and panel.knobs["reward.notion_weight"].value == 0.9
     chosen = panel.chosen()
     assert (chosen["reward.notion_weight"], chosen["reward.length_slack"], chosen["steps"]) == (0.9, 0.4, 9)
+    panel.setup["method"].value = "masa-read"  # whose predictions are not sampled
+    assert panel.handed.value.endswith("0.4. Nothing under the method masa-read: reward.notion_weight, "
+                                       "reward.length_slack.")
+    panel.setup["method"].value = "masa"
+    assert panel.handed.value.endswith("0.4.")
     panel.setup["seed"].value = 3
     panel.back_button.click()
     assert panel.handed_row.layout.display == "none" and panel.setup["seed"].value == 3
@@ -154,6 +159,33 @@ def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_i
     assert "reward.notion_weight" not in chosen and (chosen["reward.length_slack"], chosen["steps"]) == (0.1, 9)
     file.write_text("[reward]\nnotion_weight = -1\n")
     assert "notion_weight is -1" in TrainingPanel(tmp_path / "run", own, handed=file).message.value
+
+
+def offered(panel: TrainingPanel) -> dict[str, set[str]]:
+    """The knobs that can be seen, by the tab that holds them."""
+    seen = {key for key, knob in panel.knobs.items() if knob.layout.display != "none"}
+    keys = {knob.model_id: key for key, knob in panel.knobs.items()}
+    return {title: {keys[knob.model_id] for knob in page.children} & seen
+            for title, page in zip(panel.tabs.titles, panel.tabs.children, strict=True)}
+
+
+def test_a_panel_shows_the_knobs_that_act_under_the_method(tmp_path: Path) -> None:
+    panel = TrainingPanel(tmp_path / "run", {"steps": 9})
+    belief = {"prediction.score", "prediction.weight",
+              *(f"belief.{name}" for name in ("places", "candidates", "recheck", "decay", "history"))}
+    assert panel.setup["method"].value == "masa-read"
+    assert offered(panel) == {"Belief": belief, "Reward": {"reward.mode"}, "Update": {"update.learning_rate"},
+                              "Gate": {"gate.window"}}
+    assert panel.knobs["prediction.weight"].description == "belief weight"
+    panel.setup["method"].value = "masa-efficient"
+    assert set().union(*offered(panel).values()) == {key for key in LIVE if key not in belief}
+    panel.setup["method"].value = "masa"
+    assert set(offered(panel)) == {"Reward", "Update"} and "reward.notion_weight" in offered(panel)["Reward"]
+    panel.setup["method"].value = "grpo"
+    assert offered(panel) == {"Reward": {"reward.mode"}, "Update": {"update.learning_rate"}}
+    panel.setup["method"].value = "random"
+    assert offered(panel)["Belief"] == {"belief.places"}
+    assert TrainingPanel(tmp_path / "other", {"method": "masa", "prediction.mode": "read"}).tabs.titles[0] == "Belief"
 
 
 def test_a_run_that_is_there_keeps_its_own_settings_whatever_was_handed_over(tmp_path: Path) -> None:

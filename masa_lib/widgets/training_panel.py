@@ -43,7 +43,9 @@ BUTTONS = {
     "stop": ("stop", "end after the running step, with a checkpoint", ("running", "pausing", "paused")),
     "resume": ("refresh", "go on from the last checkpoint", ("stopped", "failed", "killed"))}
 LIVE = [key for key in configs.settings() if key.startswith(control.LIVE)]
-SECTIONS = {"reward": "Reward", "update": "Update", "gate": "Gate", "cap": "Cap and hint"}
+#: the tabs of knobs, and the sections of settings that each has; a knob that does nothing under the method is hidden
+TABS = {"Belief": ("prediction", "belief"), "Reward": ("reward",), "Update": ("update",), "Gate": ("gate",),
+        "Cap and hint": ("cap",)}
 #: between two looks at the folder
 SECONDS = 1.0
 PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
@@ -71,6 +73,7 @@ class TrainingPanel:
         self.records = view.nothing(tiers.config(self.settings))
         self.reader = view.Reader(out)
         self._seen, self._problem, self._filling, self._planned = None, 0, False, 0
+        self._taken: tuple[str, dict[str, Any]] = ("", {})  # a file's name, and the settings that it handed over
         self._guard = threading.RLock()
         self._build(str(out))
         self._fill(self.records.config)
@@ -99,12 +102,13 @@ class TrainingPanel:
                                        layout=widgets.Layout(display="none", flex_flow="row wrap"))
         self.changes, self.sample = _text("90px"), _text("260px")
         self.figure = go.FigureWidget(view.figure(self.records))
-        tabs = widgets.Tab([_columns([knob for key, knob in self.knobs.items() if key.startswith(f"{section}.")])
-                            for section in SECTIONS], titles=list(SECTIONS.values()))
+        self.pages = {title: _columns([knob for key, knob in self.knobs.items() if key.partition(".")[0] in sections])
+                      for title, sections in TABS.items()}
+        self.tabs = widgets.Tab()
         self.box = widgets.VBox([
             self.handed_row, _columns([*self.setup.values(), self.out]), self.memory,
             widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
-            self.status, self.message, self.figure, tabs, self.reset_button, self.changes, self.next_button,
+            self.status, self.message, self.figure, self.tabs, self.reset_button, self.changes, self.next_button,
             self.sample, Keys()])
 
     def _listen(self) -> None:
@@ -170,10 +174,24 @@ class TrainingPanel:
                 config = tiers.config(self._own | settings)
                 self.settings = self._own | settings
                 self._fill(config)
-                listed = ", ".join(f"{key} = {value}" for key, value in settings.items())
-                name = f"{file.parent.name}/{file.name}"
-                self.handed.value = html.escape(f"Begins with the settings of {name}: {listed}.")
+                self._taken = f"{file.parent.name}/{file.name}", settings
                 self.handed_row.layout.display = "flex"
+                self._offer(config)
+
+    def _offer(self, config: Config) -> None:
+        """Show the knobs that do something under the config's method, and say what of the settings handed over does."""
+        for key, knob in self.knobs.items():
+            knob.layout.display = None if configs.acts(config, key) else "none"
+        shown = [title for title, page in self.pages.items()
+                 if any(knob.layout.display != "none" for knob in page.children)]
+        if shown != list(self.tabs.titles):
+            self.tabs.children, self.tabs.titles = [self.pages[title] for title in shown], shown
+            self.tabs.selected_index = 0
+        name, settings = self._taken
+        listed = ", ".join(f"{key} = {value}" for key, value in settings.items())
+        idle = ", ".join(key for key in settings if not configs.acts(config, key))
+        said = f" Nothing under the method {config.method}: {idle}." if idle else ""
+        self.handed.value = html.escape(f"Begins with the settings of {name}: {listed}.{said}")
 
     def give_back(self) -> None:
         """Begin without the settings that a file handed over; the file stays as it is."""
@@ -211,6 +229,8 @@ class TrainingPanel:
             if key == "model.name":
                 with self._telling(""):
                     self._fill(tiers.config(self.settings | {key: self.setup[key].value}))
+            if key == "method":
+                self._offer(configs.replace(self._filled, {key: self.setup[key].value}))
             self._plan()
 
     def _turned(self, settings: Mapping[str, Any]) -> None:
@@ -329,6 +349,8 @@ class TrainingPanel:
                     widget.value = value
         finally:
             self._filling = False
+        self._filled = config
+        self._offer(configs.replace(config, {"method": self.setup["method"].value}))
 
     def _run_exists(self) -> bool:
         return is_run(self.out.value)
@@ -366,7 +388,8 @@ def _setup(key: str, label: str, field: Field) -> widgets.ValueWidget:
 def _knob(key: str, field: Field) -> widgets.ValueWidget:
     """A control for a setting that may change live, by its type and limits; it acts when a move ends."""
     limits, low = field.metadata, field.metadata["low"] or 0
-    more = _shared(limits["doc"]) | {"description": key.partition(".")[2].replace("_", " ")}
+    section, _, name = key.partition(".")
+    more = _shared(limits["doc"]) | {"description": f"{'belief ' * (section == 'prediction')}{name.replace('_', ' ')}"}
     if limits["choices"]:
         return widgets.Dropdown(options=limits["choices"], **more)
     if isinstance(field.default, bool):
