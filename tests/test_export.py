@@ -89,6 +89,8 @@ def test_eval_takes_the_best_checkpoint(run: Run, capsys: pytest.CaptureFixture[
     expected, _ = evaluation.evaluate_model(run.config_at(step), folder)
     assert cli.main(["eval", "--run", str(run.path), "--checkpoint", "best", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
+    assert (found.pop("run"), found.pop("weights"), found["step"]) == (run.path.name, folder.name, step)
+    expected |= {"step": step}
     assert {key: found[key] for key in found if key != "seconds"} == pytest.approx(
         {key: None if expected[key] != expected[key] else expected[key] for key in found if key != "seconds"})
 
