@@ -148,6 +148,6 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo
 
     losses, computed = budget.spend(passes, samples, config.token_budget)
     safeguards.clip_gradients(models.trainable(model), config.gradient_clip, losses)
-    optimizer.step()
+    safeguards.move(optimizer)
     torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
     return losses, computed

@@ -88,6 +88,21 @@ def free_memory() -> None:
         torch.cuda.empty_cache()  # pragma: no cover
 
 
+def move(optimizer: torch.optim.Optimizer) -> None:
+    """Let the optimiser move the weights; its moments, two numbers a weight, are made at its first step.
+
+    Raises:
+        UpdateError: there is no memory for them.
+    """
+    try:
+        optimizer.step()
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UpdateError("The optimiser ran out of memory for its moments, two float32 numbers for each trained "
+                          "weight; set model.lora_rank=32 to train adapters alone, or take a smaller model.") from error
+
+
 def clip_gradients(parameters: Iterable[torch.nn.Parameter], limit: float, loss: float) -> torch.Tensor:
     """Clip gradients to a norm, and give the norm that they had.
 

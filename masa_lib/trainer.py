@@ -264,7 +264,7 @@ class Trainer:
             told.append(self._learn_beliefs(share, candidates))
             norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip, sum(
                 (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
-            self.optimizer.step()
+            safeguards.move(self.optimizer)
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
         self.engine.sync()
         total = pd.DataFrame(sums).sum()

@@ -230,5 +230,8 @@ def test_the_panel_shows_each_problems_belief_and_refuses_rows_that_are_none(tmp
     dots = sum(len(trace.x) for trace in drawn.data if trace.name in ("steps before", "newest step"))
     assert dots == len(run.beliefs().query("solutions > 0"))
     assert len(belief.x) == 9 * dots
+    run.pack_beliefs()
+    packed = training_view.figure(training_view.Reader(run.path).read())
+    assert list(next(trace for trace in packed.data if trace.name == "belief").x) == list(belief.x)
     with pytest.raises(MasaError, match="is not one of beliefs"):
         training_view.belief_points([rows[0] | {"beliefs": [[1], "x"]}])

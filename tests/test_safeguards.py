@@ -199,3 +199,17 @@ def test_cloning_and_warm_up_refuse_it_too() -> None:
         with pytest.raises(UpdateError):
             teach(model, rows)
         assert torch.equal(weights(model), before)
+
+
+def test_moments_that_find_no_memory_are_one_sentence_and_no_weight_moves(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    weight.grad = torch.ones(3)
+    optimizer = torch.optim.AdamW([weight])
+
+    def full(*_: object, **__: object) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 12 bytes.")
+
+    monkeypatch.setattr(torch, "zeros_like", full)
+    with pytest.raises(safeguards.UpdateError, match="ran out of memory for its moments"):
+        safeguards.move(optimizer)
+    assert weight.tolist() == [1.0] * 3

@@ -103,10 +103,16 @@ class Reader:
         evaluations = run.evaluations()
         check_columns(evaluations, f"{run.path / EVALUATIONS}", numbers=sorted({"accuracy"} & set(evaluations)))
         self._read_rollouts(run, anew)
-        self._read_beliefs()
+        self._read_beliefs(run)
         return Records(run.config, before, evaluations, self._rollouts, run.changes(), self._beliefs)
 
-    def _read_beliefs(self) -> None:
+    def _read_beliefs(self, run: Run) -> None:
+        if self._belief_lines.path.with_suffix(".parquet").exists():  # a recorded run, which does not grow
+            table = run.beliefs()
+            last = table[table["step"].isin(sorted(table["step"].unique())[-RECENT:])]
+            self._beliefs = [{"step": int(step), **part.drop(columns="step").to_dict("list")}
+                             for step, part in last.groupby("step")]
+            return
         anew, rows = self._belief_lines.look()
         rows = checked_rows(self._belief_lines.path, rows[-RECENT:])
         self._beliefs = [*([] if anew else self._beliefs), *rows][-RECENT:]
