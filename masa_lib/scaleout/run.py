@@ -55,6 +55,9 @@ except ImportError as error:
 #: settings that a training on TRL takes at one value only
 ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0,
         "sampling.shared_beginning": False, "prediction.mode": "sampled"}
+#: what a step's metrics say of beliefs, which have no place here
+NOTHING_READ = {"tokens_read": 0, "seconds_read": 0.0, "tokens_anchor": 0, "tokens_belief": 0, "loss_belief": math.nan,
+                "belief_gradient": math.nan}
 #: who carries messages between processes, as their errors name themselves
 BACKENDS = ("gloo", "NCCL")
 #: problems whose prompts are looked at to guess the longest
@@ -69,9 +72,6 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    if config.method in configs.CHOOSING:
-        raise ConfigError(f"The method {config.method} chooses by a belief, which a training on TRL has no place for "
-                          "yet; train without --backend trl, or with --method masa-efficient.")
     for key, value in ONLY.items():
         if configs.get(config, key) != value:
             raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
@@ -81,6 +81,9 @@ def check(config: Config) -> None:
     if sharded() and config.sampling.engine == "paged":
         raise ConfigError("sampling.engine is paged; where weights are sharded (FSDP), TRL's paged sampling turns the "
                           "trained weights themselves into bfloat16. Set sampling.engine=transformers or vllm.")
+    if config.method in configs.CHOOSING:
+        raise ConfigError(f"The method {config.method} chooses by a belief, which a training on TRL has no place for "
+                          "yet; train without --backend trl, or with --method masa-efficient.")
 
 
 def sharded() -> bool:
@@ -358,7 +361,7 @@ class Recorder(TrainerCallback):
             "tokens_update": tokens, "token_budget": config.update.token_budget,
             "loss_cloning": math.nan, "tokens_cloning": 0,
             "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
-            "tokens_oracle": steps.oracle_tokens, **steps.clock.seconds(), "memory_mb": memory_mb()}
+            "tokens_oracle": steps.oracle_tokens, **NOTHING_READ, **steps.clock.seconds(), "memory_mb": memory_mb()}
 
     def _record(self, table: pd.DataFrame, metrics: dict[str, Any], last: bool) -> None:
         step, every = metrics["step"], self.session.config.record.rollouts_every
