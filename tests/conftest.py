@@ -11,8 +11,10 @@ for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_
                     "HF_HUB_OFFLINE": "1", "PYTHONUTF8": "1"}.items():
     os.environ.setdefault(name, value)
 
-# A suite that was started in the background ignores SIGINT, and so would the commands that the tests interrupt.
+# A suite that was started in the background ignores SIGINT and SIGHUP, and so would the commands that the tests stop.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP"):
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 from hypothesis import HealthCheck, settings
 

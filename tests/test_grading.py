@@ -261,3 +261,10 @@ def test_importing_and_grading_plain_answers_start_no_process():
                "assert grading.grade(r'\\boxed{5}', '5')\n"
                "assert grading._WORKER.process is None and 'sympy' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
+
+
+def test_a_large_process_has_its_answers_compared_too() -> None:
+    code = ("held = bytearray(1_300 * 2**20); held[::4096] = b'x' * len(held[::4096]); from masa_lib import grading; "
+            "print(grading.grade(r'\\boxed{y+1}', '1+y'), grading.limits_met())")
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout.split() == ["True", "0"]

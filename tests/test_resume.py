@@ -638,4 +638,5 @@ def test_a_run_killed_at_random_file_operations_ends_as_if_nothing_had_happened(
 def test_a_checkpoint_holds_step_and_cursor(reference: Run) -> None:
     step, folder = reference.latest_checkpoint()
     assert json.loads((folder / "state.json").read_text()) == {"step": step, "cursor": step * 4, "gates": {},
-                                                               "experts": []}
+                                                               "experts": [], "token_budget": None,
+                                                               "solution_norm": 0.0}
