@@ -253,18 +253,18 @@ def handed() -> Iterator[Path]:
         file.write_bytes(kept)
 
 
+@pytest.mark.slow  # two notebooks in one page: minutes on a busy machine
 def test_settings_go_from_the_reward_lab_to_the_training_panel_and_back(lab: Lab, page: Any, handed: Path) -> None:
     open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
     command(page, "notebook:run-all-cells")
     button(page, "Reset").wait_for()
     weight = turn(page, reward_lab.LABELS["reward.notion_weight"], 5)
-    press(page, "Use in training")
-    playwright.expect(page.get_by_text("The training panel of notebook 04 begins with it")).to_be_visible()
     for _ in range(60):  # the page shows a turned knob before a busy kernel has heard of it
-        if reward_lab.saved_settings(handed)["reward.notion_weight"] == pytest.approx(weight):
-            break
-        page.wait_for_timeout(500)
         press(page, "Use in training")
+        page.wait_for_timeout(1000)
+        if reward_lab.saved_settings(handed).get("reward.notion_weight") == pytest.approx(weight):
+            break
+    playwright.expect(page.get_by_text("The training panel of notebook 04 begins with it")).to_be_visible()
     assert reward_lab.saved_settings(handed)["reward.notion_weight"] == pytest.approx(weight)
     open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
     command(page, "notebook:run-all-cells")
