@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 
+from masa_lib import rollouts
 from masa_lib.config import Config
 from masa_lib.gating import RATE, Candidate, nearest, signal_chance
 from masa_lib.problems import Problem, ProblemPool
@@ -73,10 +74,8 @@ class Rival:
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
         """Learn from the groups that were rolled out."""
-        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
-        groups = solved.groupby("group").agg(right=("reward", "sum"), size=("reward", "size"))
-        self.learn([Outcome(candidates[group].problem, int(right), int(size))
-                    for group, right, size in groups.itertuples()])
+        self.learn([Outcome(candidates[group].problem, *went)
+                    for group, *went in rollouts.outcomes(table).itertuples()])
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Nothing; history gates override it."""
