@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masa_lib import files, hub, tiers
+from masa_lib import files, tiers
 from masa_lib.checks import SMOKE
 from masa_lib.tiers import DATA
 
@@ -30,7 +30,7 @@ def choose(name: str) -> str:
     """
     kept = name.strip()
     if tiers.find(kept) is None:  # a tier needs no network to be chosen
-        hub.reach(kept)
+        tiers.reach(kept)
         if Path(kept).is_dir():
             kept = str(Path(kept).resolve())
     if not SMOKE:

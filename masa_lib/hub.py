@@ -1,4 +1,4 @@
-"""Whether a model or a data set can be had: from a folder, from the Hugging Face hub, or from the hub's local cache.
+"""Whether the Hugging Face hub gives a model or a data set, and with what patience it is asked.
 
 The hub is asked once and briefly. Its own client asks for every file six times, half a minute long, and then blames the
 name. Nothing is loaded here.
@@ -10,7 +10,6 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from masa_lib import tiers
 from masa_lib.errors import MasaError
 
 #: seconds that the hub has for an answer
@@ -21,31 +20,6 @@ class HubError(MasaError, RuntimeError):
     """A model is nowhere to be had; the message says why."""
 
 
-def reach(name: str) -> bool:
-    """Whether the hub is to be asked for a model's files; False: they lie in a folder or in the hub's cache.
-
-    Args:
-        name: a tier's name, a hub id or a folder.
-
-    Raises:
-        HubError: it is neither there nor here.
-    """
-    from huggingface_hub import constants, try_to_load_from_cache
-    from huggingface_hub.errors import HFValidationError
-
-    where = tiers.resolve(name)
-    if where and Path(where).is_dir():
-        return False
-    try:
-        cached = isinstance(try_to_load_from_cache(where, "config.json"), str)
-    except HFValidationError:
-        raise _nowhere(name, "no id of the Hugging Face hub (OWNER/NAME) either") from None
-    fault = "HF_HUB_OFFLINE forbids to ask the Hugging Face hub" if constants.HF_HUB_OFFLINE else _ask(where)
-    if fault and not cached:
-        raise _nowhere(name, f"{fault}, and its local cache does not hold it")
-    return not fault
-
-
 @contextlib.contextmanager
 def patient(data_set: str) -> Iterator[None]:
     """Inside, the hub's client takes a data set from its cache where the hub does not answer, and asks no more."""
@@ -53,14 +27,14 @@ def patient(data_set: str) -> Iterator[None]:
 
     before = constants.HF_HUB_OFFLINE
     if not before and not Path(data_set).is_dir():
-        constants.HF_HUB_OFFLINE = "does not answer" in _ask(data_set, "README.md", "dataset")
+        constants.HF_HUB_OFFLINE = "does not answer" in refusal(data_set, "README.md", "dataset")
     try:
         yield
     finally:
         constants.HF_HUB_OFFLINE = before
 
 
-def _ask(where: str, file: str = "config.json", kind: str = "model") -> str:
+def refusal(where: str, file: str = "config.json", kind: str = "model") -> str:
     """Why the hub does not give a file of a model or a data set; empty if it does."""
     import httpx
     from huggingface_hub import hf_hub_url
@@ -77,10 +51,3 @@ def _ask(where: str, file: str = "config.json", kind: str = "model") -> str:
         return ("the Hugging Face hub has none of this name, or gives it only to those who agreed to its terms "
                 "(`hf auth login`)")
     return f"the Hugging Face hub answers with an error ({reply.status_code})" if reply.status_code >= 400 else ""
-
-
-def _nowhere(name: str, reason: str) -> HubError:
-    tier = tiers.find(name)
-    if tier:
-        return HubError(f"The model {name!r} ({tier.where} on the Hugging Face hub) cannot be had: {reason}.")
-    return HubError(f"The model {name!r} is neither a tier ({', '.join(tiers.TIERS)}) nor a folder; {reason}.")

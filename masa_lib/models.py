@@ -25,7 +25,6 @@ from masa_lib import architecture, files, hub, tiers
 from masa_lib.config import Config, ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.files import logger
-from masa_lib.prompts import template
 from masa_lib.tiers import TIERS, Gguf, resolve
 
 #: the file of a checkpoint's adapters
@@ -99,7 +98,7 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
     where = (config.weights or folder(config.name)) if lora or not weights else str(weights)
     try:
-        here = Path(where).is_dir() or not hub.reach(config.weights or config.name)
+        here = Path(where).is_dir() or not tiers.reach(config.weights or config.name)
         tokenizer = AutoTokenizer.from_pretrained(weights or where, local_files_only=here, trust_remote_code=False)
         with _quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
@@ -128,9 +127,18 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {config.name!r} has no chat template; save one with it "
                          "(tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and pass that folder.")
+    tokenizer.chat_template = with_default(tokenizer.chat_template)
     if config.gradient_checkpointing:
         architecture.checkpoint_layers(model)
     return model.to(device).eval(), tokenizer
+
+
+def with_default(template: str | Mapping[str, str]) -> str | dict[str, str]:
+    """A chat template as transformers can use it: of several by name, one is the default, best one for plain chats."""
+    if not isinstance(template, Mapping) or "default" in template:
+        return template
+    plain = [name for name in template if name not in ("tool_use", "rag")]
+    return {**template, "default": template[[*plain, *template][0]]}
 
 
 @contextmanager
@@ -478,7 +486,7 @@ def _template_end(tokenizer: Any) -> list[int]:
     try:
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": "A question?"}, {"role": "assistant", "content": mark}],
-            chat_template=template(tokenizer), tokenize=False)
+            tokenize=False)
     except (TemplateError, LookupError, TypeError, ValueError):  # no template, or one that refuses this chat
         return []
     behind = text.rpartition(mark)[2].lstrip()

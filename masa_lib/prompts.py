@@ -7,7 +7,7 @@ the meta prompt of a problem share their prefix. Nothing here samples or parses.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -88,15 +88,6 @@ def write(tokenizer: Any, messages: Messages) -> str:
     return write(tokenizer, [first | {"content": f"{system}\n\n{first['content']}"}, *others])
 
 
-def template(tokenizer: Any) -> str:
-    """The chat template that is used: of several by name the one for plain chats."""
-    found = tokenizer.chat_template
-    if isinstance(found, Mapping):
-        plain = [name for name in found if name not in ("tool_use", "rag")]
-        return found["default" if "default" in found else [*plain, *found][0]]
-    return found
-
-
 def fix_date(tokenizer: Any, day: datetime.date) -> None:
     """Have templates that write the date write this one, whenever they do; before that it is the day's own."""
     tokenizer.masa_date = day
@@ -127,7 +118,7 @@ def room(tokenizer: Any, context: int, config: Config) -> Callable[[str], bool]:
 def _render(tokenizer: Any, messages: Messages) -> str:
     day = getattr(tokenizer, "masa_date", None)
     dated = {"strftime_now": lambda form: datetime.datetime.combine(day, datetime.time()).strftime(form)} if day else {}
-    return tokenizer.apply_chat_template(messages, chat_template=template(tokenizer), add_generation_prompt=True,
+    return tokenizer.apply_chat_template(messages, add_generation_prompt=True,
                                          tokenize=False, **dated)
 
 

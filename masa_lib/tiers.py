@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from masa_lib import config as configs
+from masa_lib import hub
 from masa_lib.config import Config
+from masa_lib.hub import HubError
 
 DATA = Path(__file__).resolve().parent.parent / "data"
 
@@ -199,6 +201,37 @@ def resolve(name: str) -> str:
     return TIERS[name].where if name in TIERS else name
 
 
+def reach(name: str) -> bool:
+    """Whether the hub is to be asked for a model's files; False: they lie in a folder or in the hub's cache.
+
+    Args:
+        name: a tier's name, a hub id or a folder.
+
+    Raises:
+        HubError: it is neither there nor here.
+    """
+    from huggingface_hub import constants, try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    where = resolve(name)
+    if where and Path(where).is_dir():
+        return False
+    try:
+        cached = isinstance(try_to_load_from_cache(where, "config.json"), str)
+    except HFValidationError:
+        raise _nowhere(name, "no id of the Hugging Face hub (OWNER/NAME) either") from None
+    fault = "HF_HUB_OFFLINE forbids to ask the Hugging Face hub" if constants.HF_HUB_OFFLINE else hub.refusal(where)
+    if fault and not cached:
+        raise _nowhere(name, f"{fault}, and its local cache does not hold it")
+    return not fault
+
+
+def _nowhere(name: str, reason: str) -> HubError:
+    if tier := find(name):
+        return HubError(f"The model {name!r} ({tier.where} on the Hugging Face hub) cannot be had: {reason}.")
+    return HubError(f"The model {name!r} is neither a tier ({', '.join(TIERS)}) nor a folder; {reason}.")
+
+
 def model_config(name: str) -> Any:
     """The config that a model comes with, from its folder, the hub's cache or the hub; no weights are read.
 
@@ -208,9 +241,7 @@ def model_config(name: str) -> Any:
     """
     from transformers import AutoConfig
 
-    from masa_lib import hub  # which needs the table of tiers
-
-    return AutoConfig.from_pretrained(resolve(name), local_files_only=not hub.reach(name), trust_remote_code=False)
+    return AutoConfig.from_pretrained(resolve(name), local_files_only=not reach(name), trust_remote_code=False)
 
 
 def context(found: Any) -> int | None:

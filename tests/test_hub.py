@@ -12,7 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from masa_lib import hub, models, plan
+from masa_lib import hub, models, plan, tiers
 from masa_lib.config import ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.problems import ProblemError, load_problems
@@ -56,9 +56,9 @@ def cached(folder: Path, name: str) -> None:
 
 
 def test_the_hub_is_asked_once_for_a_model_that_is_no_folder(asked: list[str], tmp_path: Path) -> None:
-    assert hub.reach("someone/there")
+    assert tiers.reach("someone/there")
     assert asked == ["/someone/there/resolve/main/config.json"]
-    assert not hub.reach(str(tmp_path)) and not hub.reach("pocket") and len(asked) == 1
+    assert not tiers.reach(str(tmp_path)) and not tiers.reach("pocket") and len(asked) == 1
 
 
 @pytest.mark.parametrize(("name", "says"), [
@@ -81,11 +81,11 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_the_cache_serves(
         with pytest.raises(MasaError, match=r"the hub does not answer|does not answer .*cache does not hold it"):
             read("someone/there")
     cached(tmp_path, "someone/there")
-    assert hub.reach("someone/there") is False
+    assert tiers.reach("someone/there") is False
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    assert hub.reach("someone/there") is False
+    assert tiers.reach("someone/there") is False
     with pytest.raises(hub.HubError, match="HF_HUB_OFFLINE forbids"):
-        hub.reach("someone/else")
+        tiers.reach("someone/else")
 
 
 def test_a_data_set_of_a_hub_that_does_not_answer_is_not_asked_for_again_and_again(

@@ -8,7 +8,7 @@ import datetime
 import pytest
 from small import small
 
-from masa_lib import pocket, prompts
+from masa_lib import models, pocket, prompts
 from masa_lib.config import PromptConfig
 
 PAPER, COMPACT = PromptConfig(wording="paper"), PromptConfig(wording="compact")
@@ -97,6 +97,7 @@ def test_of_several_templates_the_one_for_plain_chats_is_taken(tokenizer, names:
     several.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     for found in (several, loaded):
+        found.chat_template = models.with_default(found.chat_template)
         text = prompts.write(found, prompts.solution_messages("1 + 1?", COMPACT))
         assert text.startswith(f"{wanted}: <|user|>1 + 1?")
 
