@@ -26,7 +26,8 @@ import psutil
 import torch
 
 from masa_lib import config as configs
-from masa_lib import files, plan, runs, tiers
+from masa_lib import crash_safe_files as files
+from masa_lib import plan, runs, tiers
 from masa_lib.config import Config
 from masa_lib.trainer import Trainer, memory_mb
 

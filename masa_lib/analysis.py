@@ -18,7 +18,8 @@ import pandas as pd
 from scipy import special
 
 from masa_lib import config as configs
-from masa_lib import files, health
+from masa_lib import crash_safe_files as files
+from masa_lib import health
 from masa_lib.awareness import calibration as calibration
 from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures

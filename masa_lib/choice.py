@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from masa_lib import files, tiers
+from masa_lib import crash_safe_files as files
+from masa_lib import tiers
 from masa_lib.checks import SMOKE
 from masa_lib.tiers import DATA
 

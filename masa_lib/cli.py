@@ -268,7 +268,8 @@ def _eval(options: argparse.Namespace) -> None:
         options.set = [f"problems.evaluation_source={options.problems}", *options.set]
         options.problems = None
     settings = config_from(options, base)
-    from masa_lib import evaluation, files
+    from masa_lib import crash_safe_files as files
+    from masa_lib import evaluation
 
     summary, table = evaluation.evaluate_model(settings, weights, run)
     if run:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from masa_lib import config as configs
-from masa_lib import files, models
+from masa_lib import crash_safe_files as files
+from masa_lib import models
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
 from masa_lib.runs import ENVIRONMENT, Run, shared_command

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from masa_lib.files import logger
+from masa_lib.crash_safe_files import logger
 
 #: steps in a row that make a collapse; of the recorded runs none has more than three without a gradient
 STEPS = 5

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import arithmetic, files, prompts, safeguards
+from masa_lib import arithmetic, prompts, safeguards
+from masa_lib import crash_safe_files as files
 from masa_lib.arithmetic import Chain, Habits
 from masa_lib.config import PromptConfig
 

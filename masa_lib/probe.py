@@ -18,8 +18,22 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engine, evaluation, figures, files, grading, grpo, models, prompts, rollouts, runs
+from masa_lib import (
+    analysis,
+    engine,
+    evaluation,
+    figures,
+    grading,
+    grpo,
+    models,
+    prompts,
+    rollouts,
+    runs,
+)
 from masa_lib import config as configs
+from masa_lib import (
+    crash_safe_files as files,
+)
 from masa_lib import problems as sources
 from masa_lib.config import Config
 from masa_lib.errors import MasaError

@@ -17,7 +17,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
-from masa_lib import figures, files, gate_figures
+from masa_lib import crash_safe_files as files
+from masa_lib import figures, gate_figures
 from masa_lib.analysis import EFFICIENT, FRESH, AnalysisError, Comparison, calibration_curve, compare_runs
 from masa_lib.costs import COST
 

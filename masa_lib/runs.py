@@ -24,11 +24,12 @@ from typing import Any, TypeVar
 
 import pandas as pd
 
-from masa_lib import __version__, files
+from masa_lib import __version__
 from masa_lib import config as configs
+from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
+from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.errors import brief
-from masa_lib.files import RunError, logger
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
 #: the paths that the config names by their last part, kept beside it for this computer: not a part of the record

@@ -13,8 +13,8 @@ from typing import TypeVar
 import torch
 
 from masa_lib import grpo
+from masa_lib.crash_safe_files import logger
 from masa_lib.errors import MasaError, is_out_of_memory
-from masa_lib.files import logger
 from masa_lib.grpo import Sample
 
 Passed = TypeVar("Passed")

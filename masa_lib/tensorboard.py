@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
-from masa_lib import files
+from masa_lib import crash_safe_files as files
 from masa_lib.runs import Run, RunError
 
 

@@ -35,7 +35,6 @@ from masa_lib import (
     control,
     evaluation,
     expert,
-    files,
     gating,
     grpo,
     health,
@@ -47,6 +46,9 @@ from masa_lib import (
     self_check,
 )
 from masa_lib import config as configs
+from masa_lib import (
+    crash_safe_files as files,
+)
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import brief

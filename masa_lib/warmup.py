@@ -22,7 +22,21 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import engine, expert, files, grading, grpo, models, pocket, problems, prompts, rollouts, runs
+from masa_lib import (
+    crash_safe_files as files,
+)
+from masa_lib import (
+    engine,
+    expert,
+    grading,
+    grpo,
+    models,
+    pocket,
+    problems,
+    prompts,
+    rollouts,
+    runs,
+)
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.predictions import PASS_RATE_STEPS

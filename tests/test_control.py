@@ -15,7 +15,7 @@ from small import SETTINGS, assert_same_run, small, timeless
 
 from masa_lib import control
 from masa_lib.config import ConfigError
-from masa_lib.files import RunError
+from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import Run
 from masa_lib.trainer import Trainer, resume, train
 

@@ -20,12 +20,13 @@ from hypothesis import strategies as st
 from small import small
 from synthetic import rollout_table, write_run
 
-from masa_lib import analysis, control, files, replay, report, study
+from masa_lib import analysis, control, replay, report, study
 from masa_lib import config as configs
+from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
+from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.export import card
-from masa_lib.files import RunError
 from masa_lib.runs import Run, last_step, shared_command
 from masa_lib.stopping import Stop
 from masa_lib.widgets import training_view as view

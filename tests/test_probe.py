@@ -12,7 +12,8 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, figures, files, models, probe, prompts, tiers
+from masa_lib import analysis, figures, models, probe, prompts, tiers
+from masa_lib import crash_safe_files as files
 from masa_lib.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})

@@ -24,7 +24,7 @@ from small import MODEL, assert_same_run, largest_file, small
 from masa_lib import config as configs
 from masa_lib import models, tiers
 from masa_lib.config import Config
-from masa_lib.files import seal
+from masa_lib.crash_safe_files import seal
 from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.trainer import Trainer, read_moments, read_state, resume, train

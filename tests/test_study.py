@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from small import SETTINGS, timeless
 
-from masa_lib import cli, config, files, study
+from masa_lib import cli, config, study
+from masa_lib import crash_safe_files as files
 from masa_lib.runs import Run, RunError
 from masa_lib.trainer import train
 

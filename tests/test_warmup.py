@@ -11,7 +11,8 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import config, files, grading, grpo, models, warmup
+from masa_lib import config, grading, grpo, models, warmup
+from masa_lib import crash_safe_files as files
 from masa_lib.engine import make_engine
 from masa_lib.predictions import parse_prediction
 from masa_lib.problems import ProblemPool

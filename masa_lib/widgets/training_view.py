@@ -20,9 +20,9 @@ import plotly.graph_objects as go
 from masa_lib import figures
 from masa_lib.awareness import correlation
 from masa_lib.config import Config
+from masa_lib.crash_safe_files import Lines, RunError, check_columns
 from masa_lib.errors import brief
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from masa_lib.files import Lines, RunError, check_columns
 from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
 
