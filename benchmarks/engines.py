@@ -22,7 +22,7 @@ import torch
 from masa_lib import models, prompts, runs, tiers
 from masa_lib.config import Config
 from masa_lib.engine import Request, make_engine
-from masa_lib.problems import ProblemPool
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
 

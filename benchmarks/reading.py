@@ -21,7 +21,7 @@ import torch
 
 from masa_lib import beliefs, models, prompts, runs, tiers
 from masa_lib.engine import Engine, Request, make_engine
-from masa_lib.problems import ProblemPool
+from masa_lib.tasks.problems import ProblemPool
 
 
 def sample(engine: Engine, asked: Sequence[tuple[int, ...]], members: int, cap: int) -> int:

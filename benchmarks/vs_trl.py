@@ -88,9 +88,9 @@ def theirs(config: Config, pieces: int, continuous: bool) -> dict[str, Any]:
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOTrainer
 
-    from masa_lib.problems import ProblemPool
     from masa_lib.scaleout import groups
     from masa_lib.scaleout.trainer import arguments
+    from masa_lib.tasks.problems import ProblemPool
 
     models.prepare(config)
     policy, tokenizer = models.load(config.model)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import signal, stats
 
-from masa_lib.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: what the metrics say of a gate; averages over the steps in which it acted
 GATE = ("gate_precision", "gate_recall", "gate_f1", "signal_lost")

@@ -19,9 +19,9 @@ import pandas as pd
 from masa_lib import beliefs, rollouts
 from masa_lib.config import Config
 from masa_lib.gating import Candidate
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rivals import Outcome, Rival, Solve
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 #: hidden states of prompts, one row a problem
 Hidden = Callable[[Sequence[Problem]], np.ndarray]

@@ -24,7 +24,7 @@ from scipy import special
 
 from masa_lib.config import PromptConfig
 from masa_lib.errors import MasaError
-from masa_lib.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: the answers that are read, in this order: eighths
 ANSWERS = tuple(str(eighths) for eighths in range(PASS_RATE_STEPS + 1))

@@ -374,7 +374,7 @@ _gigabytes.__name__ = "size"  # argparse names it in its sentence
 
 
 def _problems(options: argparse.Namespace) -> None:
-    from masa_lib import problems
+    from masa_lib.tasks import problems
 
     if options.source is None:
         print(_table(problems.sources()))

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, beliefs, engine, models, problems, prompts, rollouts, selection
+from masa_lib import analysis, beliefs, engine, models, prompts, rollouts, selection
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engine import Engine
-from masa_lib.problems import Problem
 from masa_lib.rollouts import Ask
 from masa_lib.runs import Run
 from masa_lib.selection import Sample
+from masa_lib.tasks import problems
+from masa_lib.tasks.problems import Problem
 
 #: keeps the seeds of evaluations apart from those of training steps
 SEED_TAG = 7919

@@ -17,8 +17,8 @@ import torch
 
 from masa_lib import grpo, models, rollouts, safeguards
 from masa_lib.config import CloningConfig, Config, UpdateConfig
-from masa_lib.predictions import PASS_RATE_STEPS, parse_prediction
 from masa_lib.safeguards import TokenBudget
+from masa_lib.tasks.predictions import PASS_RATE_STEPS, parse_prediction
 
 
 def expert_text(text: str, pass_rate: int, length: int) -> str:

@@ -22,7 +22,7 @@ from masa_lib.analysis import ENDS, arm_rank, pass_at_k_interval
 from masa_lib.awareness import correlation
 from masa_lib.config import METHODS
 from masa_lib.costs import COST
-from masa_lib.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3",

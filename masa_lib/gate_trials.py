@@ -20,10 +20,10 @@ from masa_lib import gating, replay, rollouts, selection
 from masa_lib.analysis import pass_at_k
 from masa_lib.config import Config
 from masa_lib.engine import Engine
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.runs import Run
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 #: keeps the seeds of the oracle's own solutions apart from those of the rehearsed steps
 ORACLE_TAG = 4241

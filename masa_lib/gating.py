@@ -22,8 +22,8 @@ from scipy import special
 from masa_lib import config as configs
 from masa_lib.beliefs import Belief
 from masa_lib.config import BeliefConfig, Config, GateConfig
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem, ProblemPool
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 #: what is measured of gate and cap; NaN where nothing was
 MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "predictions_collapsed",

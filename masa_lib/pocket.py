@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import arithmetic, prompts, safeguards
 from masa_lib import crash_safe_files as files
-from masa_lib.arithmetic import Chain, Habits
+from masa_lib import prompts, safeguards
 from masa_lib.config import PromptConfig
+from masa_lib.tasks import arithmetic
+from masa_lib.tasks.arithmetic import Chain, Habits
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 #: pieces of the meta answer that are one token each

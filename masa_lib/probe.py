@@ -18,27 +18,17 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import (
-    analysis,
-    engine,
-    evaluation,
-    figures,
-    grading,
-    grpo,
-    models,
-    prompts,
-    rollouts,
-    runs,
-)
+from masa_lib import analysis, engine, evaluation, figures, grpo, models, prompts, rollouts, runs
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import problems as sources
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem
+from masa_lib.tasks import grading
+from masa_lib.tasks import problems as sources
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem
 from masa_lib.warmup import in_form
 
 #: keeps the seeds of a probe apart from those of training steps and evaluations

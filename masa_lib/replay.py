@@ -22,8 +22,8 @@ from masa_lib import gate_figures, report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.gating import aggregate_lengths, caps, rule_scores, signal_chance
-from masa_lib.predictions import PASS_RATE_STEPS
 from masa_lib.runs import Run
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 PHASES = ("first third", "second third", "last third", "all")
 THRESHOLDS = {"signal": np.linspace(0.05, 0.95, 19).round(2), "v1": np.linspace(0.025, 0.4, 16).round(3),

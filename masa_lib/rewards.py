@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
-from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,7 +21,7 @@ import pandas as pd
 from masa_lib import rollouts
 from masa_lib.config import Config
 from masa_lib.gating import RATE, Candidate, nearest, signal_chance
-from masa_lib.problems import Problem, ProblemPool
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 Solve = Callable[..., list[int]]
 

@@ -20,13 +20,14 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import beliefs, grading, grpo, prompts, rewards
+from masa_lib import beliefs, grpo, prompts, rewards
 from masa_lib.awareness import correlation
 from masa_lib.beliefs import Belief
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Completion, Engine, Request
-from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
-from masa_lib.problems import Problem
+from masa_lib.tasks import grading
+from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
+from masa_lib.tasks.problems import Problem
 
 TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
 STREAMS = ("solution", "meta")

@@ -24,9 +24,9 @@ from masa_lib.beliefs import Belief
 from masa_lib.config import Config
 from masa_lib.engine import Completion, Engine, Reading, Request
 from masa_lib.gating import Candidate, Gate
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rollouts import Ask
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 Sample = Callable[[Sequence[Ask]], pd.DataFrame]
 #: beliefs about problems whose groups are numbered from the second argument, and the rows of what was thought before

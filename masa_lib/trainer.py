@@ -52,9 +52,9 @@ from masa_lib import (
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import brief
-from masa_lib.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import Stop, Stopped
+from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.tensorboard import open_board
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart

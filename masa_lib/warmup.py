@@ -25,23 +25,13 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import (
-    engine,
-    expert,
-    grading,
-    grpo,
-    models,
-    pocket,
-    problems,
-    prompts,
-    rollouts,
-    runs,
-)
+from masa_lib import engine, expert, grpo, models, pocket, prompts, rollouts, runs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem
 from masa_lib.safeguards import TokenBudget
+from masa_lib.tasks import grading, problems
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps
 SEED_TAG = 15485863

@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masa_lib.config import ProblemsConfig
-from masa_lib.datasets_table import answer_text
-from masa_lib.grading import grade, unmatchable, unmatchable_sentence
-from masa_lib.number_forms import read_number
-from masa_lib.problems import ProblemPool
+from masa_lib.tasks.data_sets import answer_text
+from masa_lib.tasks.grading import grade, unmatchable, unmatchable_sentence
+from masa_lib.tasks.number_forms import read_number
+from masa_lib.tasks.problems import ProblemPool
 
 EXPAND = "Expand $(x+1)(x-1)$ and simplify."
 

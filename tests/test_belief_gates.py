@@ -17,8 +17,8 @@ from masa_lib.beliefs import Belief
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.gating import Candidate
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.runs import Run
+from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.trainer import Trainer
 from masa_lib.widgets import training_view
 

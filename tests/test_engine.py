@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from masa_lib import grpo, models, prompts, tiers
 from masa_lib.config import ModelConfig
 from masa_lib.engine import EngineError, Request, make_engine
-from masa_lib.problems import ProblemPool
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
 VLLM = pytest.param("vllm", marks=pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux"))

@@ -12,8 +12,8 @@ from small import small, timeless
 from masa_lib import analysis, evaluation, models
 from masa_lib.config import Config
 from masa_lib.engine import make_engine
-from masa_lib.problems import ProblemPool, held_out
 from masa_lib.runs import Run
+from masa_lib.tasks.problems import ProblemPool, held_out
 from masa_lib.trainer import Trainer, train
 
 CONFIG = small({"problems.levels": "1-6"})

@@ -16,9 +16,9 @@ from small import small
 
 from masa_lib import expert, grpo, models, rollouts
 from masa_lib.engine import make_engine
-from masa_lib.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
-from masa_lib.problems import ProblemPool
 from masa_lib.safeguards import TokenBudget
+from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
+from masa_lib.tasks.problems import ProblemPool
 
 CONFIG = small({"problems.levels": "1-3", "sampling.solutions": 8, "sampling.predictions": 8, "cloning.store": 4,
                 "cloning.learning_rate": 1e-4, "cloning.updates": 3})

@@ -27,7 +27,7 @@ from masa_lib.gating import (
     rule_scores,
     signal_chance,
 )
-from masa_lib.problems import Problem
+from masa_lib.tasks.problems import Problem
 
 RATES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=1, max_size=8)
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=8)

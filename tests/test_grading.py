@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sympy.parsing import sympy_parser
 
-from masa_lib import grading, grading_worker, math_server
-from masa_lib.grading import extract_answer, grade, grade_many
+from masa_lib.tasks import grading, grading_worker, math_server
+from masa_lib.tasks.grading import extract_answer, grade, grade_many
 
 
 def boxed(answer):
@@ -236,7 +236,7 @@ def test_the_worker_loads_nothing_heavy():
 
 
 def test_a_process_that_reads_its_program_from_stdin_grades_in_a_thread_and_ends_silently():
-    program = ("import threading\nfrom masa_lib.grading import grade\n"
+    program = ("import threading\nfrom masa_lib.tasks.grading import grade\n"
                "run = lambda: print(grade(r'\\boxed{x+1}', '1+x'))\n"
                "thread = threading.Thread(target=run); thread.start(); thread.join()\n")
     done = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-"], input=program, capture_output=True,
@@ -245,7 +245,7 @@ def test_a_process_that_reads_its_program_from_stdin_grades_in_a_thread_and_ends
 
 
 def test_a_forked_process_starts_a_worker_of_its_own():
-    program = ("import os\nfrom masa_lib.grading import grade\n"
+    program = ("import os\nfrom masa_lib.tasks.grading import grade\n"
                "assert grade(r'\\boxed{x+1}', '1+x')\n"
                "child = os.fork()\n"
                "right = all(grade(r'\\boxed{x+%d}' % n, '%d+x' % n) for n in range(2, 20))\n"

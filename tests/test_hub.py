@@ -15,7 +15,7 @@ import pytest
 from masa_lib import hub, models, plan, tiers
 from masa_lib.config import ModelConfig
 from masa_lib.errors import MasaError
-from masa_lib.problems import ProblemError, load_problems
+from masa_lib.tasks.problems import ProblemError, load_problems
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from small import MODEL, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import arithmetic, cli, grading, models, pocket, problems, rollouts, tiers
-from masa_lib.arithmetic import LEVELS, NOTIONS, Chain, Habits
+from masa_lib import cli, models, pocket, rollouts, tiers
 from masa_lib.engine import make_engine
 from masa_lib.pocket import Recipe
-from masa_lib.predictions import parse_prediction
+from masa_lib.tasks import arithmetic, grading, problems
+from masa_lib.tasks.arithmetic import LEVELS, NOTIONS, Chain, Habits
+from masa_lib.tasks.predictions import parse_prediction
 
 FOLDER = Path(tiers.resolve(MODEL))
 HABITS = [Recipe().habits, Habits(shortcut=0, worked=1, restate=1, ramble=0.5), Habits(shortcut=0, worked=0)]

@@ -14,7 +14,7 @@ from small import small
 
 from masa_lib import analysis, figures, models, probe, prompts, tiers
 from masa_lib import crash_safe_files as files
-from masa_lib.problems import held_out
+from masa_lib.tasks.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})
 COUNT = 6

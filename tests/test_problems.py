@@ -18,11 +18,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from masa_lib import arithmetic
 from masa_lib.config import ProblemsConfig
-from masa_lib.datasets_table import DATA_SETS
-from masa_lib.problem_rows import without_instruction
-from masa_lib.problems import GYM_UNSTEADY, ProblemError, ProblemPool, held_out, load_problems, sources
+from masa_lib.tasks import arithmetic
+from masa_lib.tasks.data_sets import DATA_SETS
+from masa_lib.tasks.problem_rows import without_instruction
+from masa_lib.tasks.problems import GYM_UNSTEADY, ProblemError, ProblemPool, held_out, load_problems, sources
 
 GYM = "reasoning-gym:chain_sum,gcd"
 SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."
@@ -121,7 +121,7 @@ def test_every_pass_over_a_pool_holds_each_problem_once_in_a_new_order():
 
 
 def test_another_process_with_another_string_hashing_draws_the_same_problems():
-    code = ("from masa_lib.problems import load_problems\n"
+    code = ("from masa_lib.tasks.problems import load_problems\n"
             f"for source in ('pocket', {GYM!r}):\n"
             "    print([p.id for p in load_problems(source, 'train', 24, seed=5)])")
     outputs = [subprocess.run([sys.executable, "-c", code], env=os.environ | {"PYTHONHASHSEED": seed}, text=True,

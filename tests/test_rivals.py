@@ -14,8 +14,8 @@ from small import small
 
 from masa_lib.config import Config
 from masa_lib.gating import Candidate
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rivals import GATES, Outcome, Rival
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 G, PLACES = 8, 16
 #: by level: two are out of reach, two are easy, four can be learned from; within a level all are alike

@@ -13,9 +13,9 @@ from small import small
 from masa_lib import models, prompts, rewards, rollouts
 from masa_lib.config import Config, replace
 from masa_lib.engine import Completion, Engine, make_engine
-from masa_lib.predictions import parse_prediction
-from masa_lib.problems import ProblemPool
 from masa_lib.selection import CountingEngine
+from masa_lib.tasks.predictions import parse_prediction
+from masa_lib.tasks.problems import ProblemPool
 
 CONFIG = small({"sampling.solution_tokens": 30})
 

@@ -16,8 +16,8 @@ from small import small
 from masa_lib import config as configs
 from masa_lib import evaluation, gating, models, prompts, rollouts, selection
 from masa_lib.engine import Completion, Engine, make_engine
-from masa_lib.problems import ProblemPool
 from masa_lib.selection import CountingEngine, Selection
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
 #: gate and cap act from step 2 on, whatever they cost

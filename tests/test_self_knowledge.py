@@ -10,7 +10,7 @@ from small import small
 
 from masa_lib import checks, models
 from masa_lib.engine import make_engine
-from masa_lib.problems import Problem
+from masa_lib.tasks.problems import Problem
 from masa_lib.widgets import self_knowledge
 from masa_lib.widgets.self_knowledge import SelfKnowledge
 

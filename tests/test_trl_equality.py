@@ -19,9 +19,9 @@ from masa_lib import grpo, models, rollouts
 from masa_lib import trainer as trainers
 from masa_lib.config import Config
 from masa_lib.engine import make_engine
-from masa_lib.problems import ProblemPool
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
+from masa_lib.tasks.problems import ProblemPool
 
 #: what TRL's defaults mean: advantages without the standard deviation, tokens of both streams in one mean
 PLAIN = {"update.normalise_std": False, "update.denominator": "batch", "sampling.problems": 3, "update.dual_clip": 0.0}

@@ -11,11 +11,12 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import config, grading, grpo, models, warmup
+from masa_lib import config, grpo, models, warmup
 from masa_lib import crash_safe_files as files
 from masa_lib.engine import make_engine
-from masa_lib.predictions import parse_prediction
-from masa_lib.problems import ProblemPool
+from masa_lib.tasks import grading
+from masa_lib.tasks.predictions import parse_prediction
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.warmup import Recipe
 
 CONFIG = small({"problems.levels": "1-2", "record.final_model": "float32"})

@@ -21,8 +21,8 @@ from masa_lib import config as configs
 from masa_lib import prompts, rollouts
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Completion
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.rollouts import Ask
+from masa_lib.tasks.problems import Problem, ProblemPool
 
 #: what the reward function has to know of a rollout; columns of the data set, or extra fields of a rollout function
 COLUMNS = ("stream", "group", "member", "problem_id", "problem", "answer", "level", "admitted", "weight", "cap",

@@ -25,9 +25,9 @@ from masa_lib import evaluation, health, models, prompts, rollouts, safeguards
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
-from masa_lib.problems import ProblemPool, held_out, make_room
 from masa_lib.runs import CONFIG, Run, RunError
 from masa_lib.stopping import Stop, Stopped
+from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.tensorboard import open_board
 from masa_lib.trainer import memory_mb, read_moments, read_state
 

@@ -25,8 +25,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from masa_lib import gating, grpo, models, rollouts, selection
 from masa_lib.config import Config
-from masa_lib.problems import Problem, ProblemPool
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
+from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
 
 #: what `MasaGRPOTrainer` overrides of TRL and transformers, and the arguments that it relies on (none: passed through)

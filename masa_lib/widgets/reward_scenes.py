@@ -22,9 +22,9 @@ import pandas as pd
 from masa_lib import config as configs
 from masa_lib import prompts, rewards, rollouts
 from masa_lib.config import Config, RewardConfig
-from masa_lib.predictions import PASS_RATE_STEPS, MetaPrediction
 from masa_lib.rewards import RewardTable, Solution
 from masa_lib.runs import Run
+from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 #: what the lab sets: every setting of the rewards, and how advantages are made of them
 KEYS = (*(key for key in configs.settings() if key.startswith("reward.")), "update.normalise_meta")

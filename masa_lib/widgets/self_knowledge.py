@@ -22,13 +22,14 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 from plotly.subplots import make_subplots
 
-from masa_lib import checks, grading, models, problems, rollouts
+from masa_lib import checks, models, rollouts
 from masa_lib.config import Config
 from masa_lib.engine import Engine, engine_of
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
-from masa_lib.predictions import PASS_RATE_STEPS
-from masa_lib.problems import Problem
 from masa_lib.rollouts import Ask
+from masa_lib.tasks import grading, problems
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.problems import Problem
 from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.panel import button
 

@@ -21,11 +21,12 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from masa_lib import checks, control, health, plan, problems, tiers
+from masa_lib import checks, control, health, plan, tiers
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
+from masa_lib.tasks import problems
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.panel import button

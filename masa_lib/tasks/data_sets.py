@@ -75,7 +75,7 @@ def read_columns(problem: str, answer: str, level: str = "") -> RowReader:
 
 def read_math(row: Row, rng: random.Random) -> tuple[str, str, int]:
     r"""MATH: the answer is what the solution puts into its last `\boxed{}`."""
-    from masa_lib.grading import extract_answer
+    from masa_lib.tasks.grading import extract_answer
 
     return row["problem"], extract_answer(row["solution"]) or "", level_number(row["level"]) or 0
 

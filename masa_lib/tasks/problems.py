@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from masa_lib import arithmetic, grading
 from masa_lib.config import ProblemsConfig
-from masa_lib.datasets_table import DATA_SETS
-from masa_lib.problem_rows import Problem, ProblemError, read_file, read_hub
+from masa_lib.tasks import arithmetic, grading
+from masa_lib.tasks.data_sets import DATA_SETS
+from masa_lib.tasks.problem_rows import Problem, ProblemError, read_file, read_hub
 
 __all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "make_room", "sources"]
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from masa_lib import hub
-from masa_lib.datasets_table import DATA_SETS, answer_text, level_number
 from masa_lib.errors import MasaError
+from masa_lib.tasks.data_sets import DATA_SETS, answer_text, level_number
 
 #: where a text falls into sentences; some instructions follow a problem without a full stop, or end in a colon
 _BORDER = re.compile(r"""(?<=[.!?])["')]*\s+|\n+|(?<=[\u3002\uff01\uff1f])|(?<=\\boxed\{\}):\s+

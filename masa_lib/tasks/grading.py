@@ -14,8 +14,17 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from masa_lib.grading_worker import GradingError, Worker
-from masa_lib.number_forms import Number, opened, plain, read_number, read_numbers, same_value, same_values, unwrapped
+from masa_lib.tasks.grading_worker import GradingError, Worker
+from masa_lib.tasks.number_forms import (
+    Number,
+    opened,
+    plain,
+    read_number,
+    read_numbers,
+    same_value,
+    same_values,
+    unwrapped,
+)
 
 __all__ = ["MAX_ANSWER_LENGTH", "GradingError", "extract_answer", "grade", "grade_many", "limits_met",
            "unmatchable", "unmatchable_sentence"]

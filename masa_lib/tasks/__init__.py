@@ -1,0 +1,1 @@
+"""What is asked and what is right: problems and where they come from, grading, and the predictions' form."""
