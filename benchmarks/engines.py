@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from masa_lib import models, prompts, runs, tiers
+from masa_lib import prompts, runs
 from masa_lib.config import Config
 from masa_lib.engine import Request, make_engine
+from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
@@ -108,7 +109,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "sampling.solution_tokens": options.tokens, "sampling.meta_tokens": options.tokens})
     trainer = Trainer(config)
     model, tokenizer = trainer.model, trainer.tokenizer
-    ends = sorted(models.end_tokens(model, tokenizer))
+    ends = sorted(loading.end_tokens(model, tokenizer))
     requests = make_requests(config, tokenizer, options.sequences, options.members, options.tokens)
     parts: dict[str, Callable[[], int]] = {}
     for name in names:
@@ -121,7 +122,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             engine = trainer.engine if name == config.sampling.engine else make_engine(
                 name, model, tokenizer, batch=options.sequences)
             parts[name] = lambda engine=engine: sum(len(answer.tokens) for answer in engine.generate(requests))
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         speed = measure(parts, options.repeats)
     rates = {name: part["tokens_per_second"] for name, part in speed.items()}
     told = runs.environment(config, "python benchmarks/engines.py " + " ".join(sys.argv[1:]))

@@ -27,8 +27,9 @@ import torch
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import plan, runs, tiers
+from masa_lib import runs
 from masa_lib.config import Config
+from masa_lib.models import memory, tiers
 from masa_lib.trainer import Trainer, memory_mb
 
 #: dense bfloat16 FLOPs a second by the makers' data sheets (SXM); other hardware is measured
@@ -51,9 +52,9 @@ def config_of(method: str, engine: str, arguments: argparse.Namespace) -> Config
         changes |= SMALL
     config = tiers.config(changes | dict(entry.split("=", 1) for entry in arguments.set))
     if torch.cuda.is_available() and not any(entry.startswith("update.token_budget=") for entry in arguments.set):
-        memory = torch.cuda.get_device_properties(0).total_memory / plan.GB
+        there = torch.cuda.get_device_properties(0).total_memory / memory.GB
         budgets = [configs.replace(config, {"update.token_budget": 2**power}) for power in range(19, 12, -1)]
-        config = next((larger for larger in budgets if plan.fits(larger, memory)), config)
+        config = next((larger for larger in budgets if memory.fits(larger, there)), config)
     return config
 
 
@@ -86,7 +87,7 @@ def peak_flops(device: torch.device) -> tuple[float, str]:
 def measure(config: Config, steps: int) -> dict[str, Any]:
     """Train some steps and say what they took; means over all but the first."""
     before = 0 if torch.cuda.is_available() else psutil.Process().memory_info().rss
-    trainer, sizes = Trainer(config), plan.architecture(config.model.name)
+    trainer, sizes = Trainer(config), memory.architecture(config.model.name)
     rows, prompts = [], []
     for _ in range(steps):
         table, metrics = trainer.train_step()
@@ -97,15 +98,15 @@ def measure(config: Config, steps: int) -> dict[str, Any]:
     sync = time.perf_counter() - start
     device = trainer.model.device
     peak, source = peak_flops(device)
-    gpu = torch.cuda.get_device_properties(0).total_memory / plan.GB if device.type == "cuda" else 0
+    gpu = torch.cuda.get_device_properties(0).total_memory / memory.GB if device.type == "cuda" else 0
     mean = pd.DataFrame(rows[1:] or rows).mean(numeric_only=True)
     return {
         **{name: float(mean[name]) for name in mean.index if name.startswith(("seconds_", "tokens_"))},
         "seconds_sync": sync,
         "generate_tokens_s": float((mean["tokens_solution"] + mean["tokens_meta"]) / mean["seconds_generate"]),
         "update_tokens_s": float(mean["tokens_update"] / mean["seconds_update"]),
-        "memory_gb": memory_mb() / 2**10 - before / plan.GB,
-        "plan_gb": plan.plan(config, gpu, max(prompts)).peak / plan.GB,
+        "memory_gb": memory_mb() / 2**10 - before / memory.GB,
+        "plan_gb": memory.plan(config, gpu, max(prompts)).peak / memory.GB,
         "mfu": float(mean["flops"] / mean["seconds_update"] / peak), "peak_tflops": peak / 1e12, "peak_source": source,
         "accuracy": [row["accuracy"] for row in rows], "logp_gap": float(mean["logp_gap"]),
         "settings": {key: configs.get(config, key) for key in sorted({*GPU, *SMALL})}}

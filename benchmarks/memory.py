@@ -51,23 +51,23 @@ def measure(tier: str, phase: str, settings: list[str]) -> dict[str, Any]:
     """Planned and measured peak, MB above what the process had before the model was loaded."""
     import torch
 
-    from masa_lib import models, plan, tiers
+    from masa_lib.models import loading, memory, tiers
 
     changes = {"model.name": tier, "model.device": "cpu", "model.threads": 1}
     config = tiers.config(changes | dict(entry.split("=", 1) for entry in settings))
-    models.prepare(config)
+    loading.prepare(config)
     warm_up()
     before = resident("VmRSS")
-    model, tokenizer = models.load(config.model)
-    optimizer = torch.optim.AdamW(models.trainable(model), lr=1e-9)
-    for parameter in models.trainable(model):
+    model, tokenizer = loading.load(config.model)
+    optimizer = torch.optim.AdamW(loading.trainable(model), lr=1e-9)
+    for parameter in loading.trainable(model):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     with open("/proc/self/clear_refs", "w", encoding="utf8") as file:
         file.write("5")  # the peak starts anew
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         (sample if phase == "sampling" else update)(model, config)
-    expected = plan.plan(config)
+    expected = memory.plan(config)
     planned = sum(expected.always.values()) + sum((expected.sampling if phase == "sampling" else expected.update
                                                    ).values())
     del tokenizer
@@ -118,20 +118,21 @@ def make_requests(count: int, prompt: int, longest: int, vocab: int) -> list[Any
 
 def sample(model: Any, config: Any) -> None:
     """One full batch that no end token shortens."""
-    from masa_lib import plan
     from masa_lib.engine.in_process import TransformersEngine
+    from masa_lib.models import memory
 
     batch = config.sampling.batch
-    requests = make_requests(batch, plan.PROMPT_TOKENS[config.prompt.wording], config.sampling.solution_tokens,
+    requests = make_requests(batch, memory.PROMPT_TOKENS[config.prompt.wording], config.sampling.solution_tokens,
                              model.config.vocab_size)
     TransformersEngine(model, [], batch=batch).generate(requests)
 
 
 def update(model: Any, config: Any) -> None:
     """One full micro-batch."""
-    from masa_lib import grpo, plan
+    from masa_lib import grpo
+    from masa_lib.models import memory
 
-    prompt, longest = plan.PROMPT_TOKENS[config.prompt.wording], config.sampling.solution_tokens
+    prompt, longest = memory.PROMPT_TOKENS[config.prompt.wording], config.sampling.solution_tokens
     count = max(config.update.token_budget // (prompt + longest), 1)
     problems = min(count, config.sampling.problems)
     samples = make_samples(problems, -(-count // problems), prompt, longest, model.config.vocab_size)[:count]

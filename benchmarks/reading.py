@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from masa_lib import beliefs, models, prompts, runs, tiers
+from masa_lib import beliefs, prompts, runs
 from masa_lib.engine import Engine, Request, make_engine
+from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 
 
@@ -55,8 +56,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     """Everything as one table: options, versions, tokens and seconds of each part, ratios."""
     config = tiers.config({"model.name": options.model, "model.precision": options.precision,
                            "model.threads": options.threads})
-    models.prepare(config)
-    model, tokenizer = models.load(config.model)
+    loading.prepare(config)
+    model, tokenizer = loading.load(config.model)
     settings, drawn = config.sampling, ProblemPool(config.problems, 0).take(0, options.candidates)
     engine = make_engine(options.engine, model, tokenizer, batch=settings.batch, precision=options.precision)
     question = beliefs.question(tokenizer, config.prompt)
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
              "predictions": lambda: sample(engine, predict, settings.predictions, settings.meta_tokens),
              "solutions": solutions,
              "reading and solutions": lambda: read(engine, solve, question) + solutions()}
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         found = measure(parts, engine, options.repeats)
     told = runs.environment(config, "python benchmarks/reading.py " + " ".join(sys.argv[1:]))
     result = {**vars(options), "solutions": settings.solutions, "predictions": settings.predictions,

@@ -28,8 +28,9 @@ from typing import Any
 import psutil
 import torch
 
-from masa_lib import models, runs, tiers
+from masa_lib import runs
 from masa_lib.config import Config
+from masa_lib.models import loading, tiers
 from masa_lib.scaleout import cost
 from masa_lib.trainer import Trainer, memory_mb
 
@@ -92,13 +93,13 @@ def theirs(config: Config, pieces: int, continuous: bool) -> dict[str, Any]:
     from masa_lib.scaleout.trainer import arguments
     from masa_lib.tasks.problems import ProblemPool
 
-    models.prepare(config)
-    policy, tokenizer = models.load(config.model)
+    loading.prepare(config)
+    policy, tokenizer = loading.load(config.model)
     count = config.sampling.problems * config.sampling.solutions
     plan = groups.Layout(count, config.sampling.solutions, pieces)
     args = arguments(config, plan, 1, config.steps, Path(tempfile.gettempdir()), False)
     args.scale_rewards, args.use_transformers_continuous_batching = "group", continuous
-    reward = groups.GroupReward(config, tokenizer, models.end_tokens(policy, tokenizer))
+    reward = groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer))
     rows: list[dict[str, Any]] = []
 
     class Timed(GRPOTrainer):
@@ -159,8 +160,8 @@ def side(options: argparse.Namespace, changes: list[str], **settings: Any) -> di
 
 def machine(config: Config) -> dict[str, Any]:
     """What the hardware can do at best: products of large matrices, and a copy of a large tensor."""
-    models.prepare(config)
-    device, kind = models.pick_device(config.model), getattr(torch, config.model.precision)
+    loading.prepare(config)
+    device, kind = loading.pick_device(config.model), getattr(torch, config.model.precision)
     size = 8192 if device.type == "cuda" else 1024
     square = torch.randn(size, size, device=device, dtype=kind)
     large = torch.zeros(2**28 if device.type == "cuda" else 2**26, device=device)
@@ -183,11 +184,11 @@ def best_of(work: Any, times: int = 5) -> float:
 
 def enlarge(config: Config, words: int, folder: Path) -> list[str]:
     """The model with a larger vocabulary in a folder; the settings that name it."""
-    model, tokenizer = models.load(config.model)
+    model, tokenizer = loading.load(config.model)
     model.resize_token_embeddings(words, mean_resizing=False)
     with torch.no_grad():  # words that are never right, and seldom said
         model.get_input_embeddings().weight[len(tokenizer):] *= 0.01
-    models.save(model, tokenizer, folder)
+    loading.save(model, tokenizer, folder)
     return [f"model.weights={folder}"]
 
 

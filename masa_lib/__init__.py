@@ -5,8 +5,13 @@ runs, and `masa_lib.trainer` is where it can be read. Importing the package itse
 """
 
 import os
+from pathlib import Path
 
 __version__ = "0.1.0"
+
+#: the checkout, and what comes with it: the pocket model, recorded runs, the paper's figures
+ROOT = Path(__file__).resolve().parent.parent
+DATA = ROOT / "data"
 
 # Before torch is imported: threads that spin while they wait make a busy machine ten times slower, not two.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
+from masa_lib import DATA, health
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import health
 from masa_lib.awareness import calibration as calibration
 from masa_lib.awareness import correlation as correlation
 from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
@@ -39,7 +39,7 @@ REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
 PRIVILEGED = ("level-table", "oracle")
 #: most cores that other processes may use, on average, in a run that had the machine to itself
 ALONE = 0.25
-PAPER = Path(__file__).resolve().parent.parent / "data" / "paper"
+PAPER = DATA / "paper"
 ENDS = ("before", "after")
 # Names in the comparison's JSON -> names of meta_awareness.
 MEASURES = {"r_pass_rate": "pass_rate_r", "r_pass_rate_within": "pass_rate_r_within", "mae_pass_rate": "pass_rate_mae",

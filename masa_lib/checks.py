@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
-from masa_lib import tiers
+from masa_lib.models import tiers
 
 if TYPE_CHECKING:
     from masa_lib import analysis

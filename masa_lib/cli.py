@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from masa_lib import __version__, config, tiers
+from masa_lib import ROOT, __version__, config
 from masa_lib.errors import MasaError, check_system
+from masa_lib.models import tiers
 
 RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
@@ -221,16 +222,16 @@ def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
     Raises:
         PlanError: it does not fit.
     """
-    from masa_lib import plan
+    from masa_lib.models import memory
 
     try:
-        said, fits = plan.judge(settings)
-    except plan.PlanError as error:
+        said, fits = memory.judge(settings)
+    except memory.PlanError as error:
         guessed = tiers.explain(settings) if tiers.parameters(settings.model.name) else ""
         said, fits = "\n".join(filter(None, (guessed, f"No memory plan: {error}"))), True
     print(said, flush=True)
     if not (fits or options.ignore_plan or int(os.environ.get("WORLD_SIZE", "1")) > 1):
-        raise plan.PlanError("The training is not begun, as it does not fit by its memory plan: change what the plan "
+        raise memory.PlanError("The training is not begun, as it does not fit by its memory plan: change what the plan "
                              "says, or try it all the same with --ignore-plan.")
 
 
@@ -348,15 +349,15 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _plan(options: argparse.Namespace) -> None:
-    from masa_lib import plan
+    from masa_lib.models import memory
 
     if options.table:
-        print(plan.table())
+        print(memory.table())
         return
     settings = config_from(options)
     try:
-        print(plan.text(settings, options.gpu))
-    except plan.PlanError:
+        print(memory.text(settings, options.gpu))
+    except memory.PlanError:
         if tiers.parameters(settings.model.name):
             print(tiers.explain(settings, bool(options.gpu) or None))
         raise
@@ -391,9 +392,9 @@ def _pocket_build(options: argparse.Namespace) -> None:
 
 
 def _lab(options: argparse.Namespace) -> None:
-    root = Path(__file__).resolve().parent.parent  # the notebooks show pictures from docs, beside their own folder
-    place = [str(root), "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"] if (root / "notebooks").exists(
-        ) else []
+    # The root, as the notebooks show pictures from docs, beside their own folder.
+    there = (ROOT / "notebooks").exists()
+    place = [str(ROOT), "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"] if there else []
     sys.stdout.flush()
     # In the place of this process, so that a signal that is meant to end it ends JupyterLab.
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options.rest, *place])

@@ -25,9 +25,9 @@ import psutil
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import tiers
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError, logger
+from masa_lib.models import tiers
 from masa_lib.runs import LOCK, Run, is_run, last_step
 from masa_lib.stopping import Stop
 

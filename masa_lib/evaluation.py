@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, beliefs, engine, models, prompts, rollouts, selection
+from masa_lib import analysis, beliefs, engine, prompts, rollouts, selection
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engine import Engine
+from masa_lib.models import loading
 from masa_lib.rollouts import Ask
 from masa_lib.runs import Run
 from masa_lib.selection import Sample
@@ -123,13 +124,13 @@ def evaluate_model(config: Config, weights: Any = None, run: Run | None = None) 
         weights: a folder to take the weights from, such as a run's checkpoint.
         run: whose weights these are; it decides the date that a chat template may write.
     """
-    models.prepare(config)
+    loading.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
-    model, tokenizer = models.load(config.model, weights)
+    model, tokenizer = loading.load(config.model, weights)
     sampler = engine.engine_of(config, model, tokenizer)
     held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
     if run:
         prompts.fix_date(tokenizer, run.started)
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         return evaluate(held_out, sampler, tokenizer, config, samples=config.evaluation.final_samples,
                         predictions=config.evaluation.predictions)

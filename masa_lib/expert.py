@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import grpo, models, rollouts, safeguards
+from masa_lib import grpo, rollouts, safeguards
 from masa_lib.config import CloningConfig, Config, UpdateConfig
+from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, parse_prediction
 
@@ -58,7 +59,7 @@ def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) ->
         return None
     best = good.loc[good["reward_notion"].idxmax()]
     text = expert_text(best["text"], round(PASS_RATE_STEPS * len(right) / len(solved)), round(right["length"].mean()))
-    completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], models.answer_end(tokenizer))
+    completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], loading.answer_end(tokenizer))
     prompt = best["prompt_ids"][:len(best["prompt_ids"]) - int(best["beginning"])]
     return grpo.Sample(tuple(prompt), completion, (), 0.0, 0.0, "meta")
 
@@ -111,7 +112,7 @@ def clone(model: Any, samples: Sequence[grpo.Sample], config: Config, budget: To
     Returns:
         `loss_cloning`: before the first update, nats a token; `tokens_cloning`: tokens through all updates.
     """
-    optimizer = torch.optim.AdamW(models.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
+    optimizer = torch.optim.AdamW(loading.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
                                   betas=(config.update.beta1, config.update.beta2))
     done = [imitate(model, optimizer, samples, config.update, budget) for _ in range(config.cloning.updates)]
     return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
@@ -147,7 +148,7 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo
         return losses, computed
 
     losses, computed = budget.spend(passes, samples, config.token_budget)
-    safeguards.clip_gradients(models.trainable(model), config.gradient_clip, losses)
+    safeguards.clip_gradients(loading.trainable(model), config.gradient_clip, losses)
     safeguards.move(optimizer)
     torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
     return losses, computed

@@ -16,11 +16,11 @@ from typing import Any
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import models
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
+from masa_lib.models import loading
+from masa_lib.models.tiers import resolve
 from masa_lib.runs import ENVIRONMENT, Run, shared_command
-from masa_lib.tiers import resolve
 
 CARD = """---
 library_name: transformers
@@ -96,13 +96,13 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
         raise ExportError(f"{out} is not empty; choose a new folder with --out.")
     step, weights = run.weights(which)
     config = run.config_at(step)
-    dtype = models.final_precision(config)
+    dtype = loading.final_precision(config)
     dtype = "float32" if dtype == "none" else dtype
-    model, tokenizer = models.load(configs.replace(config, {"model.device": "cpu"}).model, weights)
+    model, tokenizer = loading.load(configs.replace(config, {"model.device": "cpu"}).model, weights)
     text = card(run, step, config, dtype)
 
     def write(folder: Path) -> None:
-        models.save(model, tokenizer, folder, dtype)
+        loading.save(model, tokenizer, folder, dtype)
         (folder / "README.md").write_text(text, encoding="utf8")
 
     with files.writing(out, "export again"):

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 from transformers import DynamicCache
 
-from masa_lib import architecture, beliefs
+from masa_lib import beliefs
 from masa_lib.config import Config, UpdateConfig
+from masa_lib.models import architecture
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engine, evaluation, figures, grpo, models, prompts, rollouts, runs
+from masa_lib import analysis, engine, evaluation, figures, grpo, prompts, rollouts, runs
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.models import loading
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -62,12 +63,12 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
     """
     if count < 1:
         raise ProbeError(f"A probe needs problems to ask; --count is {count} and must be at least 1.")
-    models.prepare(config)
+    loading.prepare(config)
     held_out = sources.held_out(config.problems, count)
-    model, tokenizer = models.load(config.model)
+    model, tokenizer = loading.load(config.model)
     sampler = engine.engine_of(config, model, tokenizer)
     held_out = sources.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         table, answers = solve(held_out, sampler, tokenizer, config)
         for kind, values in asked_values(config).items():
             believe(table, kind, values, held_out, model, tokenizer, config)

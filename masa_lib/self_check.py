@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
-from masa_lib import architecture, grpo, models
+from masa_lib import grpo
 from masa_lib.config import Config
 from masa_lib.engine import Engine, Request, context_of
 from masa_lib.errors import MasaError, brief, is_out_of_memory
+from masa_lib.models import architecture, loading
 
 #: mean gap of a sequence's log-probs that rounding may cause, nats a token, by `model.precision`
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
@@ -43,7 +44,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
     """
     sampler, who = f"sampling.engine={config.sampling.engine}", f"{config.model.name!r} ({architecture.kind(model)})"
     requests = _requests(model, tokenizer, engine, config)
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         with _refusal(who, sampler):
             answers = engine.generate(requests)
         samples = [grpo.Sample(request.prompt, answer.tokens, answer.logps, 1.0, 1.0)
@@ -55,7 +56,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
         gaps = [(logps - right).abs().mean() for logps, right in zip(found, own, strict=True)]
         gap = float(torch.stack(gaps).max())  # Python's own `max` passes over NaN
         if not gap <= TOLERANCE[config.model.precision]:
-            raise models.ModelError(
+            raise loading.ModelError(
                 f"The model {who} cannot be trained: its log-probs by {way} are {gap:.2g} nats a token from those of "
                 f"its own forward pass, and rounding explains {TOLERANCE[config.model.precision]:g}; choose another "
                 "model.name" + (" or sampling.engine." if way == sampler else "."))
@@ -103,5 +104,5 @@ def _refusal(who: str, way: str) -> Iterator[None]:
     except _FAULTS as error:
         if is_out_of_memory(error):
             raise
-        raise models.ModelError(f"The model {who} cannot be trained: {way} fails on it ({type(error).__name__}: "
+        raise loading.ModelError(f"The model {who} cannot be trained: {way} fails on it ({type(error).__name__}: "
                                 f"{brief(str(error))}); choose another model.name or sampling.engine.") from error

@@ -26,11 +26,12 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import control, tiers
+from masa_lib import control
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
+from masa_lib.models import tiers
 from masa_lib.runs import CONFIG, Run, is_run
 from masa_lib.stopping import Stop, Stopped
 

@@ -38,7 +38,6 @@ from masa_lib import (
     gating,
     grpo,
     health,
-    models,
     prompts,
     rollouts,
     safeguards,
@@ -52,6 +51,7 @@ from masa_lib import (
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import brief
+from masa_lib.models import loading
 from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
@@ -85,13 +85,13 @@ class Trainer:
     def __init__(self, config: Config, run: Run | None = None, checkpoint: Path | None = None) -> None:
         """Load model, problems and engine; see the class."""
         self._config, self.run = config, run
-        models.prepare(config)
+        loading.prepare(config)
         self.pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
-        self.model, self.tokenizer = models.load(config.model, checkpoint)
+        self.model, self.tokenizer = loading.load(config.model, checkpoint)
         self.engine = engine_of(config, self.model, self.tokenizer)
         self._fused = self.model.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(models.trainable(self.model), lr=config.update.learning_rate,
+        self.optimizer = torch.optim.AdamW(loading.trainable(self.model), lr=config.update.learning_rate,
                                            fused=self._fused)
         self.step = self.cursor = 0  # finished steps; problems drawn
         self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
@@ -159,7 +159,7 @@ class Trainer:
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
         believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config, sample=sample)
-        with models.precision(config.model, self.model.device):
+        with loading.precision(config.model, self.model.device):
             found = selection.collect(gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
             clock.lap("generate")
             rollouts.score(found.table, config)
@@ -223,7 +223,7 @@ class Trainer:
         Returns:
             The summary; None where a stop dropped the evaluation, which the run's next life then repeats.
         """
-        with models.precision(self._config.model, self.model.device):
+        with loading.precision(self._config.model, self.model.device):
             found = self.stop.attempt(lambda: evaluation.evaluate_step(
                 self.held_out, self.engine, self.tokenizer, self._config, self.step))
         if found is None:
@@ -260,11 +260,11 @@ class Trainer:
         for share, samples in zip(shares, parts, strict=True):
             sums.append(self._gradients(samples, config, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
-            for parameter in models.trainable(self.model):
+            for parameter in loading.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             told.append(self._learn_beliefs(share, candidates))
-            norms.append(safeguards.clip_gradients(models.trainable(self.model), config.gradient_clip, sum(
+            norms.append(safeguards.clip_gradients(loading.trainable(self.model), config.gradient_clip, sum(
                 (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
             safeguards.move(self.optimizer)
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
@@ -306,7 +306,7 @@ class Trainer:
         gradients, loss = self._budget.spend(
             lambda budget: grpo.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
             self._config.update.token_budget)
-        solutions = [parameter.grad for parameter in models.trainable(self.model)]
+        solutions = [parameter.grad for parameter in loading.trainable(self.model)]
         if norm := torch.nn.utils.get_total_norm(solutions).item():
             self._solution_norm += (norm - self._solution_norm) * (NORM_RENEWED if self._solution_norm else 1.0)
         length = torch.nn.utils.get_total_norm(gradients).item()
@@ -355,7 +355,7 @@ class Trainer:
             self._saved = self.step
 
     def _save(self, folder: Path) -> None:
-        models.save_checkpoint(self.model, self.tokenizer, folder)
+        loading.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.optimizer.state_dict(), file)
         state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state(),
@@ -364,9 +364,9 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write the trained model into the run, as a folder that `from_pretrained` loads."""
-        precision = models.final_precision(self._config)
+        precision = loading.final_precision(self._config)
         if self.run and precision != "none":
-            self.run.save_model(lambda folder: models.save(self.model, self.tokenizer, folder, precision))
+            self.run.save_model(lambda folder: loading.save(self.model, self.tokenizer, folder, precision))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
@@ -422,7 +422,7 @@ def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.devic
             set(entry) == {"step", "exp_avg", "exp_avg_sq"} and float(entry["step"]) >= 1
             and all(entry[name].shape == shapes[number] for name in ("exp_avg", "exp_avg_sq"))
             for number, entry in state.items())
-        broken = fits and any(models.not_finite(entry) for entry in state.values())
+        broken = fits and any(loading.not_finite(entry) for entry in state.values())
     except (MemoryError, torch.OutOfMemoryError):
         raise  # says nothing of the file
     except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds

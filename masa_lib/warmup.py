@@ -25,9 +25,10 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import engine, expert, grpo, models, pocket, prompts, rollouts, runs
+from masa_lib import engine, expert, grpo, pocket, prompts, rollouts, runs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -83,14 +84,14 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
     if recipe.problems < 1:
         raise WarmupError(f"A warm-up needs problems to solve; --count is {recipe.problems} and must be at least 1.")
     start, rng = time.perf_counter(), random.Random(config.seed)
-    models.prepare(config)
+    loading.prepare(config)
     source = problems.ProblemPool(config.problems, config.seed)
     held_out = problems.held_out(config.problems, recipe.check)
-    model, tokenizer = models.load(config.model)
+    model, tokenizer = loading.load(config.model)
     sampler = engine.engine_of(config, model, tokenizer)
     held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
     pool = source.take(0, recipe.problems)
-    with models.precision(config.model, model.device):
+    with loading.precision(config.model, model.device):
         solutions, facts = own_solutions(pool, sampler, tokenizer, config, recipe)
         notions = frequent_words([text for texts in solutions for text in texts], pool, recipe.notions)
         groups = [_group(problem, texts, notions, tokenizer, config, recipe, rng)
@@ -105,7 +106,8 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
                 "minutes": (time.perf_counter() - start) / 60}
 
     def write(folder: Path) -> None:
-        models.save(model, tokenizer, folder, "bfloat16" if models.final_precision(config) == "bfloat16" else "float32")
+        low = loading.final_precision(config) == "bfloat16"
+        loading.save(model, tokenizer, folder, "bfloat16" if low else "float32")
         configs.save(configs.replace(config, {"model.weights": str(out)}), folder / "settings.toml")
         manifest["sha256"] = pocket.digests(folder)
         (folder / files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
@@ -193,7 +195,7 @@ def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, r
     Returns:
         The mean loss of each step, nats a token.
     """
-    optimizer = torch.optim.AdamW(models.trainable(model), lr=recipe.learning_rate, weight_decay=0.0,
+    optimizer = torch.optim.AdamW(loading.trainable(model), lr=recipe.learning_rate, weight_decay=0.0,
                                   betas=(0.9, 0.95))
     batches = [[sample for group in order[i:i + recipe.batch] for sample in group]
                for order in (rng.sample(groups, len(groups)) for _ in range(recipe.epochs))
@@ -230,7 +232,7 @@ def _group(problem: Problem, solutions: Sequence[str], notions: Sequence[str], t
     predictions = [blind_prediction(rng, notions, config.prompt.min_length, high) for _ in range(recipe.predictions)]
     streams = ((prompts.solution_messages(problem.text, config.prompt), solutions),
                (prompts.meta_messages(problem.text, config.prompt, limits.solution_tokens), predictions))
-    end = models.answer_end(tokenizer)
+    end = loading.answer_end(tokenizer)
     return [grpo.Sample(tuple(prompts.encode(tokenizer, messages)),
                         (*tokenizer(text, add_special_tokens=False)["input_ids"], end), (), 0.0, 0.0)
             for messages, texts in streams for text in texts]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, make
 
-from masa_lib import architecture, grpo, models, pocket, self_check
+from masa_lib import grpo, pocket, self_check
 from masa_lib.config import Config, ModelConfig
 from masa_lib.engine import Completion, Request
 from masa_lib.engine.in_process import TransformersEngine
-from masa_lib.models import ModelError
+from masa_lib.models import architecture, loading
+from masa_lib.models.loading import ModelError
 
 #: its state is read wrongly in transformers' own generation, too
 REFUSED = ("rwkv",)
@@ -29,9 +30,9 @@ PROMPTS = ((5, 6, 7), (5, 6, 7), tuple(range(20, 34)), tuple(range(30, 41)))
 
 def adapted(model: Any) -> Any:
     """The model with adapters that are no longer zero."""
-    models._add_adapters(model, ModelConfig(lora_rank=2), None)
+    loading._add_adapters(model, ModelConfig(lora_rank=2), None)
     with torch.no_grad():
-        for weight in models.trainable(model):
+        for weight in loading.trainable(model):
             weight.normal_(0, 0.3)
     return model.eval()
 
@@ -52,7 +53,7 @@ def learned(model: Any, samples: Sequence[grpo.Sample]) -> tuple[torch.Tensor, t
 
 
 def gradient(model: Any) -> torch.Tensor:
-    return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in models.trainable(model)])
+    return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in loading.trainable(model)])
 
 
 def naive(model: Any, samples: Sequence[grpo.Sample]) -> tuple[torch.Tensor, torch.Tensor]:

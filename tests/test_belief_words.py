@@ -16,9 +16,10 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Split
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from masa_lib import beliefs, models, prompts, tiers
+from masa_lib import beliefs, prompts
 from masa_lib.beliefs import ANSWERS, BeliefError
 from masa_lib.config import PromptConfig
+from masa_lib.models import loading, tiers
 
 WORDINGS = ("compact", "paper")
 #: how the tokenizers of Qwen (2 to 3) and of Llama 3 cut a text into pieces: digits alone, or by three
@@ -72,7 +73,7 @@ def test_a_belief_is_read_where_a_written_prediction_has_its_pass_rate(name, wor
 @pytest.mark.parametrize("wording", WORDINGS)
 @pytest.mark.parametrize("name", ["pocket", "smollm2"])
 def test_the_tiers_tokenizers_have_the_nine_answers_also_behind_a_chat(name, wording):
-    place = Path(models.folder(name))
+    place = Path(loading.folder(name))
     tokenizer = AutoTokenizer.from_pretrained(place)
     asked = check(tokenizer, wording)
     config = tiers.config({"model.name": name, "prompt.wording": wording}).prompt

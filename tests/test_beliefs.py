@@ -11,15 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from masa_lib import beliefs, config, grpo, models, prompts, tiers
+from masa_lib import beliefs, config, grpo, prompts
 from masa_lib.beliefs import ANSWERS, RATES_V, Trust
+from masa_lib.models import loading, tiers
 
 logits = st.lists(st.floats(-4, 4), min_size=9, max_size=9)
 
 
 @pytest.fixture(scope="module")
 def pocket() -> tuple[object, object]:
-    return models.load(tiers.config().model)
+    return loading.load(tiers.config().model)
 
 
 class Words:

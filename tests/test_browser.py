@@ -23,8 +23,9 @@ from typing import Any
 
 import pytest
 
-from masa_lib import control, tiers
+from masa_lib import control
 from masa_lib.awareness import correlation
+from masa_lib.models import tiers
 from masa_lib.runs import Run
 from masa_lib.widgets import reward_lab, reward_scenes, training_view
 

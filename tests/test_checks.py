@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from masa_lib import checks, tiers
+from masa_lib import checks
+from masa_lib.models import tiers
 
 
 def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:

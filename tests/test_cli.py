@@ -14,7 +14,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from masa_lib import cli, config, tiers
+from masa_lib import cli, config
+from masa_lib.models import tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 #: a run of seconds

@@ -18,9 +18,10 @@ import torch
 from small import small
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from masa_lib import grpo, models, prompts, tiers
+from masa_lib import grpo, prompts
 from masa_lib.config import ModelConfig
 from masa_lib.engine import EngineError, Request, make_engine
+from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
@@ -35,14 +36,14 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 2e-2}
 def make_policy(engine: str, name: str, precision: str, noise: float, lora_rank: int = 0) -> SimpleNamespace:
     """A model with a little noise on what is trained, so that its answers vary, and its engine."""
     config = ModelConfig(name=name, device="cpu", precision=precision, lora_rank=lora_rank)
-    model, tokenizer = models.load(config)
+    model, tokenizer = loading.load(config)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in models.trainable(model):
+        for parameter in loading.trainable(model):
             parameter.add_(noise * torch.randn_like(parameter))
     made = make_engine(engine, model, tokenizer, batch=64, precision=precision)
     return SimpleNamespace(name=engine, config=config, model=model, tokenizer=tokenizer, engine=made,
-                           ends=models.end_tokens(model, tokenizer))
+                           ends=loading.end_tokens(model, tokenizer))
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -58,14 +59,14 @@ def requests(count: int = 24, **changes) -> list[Request]:
 
 def generate(policy: SimpleNamespace, asked: list[Request], **options):
     """Sample as the trainer does: under its autocast."""
-    with models.precision(policy.config, policy.model.device):
+    with loading.precision(policy.config, policy.model.device):
         return policy.engine.generate(asked, **options)
 
 
 def mean_gap(policy: SimpleNamespace, asked, answers, temperature: float = 1.0) -> float:
     """Mean absolute difference of an engine's log-probs to the trainer's."""
     samples = [grpo.Sample(r.prompt, a.tokens, a.logps, 1.0, 1.0) for r, a in zip(asked, answers, strict=True)]
-    with torch.no_grad(), models.precision(policy.config, policy.model.device):
+    with torch.no_grad(), loading.precision(policy.config, policy.model.device):
         expected = [grpo.completion_logps(policy.model, [sample], temperature, 16)[0] for sample in samples]
     told = torch.tensor([logp for answer in answers for logp in answer.logps])
     return float((torch.cat(expected) - told).abs().mean())
@@ -73,10 +74,10 @@ def mean_gap(policy: SimpleNamespace, asked, answers, temperature: float = 1.0) 
 
 def update(policy: SimpleNamespace, rate: float) -> None:
     """One optimiser step that moves the log-probs well, then the engine's turn to follow."""
-    optimizer = torch.optim.SGD(models.trainable(policy.model), lr=rate)
+    optimizer = torch.optim.SGD(loading.trainable(policy.model), lr=rate)
     ids = torch.tensor([PROMPTS[2]])
     policy.model(input_ids=ids, labels=ids).loss.backward()
-    torch.nn.utils.clip_grad_norm_(models.trainable(policy.model), 1.0)
+    torch.nn.utils.clip_grad_norm_(loading.trainable(policy.model), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     policy.engine.sync()
@@ -253,10 +254,10 @@ def test_vllm_refuses_what_it_would_not_serve_exactly(tmp_path):
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
              "num_experts_per_tok": 2, "vocab_size": 192, "bos_token_id": 2, "eos_token_id": 3}
     AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3_moe", **sizes)).save_pretrained(tmp_path)
-    models.load(ModelConfig())[1].save_pretrained(tmp_path)
+    loading.load(ModelConfig())[1].save_pretrained(tmp_path)
     with pytest.raises(EngineError, match=r"fused experts exactly; set sampling\.engine=transformers"):
         make_policy("vllm", str(tmp_path), "float32", 0.0)
-    adapted, _ = models.load(ModelConfig(name=str(tmp_path), device="cpu", lora_rank=4))
+    adapted, _ = loading.load(ModelConfig(name=str(tmp_path), device="cpu", lora_rank=4))
     with pytest.raises(EngineError, match=r"LoRA on fused experts exactly; set sampling\.engine=transformers"):
         vllm_engine._lora_options(adapted)
     with pytest.raises(EngineError, match=r"model\.lora_rank is 600; .* rank 512 at most"):

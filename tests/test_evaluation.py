@@ -9,9 +9,10 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
-from masa_lib import analysis, evaluation, models
+from masa_lib import analysis, evaluation
 from masa_lib.config import Config
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.tasks.problems import ProblemPool, held_out
 from masa_lib.trainer import Trainer, train
@@ -22,7 +23,7 @@ CONFIG = small({"problems.levels": "1-6"})
 @pytest.fixture(scope="module")
 def parts():
     """Held-out problems, engine and tokenizer."""
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     engine = make_engine("transformers", model, tokenizer, batch=512)
     return held_out(CONFIG.problems, 18), engine, tokenizer
 

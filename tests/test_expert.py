@@ -14,8 +14,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small import small
 
-from masa_lib import expert, grpo, models, rollouts
+from masa_lib import expert, grpo, rollouts
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
 from masa_lib.tasks.problems import ProblemPool
@@ -28,8 +29,8 @@ PLAIN = '{"math_notion": ["carry"], "pass_rate": 5, "solution_length": 40}'
 @pytest.fixture(scope="module")
 def scored() -> tuple[Any, Any, pd.DataFrame]:
     """The pocket model, its tokenizer, and the scored rollouts of 12 problems."""
-    models.prepare(CONFIG)
-    model, tokenizer = models.load(CONFIG.model)
+    loading.prepare(CONFIG)
+    model, tokenizer = loading.load(CONFIG.model)
     engine = make_engine("transformers", model, tokenizer, batch=256)
     table = rollouts.collect(ProblemPool(CONFIG.problems, 0).take(0, 12), engine, tokenizer, CONFIG, solutions=8,
                              predictions=8, seed=[5], temperature=1.0)
@@ -143,7 +144,7 @@ def test_experts_of_real_rollouts_say_what_was_true(scored: tuple) -> None:
 
 def test_cloning_makes_the_expert_texts_more_likely_and_counts_its_tokens(scored: tuple) -> None:
     _, tokenizer, table = scored
-    model, _ = models.load(CONFIG.model)
+    model, _ = loading.load(CONFIG.model)
     samples = filled(table, tokenizer).samples()
     before = logps(model, samples)
     metrics = expert.clone(model, samples, CONFIG, TokenBudget())

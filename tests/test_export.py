@@ -13,10 +13,11 @@ import torch
 from small import small
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli, config, evaluation, models
+from masa_lib import cli, config, evaluation
 from masa_lib.config import ModelConfig
 from masa_lib.export import ExportError, export
-from masa_lib.models import ModelError
+from masa_lib.models import loading
+from masa_lib.models.loading import ModelError
 from masa_lib.runs import Run, RunError
 from masa_lib.trainer import train
 
@@ -35,7 +36,7 @@ def test_the_exported_model_is_the_checkpoint_and_loads_as_any_other(run: Run, t
     step, folder = run.weights(which)
     assert export(run.path, tmp_path / "out", which) == step
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    trained, tokenizer = models.load(run.config.model, folder)
+    trained, tokenizer = loading.load(run.config.model, folder)
     expected = dict(trained.named_parameters())
     assert {name for name, _ in exported.named_parameters()} == set(expected)
     assert all(torch.equal(value, expected[name]) for name, value in exported.named_parameters())
@@ -114,7 +115,7 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     ends = {"bos_token_id": 2, "eos_token_id": 3}
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model(request.param, **KINDS[request.param], **ends))
     model.save_pretrained(tmp_path / "tiny")
-    models.load(ModelConfig())[1].save_pretrained(tmp_path / "tiny")
+    loading.load(ModelConfig())[1].save_pretrained(tmp_path / "tiny")
     return tmp_path / "tiny"
 
 
@@ -123,13 +124,13 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 def test_a_merged_model_answers_as_its_adapters_do_experts_and_small_changes_included(
         folder: Path, precision: str) -> None:
     config = ModelConfig(name=str(folder), device="cpu", precision=precision, lora_rank=4)
-    model, tokenizer = models.load(config)
+    model, tokenizer = loading.load(config)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for value in models.adapters(model).values():
+        for value in loading.adapters(model).values():
             value += 0.002 * torch.randn_like(value)  # as after a few steps: a bfloat16 sum would round it away
-    models.save(model, tokenizer, folder / "merged", "float32")
+    loading.save(model, tokenizer, folder / "merged", "float32")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
     with torch.no_grad():
         expected = model.float()(input_ids=IDS).logits
@@ -143,9 +144,9 @@ def test_what_no_gradient_trains_is_written_too_and_not_rounded(tmp_path: Path) 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("glm4_moe", **KINDS["glm4_moe"]))
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     biases = model.state_dict()[name].copy_(torch.rand(4))
-    models.save(model, models.load(ModelConfig())[1], tmp_path / "out", "bfloat16")
+    loading.save(model, loading.load(ModelConfig())[1], tmp_path / "out", "bfloat16")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()[name], biases)
-    assert torch.equal(models.checkpoint_weights(model)[name], biases)
+    assert torch.equal(loading.checkpoint_weights(model)[name], biases)
 
 
 def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -> None:
@@ -165,8 +166,8 @@ def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -
     (lambda weights: weights.update({"model.norm.weight": torch.zeros(2)}), "do not fit the model")])
 def test_weights_that_are_not_the_models_are_refused_when_they_are_saved(
         tmp_path: Path, change, message: str) -> None:
-    model, tokenizer = models.load(ModelConfig(device="cpu"))
-    weights = dict(models.policy_weights(model))
+    model, tokenizer = loading.load(ModelConfig(device="cpu"))
+    weights = dict(loading.policy_weights(model))
     change(weights)
     with pytest.raises(ModelError, match=message):
-        models.save(model, tokenizer, tmp_path / "out", weights=weights)
+        loading.save(model, tokenizer, tmp_path / "out", weights=weights)

@@ -12,9 +12,10 @@ import pytest
 from small import small
 from synthetic import evaluation_table, rollout_table, write_run
 
-from masa_lib import analysis, checks, figures, gate_figures, gate_trials, gating, models, replay, report
+from masa_lib import analysis, checks, figures, gate_figures, gate_trials, gating, replay, report
 from masa_lib import config as configs
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.replay import Groups
 from masa_lib.widgets import gate_replay
 from masa_lib.widgets import panel as panel_module
@@ -153,7 +154,7 @@ def test_a_rehearsal_counts_what_each_gate_chooses_and_pays(method: str, pocket:
 
 @pytest.fixture(scope="module")
 def pocket() -> tuple:
-    return models.load(small().model)
+    return loading.load(small().model)
 
 
 @pytest.fixture

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from masa_lib import checks, grpo, models
+from masa_lib import checks, grpo
 from masa_lib.config import Config, UpdateConfig
+from masa_lib.models import loading
 
 BOOK = Path(__file__).resolve().parent.parent / "notebooks" / "03_grpo_from_scratch.ipynb"
 FROM_TRL = ("advantages", "token losses", "pulls", "token mean", "sequence mean", "first update", "flat group",
@@ -37,7 +38,7 @@ def trainer(tmp_path_factory: pytest.TempPathFactory, lesson: types.SimpleNamesp
     trl = pytest.importorskip("trl", reason="TRL is not installed: pip install -e '.[scaleout]'")
     from datasets import Dataset
 
-    model, tokenizer = models.load(Config().model)
+    model, tokenizer = loading.load(Config().model)
     settings = trl.GRPOConfig(
         output_dir=str(tmp_path_factory.mktemp("trl")), per_device_train_batch_size=4, num_generations=4,
         max_completion_length=2, beta=0.0, epsilon=UpdateConfig().clip_low, epsilon_high=UpdateConfig().clip_high,

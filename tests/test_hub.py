@@ -12,9 +12,10 @@ from typing import Any
 import huggingface_hub
 import pytest
 
-from masa_lib import hub, models, plan, tiers
+from masa_lib import hub
 from masa_lib.config import ModelConfig
 from masa_lib.errors import MasaError
+from masa_lib.models import loading, memory, tiers
 from masa_lib.tasks.problems import ProblemError, load_problems
 
 
@@ -68,7 +69,7 @@ def test_the_hub_is_asked_once_for_a_model_that_is_no_folder(asked: list[str], t
     ("qwen3-1.7b", r"'qwen3-1.7b' \(Qwen/Qwen3-1.7B-Base on the Hugging Face hub\) cannot be had: the Hugging Face")])
 def test_why_a_model_cannot_be_had_is_one_true_sentence(asked: list[str], name: str, says: str) -> None:
     with pytest.raises(MasaError, match=says) as refused:
-        models.load(ModelConfig(name=name))
+        loading.load(ModelConfig(name=name))
     assert "\n" not in str(refused.value) and len(asked) <= 1
     assert name != "qwen3-1.7b" or "neither" not in str(refused.value)
 
@@ -77,7 +78,7 @@ def test_a_hub_that_does_not_answer_is_not_asked_again_and_the_cache_serves(
         asked: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE",
                         "http://127.0.0.1:9/{repo_id}/resolve/{revision}/{filename}")
-    for read in (plan.architecture, lambda name: models.load(ModelConfig(name=name))):
+    for read in (memory.architecture, lambda name: loading.load(ModelConfig(name=name))):
         with pytest.raises(MasaError, match=r"the hub does not answer|does not answer .*cache does not hold it"):
             read("someone/there")
     cached(tmp_path, "someone/there")

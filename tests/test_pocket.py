@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from small import MODEL, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli, models, pocket, rollouts, tiers
+from masa_lib import cli, pocket, rollouts
 from masa_lib.engine import make_engine
+from masa_lib.models import loading, tiers
 from masa_lib.pocket import Recipe
 from masa_lib.tasks import arithmetic, grading, problems
 from masa_lib.tasks.arithmetic import LEVELS, NOTIONS, Chain, Habits
@@ -294,7 +295,7 @@ def test_a_build_loads_as_a_model_and_its_manifest_tells_how_it_was_made(tmp_pat
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "one")
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "one")
     assert model.num_parameters() == manifest["parameters"] and tokenizer.chat_template == pocket.CHAT_TEMPLATE
-    assert models.end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
+    assert loading.end_tokens(model, tokenizer) == {tokenizer.eos_token_id}
     (tmp_path / "one" / "model.safetensors").write_bytes(b"other")
     assert pocket.digests(tmp_path / "one") != manifest["sha256"]
 
@@ -341,7 +342,7 @@ def test_the_committed_tokenizer_is_the_one_of_this_code(tokenizer) -> None:
 def test_the_committed_model_is_small() -> None:
     assert sum(file.stat().st_size for file in FOLDER.rglob("*") if file.is_file()) <= 8 * 2**20
     weights = load_file(FOLDER / "model.safetensors")
-    model, _ = models.load(small().model)
+    model, _ = loading.load(small().model)
     assert sum(tensor.numel() for tensor in weights.values()) == model.num_parameters() < 1.5e6
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
 
@@ -350,7 +351,7 @@ def test_the_committed_model_is_small() -> None:
 def answers():
     """What the committed model says to held-out problems of all levels."""
     config = small({"sampling.solution_tokens": 128, "problems.levels": ""})
-    model, tokenizer = models.load(config.model)
+    model, tokenizer = loading.load(config.model)
     engine = make_engine("transformers", model, tokenizer, batch=512)
     held_out = problems.held_out(config.problems, 48)
     return rollouts.collect(held_out, engine, tokenizer, config, solutions=6, predictions=6, seed=[0], temperature=1.0)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, figures, models, probe, prompts, tiers
+from masa_lib import analysis, figures, probe, prompts
 from masa_lib import crash_safe_files as files
+from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})
@@ -34,7 +35,7 @@ def table(made: Path) -> pd.DataFrame:
 
 def naive_logps(kind: str, values: list[int]) -> torch.Tensor:
     """The same by one whole forward pass a problem and value, over all logits."""
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     start, end = probe.FORMS[kind]
     rows = []
     for problem in held_out(CONFIG.problems, COUNT):

@@ -8,8 +8,9 @@ import datetime
 import pytest
 from small import small
 
-from masa_lib import models, pocket, prompts
+from masa_lib import pocket, prompts
 from masa_lib.config import PromptConfig
+from masa_lib.models import loading
 
 PAPER, COMPACT = PromptConfig(wording="paper"), PromptConfig(wording="compact")
 PROBLEM = "Start with 40. Subtract 7. Braces {} and {problem} stay."
@@ -97,7 +98,7 @@ def test_of_several_templates_the_one_for_plain_chats_is_taken(tokenizer, names:
     several.save_pretrained(tmp_path)
     loaded = type(tokenizer).from_pretrained(tmp_path)
     for found in (several, loaded):
-        found.chat_template = models.with_default(found.chat_template)
+        found.chat_template = loading.with_default(found.chat_template)
         text = prompts.write(found, prompts.solution_messages("1 + 1?", COMPACT))
         assert text.startswith(f"{wanted}: <|user|>1 + 1?")
 

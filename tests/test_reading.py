@@ -10,10 +10,10 @@ import torch
 from test_engine import ENGINES, PROMPTS, generate, make_policy, mean_gap, requests, update
 from transformers import MistralConfig, MistralForCausalLM
 
-from masa_lib import models
 from masa_lib.config import ModelConfig
 from masa_lib.engine import EngineError, Reading, Request, make_engine
 from masa_lib.engine.in_process import TransformersEngine
+from masa_lib.models import loading
 from masa_lib.scaleout.engine import SharedEngine, TrlEngine
 from masa_lib.selection import CountingEngine
 
@@ -31,7 +31,7 @@ def policy(request):
 
 def read(policy: SimpleNamespace, prompts, suffix=SUFFIX, choices=CHOICES) -> Reading:
     """Read as the trainer does: under its autocast."""
-    with models.precision(policy.config, policy.model.device):
+    with loading.precision(policy.config, policy.model.device):
         return policy.engine.read(prompts, suffix, choices)
 
 

@@ -22,9 +22,9 @@ import torch
 from small import MODEL, assert_same_run, largest_file, small
 
 from masa_lib import config as configs
-from masa_lib import models, tiers
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import seal
+from masa_lib.models import loading, tiers
 from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.trainer import Trainer, read_moments, read_state, resume, train
@@ -387,11 +387,12 @@ def test_overlong_problems_are_left_out_at_the_start_and_at_resume(
 
 
 def test_the_date_in_a_prompt_is_that_of_the_runs_start(tmp_path: Path) -> None:
-    from masa_lib import models, pocket
+    from masa_lib import pocket
+    from masa_lib.models import loading
 
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     tokenizer.chat_template = "{{ strftime_now('%Y %m %d') }}" + pocket.CHAT_TEMPLATE
-    models.save(model, tokenizer, tmp_path / "dated")
+    loading.save(model, tokenizer, tmp_path / "dated")
     config = configs.replace(TINY, {"model.name": str(tmp_path / "dated")})
     run = Run.create(tmp_path / "run", config, "masa train")
     told = run.environment | {"time": "2024-02-03T23:59:00+00:00"}
@@ -504,7 +505,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
 def test_what_is_no_checkpoint_of_this_training_is_refused_and_nothing_in_it_is_executed(
         reference: Run, tmp_path: Path, spoil: Callable[[Path], object]) -> None:
     folder = shutil.copytree(reference.latest_checkpoint()[1], tmp_path / "checkpoint")
-    shapes = [parameter.shape for parameter in models.load(CONFIG.model)[0].parameters()]
+    shapes = [parameter.shape for parameter in loading.load(CONFIG.model)[0].parameters()]
     assert read_state(folder)["step"] == 7 and len(read_moments(folder, shapes, "cpu")) == len(shapes)
     spoil(folder)
     with pytest.raises(CheckpointError, match=r"its (state\.json|optimizer\.pt) "):

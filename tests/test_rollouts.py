@@ -10,9 +10,10 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import models, prompts, rewards, rollouts
+from masa_lib import prompts, rewards, rollouts
 from masa_lib.config import Config, replace
 from masa_lib.engine import Completion, Engine, make_engine
+from masa_lib.models import loading
 from masa_lib.selection import CountingEngine
 from masa_lib.tasks.predictions import parse_prediction
 from masa_lib.tasks.problems import ProblemPool
@@ -23,7 +24,7 @@ CONFIG = small({"sampling.solution_tokens": 30})
 @pytest.fixture(scope="module")
 def parts():
     """Problems, engine and tokenizer."""
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     problems = ProblemPool(CONFIG.problems, 0).take(0, 8)
     return problems, make_engine("transformers", model, tokenizer, batch=512), tokenizer
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from small import small, timeless
 
-from masa_lib import expert, grpo, models, safeguards, trainer, warmup
+from masa_lib import expert, grpo, safeguards, trainer, warmup
+from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.safeguards import TokenBudget, UpdateError
 from masa_lib.trainer import Trainer
@@ -117,7 +118,7 @@ def test_what_torch_raises_where_the_memory_of_the_cpu_is_short_is_known() -> No
 
 def samples() -> tuple:
     """A model, and the sequences of two problems to imitate."""
-    model, tokenizer = models.load(small().model)
+    model, tokenizer = loading.load(small().model)
     ids = [tuple(tokenizer(text)["input_ids"]) for text in ("1 + 2", "3 + 4 + 5")]
     return model, [grpo.Sample(prompt, prompt * 3, (), 0.0, 0.0) for prompt in ids for _ in range(3)]
 
@@ -164,14 +165,14 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_optimiser_moves(v
 
 def test_the_status_of_a_run_that_meets_nan_is_failed_and_says_why(tmp_path: Path,
                                                                    monkeypatch: pytest.MonkeyPatch) -> None:
-    load = models.load
+    load = loading.load
 
     def spoiled(*given):
         model, tokenizer = load(*given)
         spoil(model, math.nan)
         return model, tokenizer
 
-    monkeypatch.setattr(models, "load", spoiled)
+    monkeypatch.setattr(loading, "load", spoiled)
     with pytest.raises(UpdateError):
         trainer.train(small(WHOLE), tmp_path / "run", "masa train")
     run = Run.open(tmp_path / "run")

@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
-from masa_lib import cli, models, rollouts
+from masa_lib import cli, rollouts
 from masa_lib import config as configs
 from masa_lib import trainer as trainers
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Request, make_engine
+from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.safeguards import UpdateError
 from masa_lib.scaleout import groups
@@ -59,9 +60,9 @@ def assert_same_training(found: Run, expected: Run, weights: float = 1e-3) -> No
             assert one.get("method") == other.get("method")
             for key in timeless(other).keys() - {*THEIRS, "method"}:
                 assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6, nan_ok=True), (one["step"], key)
-    begun, _ = models.load(found.config.model)
+    begun, _ = loading.load(found.config.model)
     before = dict(begun.named_parameters())
-    theirs, ours = (models.load(run.config.model, run.latest_checkpoint()[1])[0].state_dict()
+    theirs, ours = (loading.load(run.config.model, run.latest_checkpoint()[1])[0].state_dict()
                     for run in (found, expected))
     moved = sum((ours[name] - before[name]).square().sum().item() for name in before)
     apart = sum((ours[name] - theirs[name]).square().sum().item() for name in before)
@@ -158,7 +159,7 @@ def test_one_process_is_enough_and_either_engine_goes_on_with_the_other_ones_run
 
 def test_a_gradient_that_is_not_finite_ends_it_before_the_optimiser_moves(tmp_path: Path,
                                                                          monkeypatch: pytest.MonkeyPatch) -> None:
-    load, held = models.load, []
+    load, held = loading.load, []
 
     def spoiled(*given: Any) -> tuple[Any, Any]:
         model, tokenizer = load(*given)
@@ -166,7 +167,7 @@ def test_a_gradient_that_is_not_finite_ends_it_before_the_optimiser_moves(tmp_pa
         held.append(model)
         return model, tokenizer
 
-    monkeypatch.setattr(models, "load", spoiled)
+    monkeypatch.setattr(loading, "load", spoiled)
     with pytest.raises(UpdateError, match="the norm of its gradient is nan"):
         scaleout.train(settings("grpo", steps=1), tmp_path / "run", "masa train --backend trl")
     run = Run.open(tmp_path / "run")
@@ -258,9 +259,9 @@ def test_data_set_and_reward_serve_trls_own_trainer_and_sampling(tmp_path: Path)
     from masa_lib.scaleout.trainer import arguments
 
     config = small({"steps": 1, "sampling.problems": 3, "sampling.solutions": 8})
-    policy, tokenizer = models.load(config.model)
+    policy, tokenizer = loading.load(config.model)
     plan = groups.layout(config, 1, 60)
-    reward = groups.GroupReward(config, tokenizer, models.end_tokens(policy, tokenizer))
+    reward = groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer))
     trainer = GRPOTrainer(policy, reward, arguments(config, plan, 1, 1, tmp_path, False),
                           groups.data_set(config, ProblemPool(config.problems, 0), plan, first=1, cursor=0),
                           processing_class=tokenizer)

@@ -14,8 +14,9 @@ import pytest
 from small import small
 
 from masa_lib import config as configs
-from masa_lib import evaluation, gating, models, prompts, rollouts, selection
+from masa_lib import evaluation, gating, prompts, rollouts, selection
 from masa_lib.engine import Completion, Engine, make_engine
+from masa_lib.models import loading
 from masa_lib.selection import CountingEngine, Selection
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
@@ -67,7 +68,7 @@ class Parts:
 
 @pytest.fixture(scope="module")
 def parts() -> Parts:
-    model, tokenizer = models.load(small().model)
+    model, tokenizer = loading.load(small().model)
     return Parts(ProblemPool(small().problems, 0), make_engine("transformers", model, tokenizer, batch=512), tokenizer)
 
 

@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from small import small
 
-from masa_lib import checks, models
+from masa_lib import checks
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.tasks.problems import Problem
 from masa_lib.widgets import self_knowledge
 from masa_lib.widgets.self_knowledge import SelfKnowledge
@@ -21,7 +22,7 @@ SECONDS = 60  # that a thread may take on a slow machine
 
 @pytest.fixture(scope="module")
 def sampler() -> tuple:
-    model, tokenizer = models.load(small().model)
+    model, tokenizer = loading.load(small().model)
     return make_engine("transformers", model, tokenizer, batch=64), tokenizer
 
 

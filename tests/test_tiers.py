@@ -12,8 +12,8 @@ import pytest
 from transformers import AutoConfig
 
 from masa_lib import config as configs
-from masa_lib import tiers
 from masa_lib.config import Config
+from masa_lib.models import tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 QWEN3 = [name for name in tiers.TIERS if name.startswith("qwen3")]

@@ -18,9 +18,9 @@ import torch
 from small import MODEL, small, timeless
 
 from masa_lib import config as configs
-from masa_lib import models, tiers
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import in_process
+from masa_lib.models import loading, tiers
 from masa_lib.runs import Run, RunError
 from masa_lib.tensorboard import Board, open_board
 from masa_lib.trainer import StepResult, Trainer, learning_rate, resume, train
@@ -70,7 +70,7 @@ def test_train_leaves_a_finished_run_with_its_last_checkpoint(tmp_path: Path) ->
     assert json.loads((run.path / "environment.json").read_text(encoding="utf8"))["command"] == "masa train --steps 3"
     step, folder = run.latest_checkpoint()
     assert step == 3 and {"model.safetensors", "tokenizer.json", "optimizer.pt"} <= {p.name for p in folder.iterdir()}
-    model, _ = models.load(dataclasses.replace(run.config.model, name=str(folder)))  # a checkpoint is a model
+    model, _ = loading.load(dataclasses.replace(run.config.model, name=str(folder)))  # a checkpoint is a model
     assert model.num_parameters() > 1000
 
 

@@ -14,9 +14,10 @@ import plotly.io
 import pytest
 from small import SETTINGS, small
 
-from masa_lib import checks, control, tiers
+from masa_lib import checks, control
 from masa_lib.awareness import correlation
 from masa_lib.config import ConfigError
+from masa_lib.models import tiers
 from masa_lib.runs import Run
 from masa_lib.widgets import reward_lab
 from masa_lib.widgets import training_view as view

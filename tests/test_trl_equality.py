@@ -15,10 +15,11 @@ from datasets import Dataset
 from small import small
 from trl import GRPOConfig, GRPOTrainer
 
-from masa_lib import grpo, models, rollouts
+from masa_lib import grpo, rollouts
 from masa_lib import trainer as trainers
 from masa_lib.config import Config
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
 from masa_lib.tasks.problems import ProblemPool
@@ -32,7 +33,7 @@ ZERO = 1e-7
 
 @pytest.fixture(scope="module")
 def model() -> tuple[Any, Any]:
-    return models.load(small().model)
+    return loading.load(small().model)
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def recorded_reward(prompts: list[Any], reward: list[float], **others: Any) -> l
 def trl_trainer(folder: Path, config: Config, tables: list[pd.DataFrame], **settings: Any) -> GRPOTrainer:
     """TRL's own trainer on recorded rollouts."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
-    policy, tokenizer = models.load(config.model)
+    policy, tokenizer = loading.load(config.model)
     rows, update = len(tables[0]), config.update
     args = GRPOConfig(
         output_dir=str(folder), use_cpu=True, bf16=False, gradient_checkpointing=False, shuffle_dataset=False, beta=0.0,
@@ -82,7 +83,7 @@ def trl_trainer(folder: Path, config: Config, tables: list[pd.DataFrame], **sett
 
 def our_gradient(table: pd.DataFrame, config: Config,
                  old: Callable[[Any], torch.Tensor] | None = None) -> tuple[float, dict[str, torch.Tensor]]:
-    policy, _ = models.load(config.model)
+    policy, _ = loading.load(config.model)
     samples = trainers._samples(table, config.update, signal_only=False)
     sums = grpo.accumulate_gradients(policy, samples, config.update, 1.0,
                                      {id(sample): old(sample) for sample in samples} if old else None)
@@ -206,11 +207,11 @@ def test_on_trl_every_setting_of_the_loss_means_what_it_means_here(tmp_path: Pat
 
 def on_trl(folder: Path, config: Config, table: pd.DataFrame) -> tuple[float, dict[str, torch.Tensor]]:
     """Loss and gradient of our class on recorded rollouts, scored by the reward function."""
-    policy, tokenizer = models.load(config.model)
+    policy, tokenizer = loading.load(config.model)
     plan = groups.Layout(len(table), 4, 1)
     places = scaleout.Rollouts(config, None, None, tokenizer)._places(table, len(table))
     trainer = scaleout.MasaGRPOTrainer(
-        config, groups.GroupReward(config, tokenizer, models.end_tokens(policy, tokenizer)), model=policy,
+        config, groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer)), model=policy,
         args=scaleout.arguments(config, plan, 1, 1, folder, False), processing_class=tokenizer,
         train_dataset=Dataset.from_list([groups._blank_row()] * len(table)), rollout_func=lambda prompts, _: places)
     trainer.current_gradient_accumulation_steps = 1

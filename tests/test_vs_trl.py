@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from masa_lib import tiers
+from masa_lib.models import tiers
 from masa_lib.scaleout import cost
 
 ROOT = Path(__file__).resolve().parent.parent

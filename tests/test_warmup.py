@@ -11,9 +11,10 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import config, grpo, models, warmup
+from masa_lib import config, grpo, warmup
 from masa_lib import crash_safe_files as files
 from masa_lib.engine import make_engine
+from masa_lib.models import loading
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import parse_prediction
 from masa_lib.tasks.problems import ProblemPool
@@ -58,7 +59,7 @@ def test_a_blind_prediction_parses_and_covers_the_whole_range() -> None:
 def test_predictions_know_nothing_of_their_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     """The generator is given no problem, and other problems with other solutions get the very same predictions."""
     assert list(inspect.signature(warmup.blind_prediction).parameters) == ["rng", "notions", "low", "high"]
-    _, tokenizer = models.load(CONFIG.model)
+    _, tokenizer = loading.load(CONFIG.model)
 
     def targets(levels: str, solutions: list[str]) -> list[str]:
         rng = random.Random(7)
@@ -79,7 +80,7 @@ def test_notions_are_words_of_the_solutions_that_no_problem_holds() -> None:
 
 
 def test_solutions_are_kept_whether_right_or_wrong_if_they_end_with_an_answer() -> None:
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     engine = make_engine("transformers", model, tokenizer, batch=64)
     pool = ProblemPool(small({"problems.levels": "6-9"}).problems, 0).take(0, 8)
     table, facts = warmup.own_solutions(pool, engine, tokenizer, CONFIG, RECIPE)
@@ -92,7 +93,7 @@ def test_solutions_are_kept_whether_right_or_wrong_if_they_end_with_an_answer() 
 
 
 def test_optimiser_steps_bring_the_loss_down() -> None:
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     pool = ProblemPool(CONFIG.problems, 0).take(0, 4)
     groups = [warmup._group(problem, [r"What a surprise: \boxed{1}"], ["carry"], tokenizer, CONFIG, RECIPE,
                             random.Random(0)) for problem in pool]
@@ -101,7 +102,7 @@ def test_optimiser_steps_bring_the_loss_down() -> None:
 
 
 def test_a_model_that_has_lost_the_form_learns_it_again() -> None:
-    model, tokenizer = models.load(CONFIG.model)
+    model, tokenizer = loading.load(CONFIG.model)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -126,8 +127,8 @@ def test_the_folder_loads_and_says_how_it_was_made(made: Path) -> None:
     settings = config.load(made / "settings.toml")
     assert settings.model.weights == str(made) and settings.model.name == CONFIG.model.name
     assert settings.problems == CONFIG.problems
-    model, tokenizer = models.load(settings.model)
-    original, _ = models.load(CONFIG.model)
+    model, tokenizer = loading.load(settings.model)
+    original, _ = loading.load(CONFIG.model)
     assert tokenizer.chat_template
     assert not torch.equal(model.get_input_embeddings().weight, original.get_input_embeddings().weight)
     ids = tuple(tokenizer("1 + 1")["input_ids"])

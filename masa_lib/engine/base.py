@@ -15,9 +15,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from masa_lib import tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, is_out_of_memory
+from masa_lib.models import tiers
 
 
 class EngineError(MasaError, RuntimeError):
@@ -199,9 +199,9 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
         ModelError: an end token that is no token.
         EngineError: the engine is not installed, or its memory does not suffice.
     """
-    from masa_lib import models
+    from masa_lib.models import loading
 
-    ends = models.end_tokens(model, tokenizer, end_tokens)
+    ends = loading.end_tokens(model, tokenizer, end_tokens)
     if name == "vllm":
         from masa_lib.engine.vllm_engine import VllmEngine
 

@@ -22,7 +22,6 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from masa_lib import architecture
 from masa_lib.engine.base import (
     Completion,
     Reading,
@@ -33,6 +32,7 @@ from masa_lib.engine.base import (
     explain_memory,
     to_reading,
 )
+from masa_lib.models import architecture
 
 #: the cache grows by this many tokens at a time, rather than by one
 _GROWTH = 64

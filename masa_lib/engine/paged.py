@@ -20,7 +20,6 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from masa_lib import architecture
 from masa_lib.engine.base import (
     Completion,
     EngineError,
@@ -33,6 +32,7 @@ from masa_lib.engine.base import (
 )
 from masa_lib.engine.in_process import TransformersEngine, inverse_cdf, to_completions, uniforms
 from masa_lib.errors import is_out_of_memory
+from masa_lib.models import architecture
 
 logging.getLogger("ContinuousBatchingLogger").setLevel(logging.CRITICAL)  # what fails is raised as an EngineError
 

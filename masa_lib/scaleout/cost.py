@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from masa_lib import tiers
+from masa_lib.models import tiers
+from masa_lib.models.tiers import Architecture
 from masa_lib.runs import Run
-from masa_lib.tiers import Architecture
 
 #: bytes a trained parameter: float32 weights, gradient and two moments
 TRAINED = 16

@@ -21,10 +21,11 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import evaluation, health, models, prompts, rollouts, safeguards
+from masa_lib import evaluation, health, prompts, rollouts, safeguards
 from masa_lib.config import Config, ConfigError
 from masa_lib.engine import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
+from masa_lib.models import loading
 from masa_lib.runs import CONFIG, Run, RunError
 from masa_lib.stopping import Stop, Stopped
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
@@ -131,12 +132,12 @@ class Session:
     def __init__(self, config: Config, out: Path, checkpoint: Path | None = None) -> None:
         self.config, self.out, self.checkpoint = config, out, checkpoint
         self.sharded = sharded()
-        models.prepare(config)
+        loading.prepare(config)
         pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
-        models.pick_device(config.model)  # a GPU that torch cannot use is said, or refused
+        loading.pick_device(config.model)  # a GPU that torch cannot use is said, or refused
         # TRL moves the model to the process's device.
-        model, self.tokenizer = models.load(dataclasses.replace(config.model, device="cpu"), checkpoint)
+        model, self.tokenizer = loading.load(dataclasses.replace(config.model, device="cpu"), checkpoint)
         self.names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
         self.rollouts = Rollouts(config, pool, None, self.tokenizer)
         run = Run.open(out) if (Path(out) / CONFIG).exists() else None
@@ -147,7 +148,7 @@ class Session:
         processes = int(os.environ.get("WORLD_SIZE", "1"))
         plan = layout(config, processes, self._longest_prompt(pool))
         args = arguments(config, plan, processes, max(config.steps - self.rollouts.step, 1), out, self.sharded)
-        ends = models.end_tokens(model, self.tokenizer, config.sampling.end_tokens)
+        ends = loading.end_tokens(model, self.tokenizer, config.sampling.end_tokens)
         self.trainer = MasaGRPOTrainer(
             config, GroupReward(config, self.tokenizer, ends),
             done=self.rollouts.step, model=model, args=args, processing_class=self.tokenizer,
@@ -233,7 +234,7 @@ class Session:
         was_training = model.training
         model.eval()
         self.rollouts.engine.sync()
-        with models.precision(self.config.model, self.trainer.accelerator.device):
+        with loading.precision(self.config.model, self.trainer.accelerator.device):
             found = evaluation.evaluate_step(self.held_out, self.rollouts.engine, self.tokenizer, self.config,
                                              self.rollouts.step)
         model.train(was_training)
@@ -257,7 +258,7 @@ class Session:
                  "experts": []}
 
         def write(folder: Path) -> None:
-            models.save(self._model(), self.tokenizer, folder, weights=weights)
+            loading.save(self._model(), self.tokenizer, folder, weights=weights)
             with (folder / "optimizer.pt").open("wb") as file:
                 torch.save(plain, file)
             (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
@@ -270,7 +271,7 @@ class Session:
             return
         optimizer, state = self._optimizer(), {}
         if self.main:
-            shapes = [parameter.shape for parameter in models.trainable(self._model())]
+            shapes = [parameter.shape for parameter in loading.trainable(self._model())]
             moments = read_moments(self.checkpoint, shapes, "cpu")
             group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
             state = {"state": {name: moments[number] for number, name in enumerate(self.names)},
@@ -281,9 +282,9 @@ class Session:
 
     def save_model(self, run: Run) -> None:
         """The trained model, as a folder that `from_pretrained` loads; every process has to call."""
-        precision, weights = models.final_precision(self.config), self._weights()
+        precision, weights = loading.final_precision(self.config), self._weights()
         if self.main and precision != "none":
-            run.save_model(lambda folder: models.save(self._model(), self.tokenizer, folder, precision, weights))
+            run.save_model(lambda folder: loading.save(self._model(), self.tokenizer, folder, precision, weights))
 
     def _model(self) -> Any:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)

@@ -23,8 +23,9 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
-from masa_lib import gating, grpo, models, rollouts, selection
+from masa_lib import gating, grpo, rollouts, selection
 from masa_lib.config import Config
+from masa_lib.models import loading
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
@@ -143,7 +144,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         if self.optimizer is None:
             update, wrapped = self.config.update, self.model if model is None else model
             self.optimizer = torch.optim.AdamW(
-                models.trainable(wrapped), lr=update.learning_rate, weight_decay=update.weight_decay,
+                loading.trainable(wrapped), lr=update.learning_rate, weight_decay=update.weight_decay,
                 betas=(update.beta1, update.beta2), fused=self.args.device.type == "cuda")
         return self.optimizer
 
@@ -205,7 +206,7 @@ class Rollouts:
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
         model = trainer.accelerator.unwrap_model(trainer.model)
         model.eval()
-        with models.precision(config.model, state.device):
+        with loading.precision(config.model, state.device):
             self.engine.sync()
             self.found = selection.collect(self.gate, self.pool, self.cursor, sample, config, self.step + 1)
         model.train()

@@ -19,8 +19,8 @@ import traitlets
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import tiers
 from masa_lib.config import Config
+from masa_lib.models import tiers
 from masa_lib.widgets import reward_figures, reward_scenes
 from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.panel import Panel, button

@@ -22,10 +22,11 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 from plotly.subplots import make_subplots
 
-from masa_lib import checks, models, rollouts
+from masa_lib import checks, rollouts
 from masa_lib.config import Config
 from masa_lib.engine import Engine, engine_of
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
+from masa_lib.models import loading
 from masa_lib.rollouts import Ask
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -273,7 +274,7 @@ class SelfKnowledge:
         try:
             self._say(f"{name} predicts and solves ...")
             engine, tokenizer = self._load(name)
-            with models.precision(self.config.model, models.pick_device(self.config.model)):
+            with loading.precision(self.config.model, loading.pick_device(self.config.model)):
                 return ask(question, engine, tokenizer, self.config, solutions=self.solutions.value,
                            predictions=self.predictions.value, attempt=self._attempt - 1, told=self._show,
                            halted=self._halt.is_set)
@@ -314,7 +315,7 @@ class SelfKnowledge:
         """The engine and tokenizer of a choice; one model is held at a time."""
         if self._loaded is None or self._loaded[0] != name:
             self._loaded = None
-            model, tokenizer = models.load(self.config.model, self.choices[name])
+            model, tokenizer = loading.load(self.config.model, self.choices[name])
             self._loaded = name, engine_of(self.config, model, tokenizer), tokenizer
         return self._loaded[1:]
 

@@ -21,10 +21,11 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from masa_lib import checks, control, health, plan, tiers
+from masa_lib import checks, control, health
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.models import memory, tiers
 from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
 from masa_lib.tasks import problems
 from masa_lib.widgets import training_view as view
@@ -328,7 +329,7 @@ class TrainingPanel:
         def work() -> None:
             """Show the plan, unless another was asked for since."""
             try:
-                text = plan.text(tiers.config(self.chosen()))
+                text = memory.text(tiers.config(self.chosen()))
             except Exception as error:
                 text = f"No memory plan: {error}"
             if number == self._planned:

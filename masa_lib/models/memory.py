@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from masa_lib import config as configs
-from masa_lib import tiers
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.hub import HubError
-from masa_lib.tiers import Architecture
+from masa_lib.models import tiers
+from masa_lib.models.tiers import Architecture
 
 GB = 2**30
 #: what CUDA, its libraries and the allocator's gaps take of a GPU, bytes

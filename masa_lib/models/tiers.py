@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from masa_lib import DATA, hub
 from masa_lib import config as configs
-from masa_lib import hub
 from masa_lib.config import Config
 from masa_lib.hub import HubError
-
-DATA = Path(__file__).resolve().parent.parent / "data"
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,13 @@ import torch
 from jinja2 import TemplateError
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from masa_lib import architecture, hub, tiers
 from masa_lib import crash_safe_files as files
+from masa_lib import hub
 from masa_lib.config import Config, ModelConfig
 from masa_lib.crash_safe_files import logger
 from masa_lib.errors import MasaError
-from masa_lib.tiers import TIERS, Gguf, resolve
+from masa_lib.models import architecture, tiers
+from masa_lib.models.tiers import TIERS, Gguf, resolve
 
 #: the file of a checkpoint's adapters
 ADAPTERS = "adapters.safetensors"
