@@ -21,7 +21,7 @@ import torch
 
 from masa_lib import prompts, runs
 from masa_lib.config import Config
-from masa_lib.engine import Request, make_engine
+from masa_lib.engines import Request, make_engine
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer

@@ -81,7 +81,7 @@ def warm_up() -> None:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from masa_lib import grpo
-    from masa_lib.engine.in_process import TransformersEngine
+    from masa_lib.engines.in_process import TransformersEngine
 
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                          num_attention_heads=2))
@@ -110,7 +110,7 @@ def make_requests(count: int, prompt: int, longest: int, vocab: int) -> list[Any
     """Requests of the worst case."""
     import random
 
-    from masa_lib.engine import Request
+    from masa_lib.engines import Request
 
     rng = random.Random(0)
     return [Request(tuple(rng.randrange(vocab) for _ in range(prompt)), longest, seed) for seed in range(count)]
@@ -118,7 +118,7 @@ def make_requests(count: int, prompt: int, longest: int, vocab: int) -> list[Any
 
 def sample(model: Any, config: Any) -> None:
     """One full batch that no end token shortens."""
-    from masa_lib.engine.in_process import TransformersEngine
+    from masa_lib.engines.in_process import TransformersEngine
     from masa_lib.models import memory
 
     batch = config.sampling.batch

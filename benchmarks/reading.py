@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from masa_lib import beliefs, prompts, runs
-from masa_lib.engine import Engine, Request, make_engine
+from masa_lib.engines import Engine, Request, make_engine
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 

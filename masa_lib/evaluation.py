@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, beliefs, engine, prompts, rollouts, selection
+from masa_lib import analysis, beliefs, engines, prompts, rollouts, selection
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.engine import Engine
+from masa_lib.engines import Engine
 from masa_lib.models import loading
 from masa_lib.rollouts import Ask
 from masa_lib.runs import Run
@@ -127,8 +127,8 @@ def evaluate_model(config: Config, weights: Any = None, run: Run | None = None) 
     loading.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
     model, tokenizer = loading.load(config.model, weights)
-    sampler = engine.engine_of(config, model, tokenizer)
-    held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
+    sampler = engines.engine_of(config, model, tokenizer)
+    held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     if run:
         prompts.fix_date(tokenizer, run.started)
     with loading.precision(config.model, model.device):

@@ -19,7 +19,7 @@ import pandas as pd
 from masa_lib import gating, replay, rollouts, selection
 from masa_lib.analysis import pass_at_k
 from masa_lib.config import Config
-from masa_lib.engine import Engine
+from masa_lib.engines import Engine
 from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.runs import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS

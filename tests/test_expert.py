@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from small import small
 
 from masa_lib import expert, grpo, rollouts
-from masa_lib.engine import make_engine
+from masa_lib.engines import make_engine
 from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction

@@ -11,8 +11,8 @@ from test_engine import ENGINES, PROMPTS, generate, make_policy, mean_gap, reque
 from transformers import MistralConfig, MistralForCausalLM
 
 from masa_lib.config import ModelConfig
-from masa_lib.engine import EngineError, Reading, Request, make_engine
-from masa_lib.engine.in_process import TransformersEngine
+from masa_lib.engines import EngineError, Reading, Request, make_engine
+from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.models import loading
 from masa_lib.scaleout.engine import SharedEngine, TrlEngine
 from masa_lib.selection import CountingEngine

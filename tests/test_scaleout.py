@@ -19,7 +19,7 @@ from masa_lib import cli, rollouts
 from masa_lib import config as configs
 from masa_lib import trainer as trainers
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import Request, make_engine
+from masa_lib.engines import Request, make_engine
 from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.safeguards import UpdateError

@@ -15,7 +15,7 @@ from small import small
 
 from masa_lib import config as configs
 from masa_lib import evaluation, gating, prompts, rollouts, selection
-from masa_lib.engine import Completion, Engine, make_engine
+from masa_lib.engines import Completion, Engine, make_engine
 from masa_lib.models import loading
 from masa_lib.selection import CountingEngine, Selection
 from masa_lib.tasks.problems import ProblemPool

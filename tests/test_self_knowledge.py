@@ -9,7 +9,7 @@ import pytest
 from small import small
 
 from masa_lib import checks
-from masa_lib.engine import make_engine
+from masa_lib.engines import make_engine
 from masa_lib.models import loading
 from masa_lib.tasks.problems import Problem
 from masa_lib.widgets import self_knowledge

@@ -19,7 +19,7 @@ from small import MODEL, small, timeless
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import in_process
+from masa_lib.engines import in_process
 from masa_lib.models import loading, tiers
 from masa_lib.runs import Run, RunError
 from masa_lib.tensorboard import Board, open_board

@@ -18,7 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from masa_lib import grpo, rollouts
 from masa_lib import trainer as trainers
 from masa_lib.config import Config
-from masa_lib.engine import make_engine
+from masa_lib.engines import make_engine
 from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout

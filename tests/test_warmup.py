@@ -13,7 +13,7 @@ from small import small
 
 from masa_lib import config, grpo, warmup
 from masa_lib import crash_safe_files as files
-from masa_lib.engine import make_engine
+from masa_lib.engines import make_engine
 from masa_lib.models import loading
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import parse_prediction

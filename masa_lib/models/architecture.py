@@ -1,7 +1,7 @@
 """What of a model's architecture decides its log-probs: what it does behind its body, its caches, its windows.
 
 Everything here is read off the model's own code and config, so that no list of known models is needed; whatever cannot
-be read so is met by `masa_lib.self_check`.
+be read so is met by `masa_lib.engines.self_check`.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from masa_lib.engine import Completion, Engine, EngineError, Reading, Request
-from masa_lib.engine.base import to_reading
+from masa_lib.engines import Completion, Engine, EngineError, Reading, Request
+from masa_lib.engines.base import to_reading
 
 
 class SharedEngine:

@@ -20,7 +20,7 @@ from accelerate.utils import gather_object
 from masa_lib import config as configs
 from masa_lib import prompts, rollouts
 from masa_lib.config import Config, ConfigError
-from masa_lib.engine import Completion
+from masa_lib.engines import Completion
 from masa_lib.rollouts import Ask
 from masa_lib.tasks.problems import Problem, ProblemPool
 

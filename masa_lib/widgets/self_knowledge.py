@@ -24,7 +24,7 @@ from plotly.subplots import make_subplots
 
 from masa_lib import checks, rollouts
 from masa_lib.config import Config
-from masa_lib.engine import Engine, engine_of
+from masa_lib.engines import Engine, engine_of
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.models import loading
 from masa_lib.rollouts import Ask

@@ -15,7 +15,7 @@ import torch
 
 from masa_lib import grpo
 from masa_lib.config import Config
-from masa_lib.engine import Engine, Request, context_of
+from masa_lib.engines import Engine, Request, context_of
 from masa_lib.errors import MasaError, brief, is_out_of_memory
 from masa_lib.models import architecture, loading
 

@@ -22,7 +22,7 @@ import torch
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.generation.utils import ALL_CACHE_NAMES
 
-from masa_lib.engine.base import (
+from masa_lib.engines.base import (
     Completion,
     Reading,
     Request,

@@ -25,7 +25,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
-from masa_lib.engine.base import (
+from masa_lib.engines.base import (
     Completion,
     EngineError,
     Reading,

@@ -203,13 +203,13 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
 
     ends = loading.end_tokens(model, tokenizer, end_tokens)
     if name == "vllm":
-        from masa_lib.engine.vllm_engine import VllmEngine
+        from masa_lib.engines.vllm import VllmEngine
 
         return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory)
     if name == "paged":
-        from masa_lib.engine.paged import PagedEngine
+        from masa_lib.engines.paged import PagedEngine
 
         return PagedEngine(model, ends, batch=batch, memory=memory)
-    from masa_lib.engine.in_process import TransformersEngine
+    from masa_lib.engines.in_process import TransformersEngine
 
     return TransformersEngine(model, ends, batch=batch)

@@ -20,7 +20,7 @@ from transformers import ContinuousBatchingConfig, GenerationConfig
 from transformers.generation.continuous_batching.cb_logits_processors import ContinuousBatchingLogitsProcessor
 from transformers.generation.continuous_batching.continuous_api import ContinuousMixin
 
-from masa_lib.engine.base import (
+from masa_lib.engines.base import (
     Completion,
     EngineError,
     Reading,
@@ -30,7 +30,7 @@ from masa_lib.engine.base import (
     explain_memory,
     kv_bytes,
 )
-from masa_lib.engine.in_process import TransformersEngine, inverse_cdf, to_completions, uniforms
+from masa_lib.engines.in_process import TransformersEngine, inverse_cdf, to_completions, uniforms
 from masa_lib.errors import is_out_of_memory
 from masa_lib.models import architecture
 
