@@ -19,9 +19,10 @@ from typing import Any
 
 import torch
 
-from masa_lib import prompts, runs
+from masa_lib import runs
 from masa_lib.config import Config
 from masa_lib.engines import Request, make_engine
+from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer

@@ -80,15 +80,15 @@ def warm_up() -> None:
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    from masa_lib import grpo
     from masa_lib.engines.in_process import TransformersEngine
+    from masa_lib.method import objective
 
     model = LlamaForCausalLM(LlamaConfig(vocab_size=64, hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                          num_attention_heads=2))
     from masa_lib.config import Config
 
     samples = make_samples(2, 1, 4, 4, 64)
-    grpo.accumulate_gradients(model, samples, Config().update, 1.0)
+    objective.accumulate_gradients(model, samples, Config().update, 1.0)
     torch.optim.AdamW(model.parameters()).step()
     TransformersEngine(model, [], batch=2).generate(make_requests(2, 4, 4, 64))
 
@@ -97,7 +97,7 @@ def make_samples(problems: int, group: int, prompt: int, longest: int, vocab: in
     """Samples of the worst case; lengths differ a little, so that groups mix in a micro-batch as in training."""
     import random
 
-    from masa_lib.grpo import Sample
+    from masa_lib.engines.logprobs import Sample
 
     rng = random.Random(0)
     prompts = [tuple(rng.randrange(vocab) for _ in range(prompt)) for _ in range(problems)]
@@ -129,14 +129,14 @@ def sample(model: Any, config: Any) -> None:
 
 def update(model: Any, config: Any) -> None:
     """One full micro-batch."""
-    from masa_lib import grpo
+    from masa_lib.method import objective
     from masa_lib.models import memory
 
     prompt, longest = memory.PROMPT_TOKENS[config.prompt.wording], config.sampling.solution_tokens
     count = max(config.update.token_budget // (prompt + longest), 1)
     problems = min(count, config.sampling.problems)
     samples = make_samples(problems, -(-count // problems), prompt, longest, model.config.vocab_size)[:count]
-    grpo.accumulate_gradients(model, samples, config.update, 1.0)
+    objective.accumulate_gradients(model, samples, config.update, 1.0)
 
 
 def resident(name: str) -> float:

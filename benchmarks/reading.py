@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
-from masa_lib import beliefs, prompts, runs
+from masa_lib import runs
 from masa_lib.engines import Engine, Request, make_engine
+from masa_lib.method import beliefs, prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 

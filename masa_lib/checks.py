@@ -127,7 +127,8 @@ def _near(given: tuple[float, ...], wanted: tuple[float, ...], tolerance: float)
 
 
 def _half_right() -> float:
-    from masa_lib import config, rewards
+    from masa_lib import config
+    from masa_lib.method import rewards
 
     return rewards.difficulty_reward(8, 0.5, config.RewardConfig())
 
@@ -236,8 +237,8 @@ HACKED, SIGNAL = 0.95, 0.5
 
 def difficulty_exercise(answer: Callable[[int, float, float], float | None]) -> str:
     """Whether a reader's b^|error| of predicted eighths, true pass rate (0 to 1) and base is the library's."""
-    from masa_lib import rewards
     from masa_lib.config import RewardConfig
+    from masa_lib.method import rewards
 
     for predicted, pass_rate, base in ((8, 1.0, 0.01), (0, 1.0, 0.01), (2, 0.5, 0.3), (6, 0.125, 0.01)):
         given = answer(predicted, pass_rate, base)
@@ -252,8 +253,8 @@ def difficulty_exercise(answer: Callable[[int, float, float], float | None]) -> 
 
 def constant_exercise(answers: Mapping[str, int | None]) -> str:
     """Whether the best constant answers (eighths) to problems with the pass rates SEVEN are right, a line a score."""
-    from masa_lib import rewards
     from masa_lib.config import RewardConfig
+    from masa_lib.method import rewards
 
     shapes = {"kernel, b = 0.0001": RewardConfig(difficulty_base=1e-4),
               "kernel, b = 0.99": RewardConfig(difficulty_base=0.99), "brier": RewardConfig(difficulty_mode="brier")}

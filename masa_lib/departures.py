@@ -15,9 +15,9 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
-from masa_lib.prompts import meta_messages
-from masa_lib.rewards import RewardTable, reward_table, score_table
-from masa_lib.rollouts import PARTS
+from masa_lib.method.prompts import meta_messages
+from masa_lib.method.rewards import RewardTable, reward_table, score_table
+from masa_lib.method.rollouts import PARTS
 from masa_lib.runs import Run
 
 PUBLISHED, RELEASED = RewardConfig(), RewardConfig(mode="released")

@@ -12,14 +12,15 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, beliefs, engines, prompts, rollouts, selection
+from masa_lib import analysis, engines
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.engines import Engine
+from masa_lib.method import beliefs, gather, prompts, rollouts
+from masa_lib.method.gather import Sample
+from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading
-from masa_lib.rollouts import Ask
 from masa_lib.runs import Run
-from masa_lib.selection import Sample
 from masa_lib.tasks import problems
 from masa_lib.tasks.problems import Problem
 
@@ -92,7 +93,7 @@ def _sample_hinted(asks: Sequence[Ask], sample: Sample, held_out: Sequence[Probl
     """First the predictions, then the solutions with the predicted notions behind the problem."""
     solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in rollouts.STREAMS)
     meta = sample(predictions)
-    said = selection.read_candidates(held_out, meta)
+    said = gather.read_candidates(held_out, meta)
     solved = sample([dataclasses.replace(ask, hint=said[ask.group].notions) for ask in solutions])
     return pd.concat([solved, meta], ignore_index=True)
 

@@ -15,8 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import grpo, rollouts, safeguards
+from masa_lib import safeguards
 from masa_lib.config import CloningConfig, Config, UpdateConfig
+from masa_lib.engines import logprobs
+from masa_lib.method import rollouts
 from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, parse_prediction
@@ -39,7 +41,7 @@ def expert_text(text: str, pass_rate: int, length: int) -> str:
     return text
 
 
-def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> grpo.Sample | None:
+def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> logprobs.Sample | None:
     """The expert prediction of a problem, ready for a cross-entropy update.
 
     Args:
@@ -61,14 +63,14 @@ def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) ->
     text = expert_text(best["text"], round(PASS_RATE_STEPS * len(right) / len(solved)), round(right["length"].mean()))
     completion = (*tokenizer(text, add_special_tokens=False)["input_ids"], loading.answer_end(tokenizer))
     prompt = best["prompt_ids"][:len(best["prompt_ids"]) - int(best["beginning"])]
-    return grpo.Sample(tuple(prompt), completion, (), 0.0, 0.0, "meta")
+    return logprobs.Sample(tuple(prompt), completion, (), 0.0, 0.0, "meta")
 
 
 class Store:
     """Expert predictions collected for the next cloning, at most `cloning.store`."""
 
     def __init__(self) -> None:
-        self._samples: list[grpo.Sample] = []
+        self._samples: list[logprobs.Sample] = []
 
     def add(self, group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> None:
         """Take the expert prediction of one problem's scored rollouts, if it has one and there is room."""
@@ -79,7 +81,7 @@ class Store:
         """Whether it is time to clone; never where `cloning.store` is 0."""
         return 0 < config.store <= len(self._samples)
 
-    def samples(self) -> list[grpo.Sample]:
+    def samples(self) -> list[logprobs.Sample]:
         """What was collected, oldest first."""
         return list(self._samples)
 
@@ -93,11 +95,11 @@ class Store:
 
     def restore(self, state: list[list[list[int]]]) -> None:
         """Take up what `state` gave."""
-        self._samples = [grpo.Sample(tuple(prompt), tuple(completion), (), 0.0, 0.0, "meta")
+        self._samples = [logprobs.Sample(tuple(prompt), tuple(completion), (), 0.0, 0.0, "meta")
                          for prompt, completion in state]
 
 
-def clone(model: Any, samples: Sequence[grpo.Sample], config: Config, budget: TokenBudget) -> dict[str, float]:
+def clone(model: Any, samples: Sequence[logprobs.Sample], config: Config, budget: TokenBudget) -> dict[str, float]:
     """Behaviour cloning: `cloning.updates` gradient updates, each on all samples.
 
     Their AdamW is a new one each time: the moments of reinforcement belong to another loss and must not be mixed with
@@ -118,7 +120,7 @@ def clone(model: Any, samples: Sequence[grpo.Sample], config: Config, budget: To
     return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
 
 
-def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo.Sample], config: UpdateConfig,
+def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[logprobs.Sample], config: UpdateConfig,
             budget: TokenBudget) -> tuple[float, int]:
     """One optimiser update on the cross-entropy of the samples' completions, a mean over their tokens.
 
@@ -140,11 +142,11 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[grpo
     def passes(tokens: int) -> tuple[float, int]:
         optimizer.zero_grad()
         losses, computed = 0.0, 0
-        for batch in grpo.micro_batches(samples, tokens):
-            loss = -grpo.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
+        for batch in logprobs.micro_batches(samples, tokens):
+            loss = -logprobs.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
             loss.backward()
             losses += loss.item()
-            computed += grpo.computed_tokens(model, batch)
+            computed += logprobs.computed_tokens(model, batch)
         return losses, computed
 
     losses, computed = budget.spend(passes, samples, config.token_budget)

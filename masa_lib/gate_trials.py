@@ -16,10 +16,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masa_lib import gating, replay, rollouts, selection
+from masa_lib import replay
 from masa_lib.analysis import pass_at_k
 from masa_lib.config import Config
 from masa_lib.engines import Engine
+from masa_lib.gates import registry
+from masa_lib.method import gather, gating, rollouts
 from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.runs import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -226,20 +228,20 @@ def rehearse(config: Config, engine: Engine, tokenizer: Any, steps: int) -> pd.D
         return right
 
     pool = ProblemPool(config.problems, config.seed)
-    gate = gating.make_gate(config, pool, solve)
+    gate = registry.make_gate(config, pool, solve)
     for step in range(1, steps + 1):
         oracle = 0
         sample = partial(rollouts.sample, engine=engine, tokenizer=tokenizer, config=config, seed=[config.seed, step],
                          temperature=config.sampling.temperature)
-        found = selection.collect(gate, pool, cursor, sample, config, step)
+        found = gather.collect(gate, pool, cursor, sample, config, step)
         rollouts.score(found.table, config)
-        learned = selection.learn(gate, found)
+        learned = gather.learn(gate, found)
         cursor += len(found.candidates)
         rows.append({"step": step, **_tally(found), "oracle": oracle, "gate_on": learned["gate_on"]})
     return pd.DataFrame(rows)
 
 
-def _tally(found: selection.Selection) -> dict[str, int]:
+def _tally(found: gather.Selection) -> dict[str, int]:
     """Groups and tokens of a step's rollouts."""
     solved = found.table[found.table["stream"] == "solution"]
     share = solved[solved["admitted"]].groupby("group")["correct"].mean()

@@ -18,13 +18,15 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engines, evaluation, figures, grpo, prompts, rollouts, runs
+from masa_lib import analysis, engines, evaluation, figures, runs
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
 from masa_lib.config import Config
+from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
+from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
@@ -154,9 +156,9 @@ def value_logps(model: Any, tokenizer: Any, asked: Sequence[Sequence[int]], kind
     written = [tokenizer(f"{start}{value}{end}", add_special_tokens=False)["input_ids"] for value in values]
     places = enumerate(zip(*written, strict=False))
     shared = next((place for place, tokens in places if len(set(tokens)) > 1), len(written[0]) - 1)
-    samples = [grpo.Sample((*prompt, *written[0][:shared]), tuple(tokens[shared:]), (), 0.0, 0.0)
+    samples = [logprobs.Sample((*prompt, *written[0][:shared]), tuple(tokens[shared:]), (), 0.0, 0.0)
                for prompt in asked for tokens in written]
-    logps = grpo.reference_logps(model, samples, config.update, temperature=1.0)
+    logps = logprobs.reference_logps(model, samples, config.update, temperature=1.0)
     return torch.stack([logps[id(sample)].double().sum() for sample in samples]).view(len(asked), len(values)).cpu()
 
 

@@ -12,10 +12,10 @@ from typing import TypeVar
 
 import torch
 
-from masa_lib import grpo
 from masa_lib.crash_safe_files import logger
+from masa_lib.engines import logprobs
+from masa_lib.engines.logprobs import Sample
 from masa_lib.errors import MasaError, is_out_of_memory
-from masa_lib.grpo import Sample
 
 Passed = TypeVar("Passed")
 
@@ -70,7 +70,7 @@ class TokenBudget:
 
 def _half(samples: Sequence[Sample], budget: int, error: Exception) -> int:
     """Half of what the largest micro-batch of several sequences takes, tokens."""
-    batches = [batch for batch in grpo.micro_batches(samples, budget) if len(batch) > 1]
+    batches = [batch for batch in logprobs.micro_batches(samples, budget) if len(batch) > 1]
     if not batches:
         longest = max((sample.length for sample in samples), default=0)
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -29,27 +29,16 @@ import psutil
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import (
-    belief_gates,
-    beliefs,
-    control,
-    evaluation,
-    expert,
-    gating,
-    grpo,
-    health,
-    prompts,
-    rollouts,
-    safeguards,
-    selection,
-)
 from masa_lib import config as configs
+from masa_lib import control, evaluation, expert, health, safeguards
 from masa_lib import (
     crash_safe_files as files,
 )
 from masa_lib.config import Config, UpdateConfig
-from masa_lib.engines import Engine, context_of, engine_of, self_check
+from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
 from masa_lib.errors import brief
+from masa_lib.gates import priors, registry
+from masa_lib.method import beliefs, gather, gating, objective, prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.runs import CheckpointError, Run, RunError
 from masa_lib.stopping import Stop, Stopped
@@ -153,16 +142,16 @@ class Trainer:
         """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
         config, clock = self._config, Clock()
         self._oracle_tokens = self._anchor_tokens = 0
-        engine = selection.CountingEngine(self.engine)
+        engine = gather.CountingEngine(self.engine)
         gate = self._gate(clock, engine)
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
         believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config, sample=sample)
         with loading.precision(config.model, self.model.device):
-            found = selection.collect(gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
+            found = gather.collect(gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
             clock.lap("generate")
             rollouts.score(found.table, config)
-            gated = selection.learn(gate, found)
+            gated = gather.learn(gate, found)
             clock.lap("grade")
             self._moving = True
             update = self._update(found.table, gate is not None and gate.refills, found.candidates)
@@ -179,24 +168,24 @@ class Trainer:
                    "tokens_read": engine.read_tokens, "seconds_read": engine.read_seconds,
                    "tokens_oracle": self._oracle_tokens, "tokens_anchor": self._anchor_tokens,
                    **clock.seconds(), "memory_mb": memory_mb()}
-        if self.run and (read := selection.belief_record(found)):
+        if self.run and (read := gather.belief_record(found)):
             self.run.append_beliefs({"step": self.step, **read})
         return found.table, metrics
 
     def _gate(self, clock: Clock, engine: Engine) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
-        gate = gating.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
-        if isinstance(gate, belief_gates.Probe):
+        gate = registry.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
+        if isinstance(gate, priors.Probe):
             gate.hidden = partial(self._hidden, engine)
         return gate
 
-    def _hidden(self, engine: selection.CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
+    def _hidden(self, engine: gather.CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
         """The policy's last hidden state at the end of each problem's prompt, PD; its tokens are counted as read."""
         asked = [tuple(prompts.encode(self.tokenizer, prompts.solution_messages(problem.text, self._config.prompt)))
                  for problem in problems]
         start = time.perf_counter()
         with torch.no_grad():
-            states_PD = grpo.last_states(self.model, asked).float().cpu().numpy()
+            states_PD = logprobs.last_states(self.model, asked).float().cpu().numpy()
         engine.read_seconds += time.perf_counter() - start
         engine.read_tokens += sum(map(len, asked))
         return states_PD
@@ -240,7 +229,7 @@ class Trainer:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
         config = self._config.update
         bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
-        weighs = "on" if grpo.weighs_sampler(self._config) else "off"
+        weighs = "on" if objective.weighs_sampler(self._config) else "off"
         config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
         doubled = config.released_updates and configs.samples_predictions(self._config)
         count = config.updates_per_step * (2 if doubled else 1)
@@ -249,7 +238,7 @@ class Trainer:
         old = None
         if len(parts) > 1:
             everything = [sample for part in parts for sample in part]
-            old = self._budget.spend(lambda budget: grpo.reference_logps(
+            old = self._budget.spend(lambda budget: logprobs.reference_logps(
                 self.model, everything, dataclasses.replace(config, token_budget=budget),
                 self._config.sampling.temperature), everything, config.token_budget)
         rate = learning_rate(self._config, self.step + 1)
@@ -279,12 +268,12 @@ class Trainer:
                 "token_budget": self._budget.within(config.token_budget),
                 **pd.DataFrame(told)[["loss_belief", "belief_gradient"]].astype(float).mean()}
 
-    def _gradients(self, samples: list[grpo.Sample], config: UpdateConfig,
+    def _gradients(self, samples: list[logprobs.Sample], config: UpdateConfig,
                    old: dict[int, torch.Tensor] | None) -> dict[str, float]:
         """The gradient of an update in the parameters, and the sums of `grpo.accumulate_gradients`."""
         def passes(budget: int) -> dict[str, float]:
             self.optimizer.zero_grad(set_to_none=False)
-            return grpo.accumulate_gradients(self.model, samples, dataclasses.replace(config, token_budget=budget),
+            return objective.accumulate_gradients(self.model, samples, dataclasses.replace(config, token_budget=budget),
                                              self._config.sampling.temperature, old)
 
         return self._budget.spend(passes, samples, config.token_budget)
@@ -299,11 +288,11 @@ class Trainer:
         if not configs.reads(self._config) or went.empty or not settings.weight:
             return {"loss_belief": None, "belief_gradient": None, "tokens_belief": 0}
         read = [candidates[group].belief for group in went.index]
-        samples = [grpo.BeliefSample(belief.prompt + belief.suffix, *row)
+        samples = [logprobs.BeliefSample(belief.prompt + belief.suffix, *row)
                    for belief, row in zip(read, went.itertuples(index=False), strict=True)]
         choices = beliefs.question(self.tokenizer, self._config.prompt).choices
         gradients, loss = self._budget.spend(
-            lambda budget: grpo.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
+            lambda budget: objective.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
             self._config.update.token_budget)
         solutions = [parameter.grad for parameter in loading.trainable(self.model)]
         if norm := torch.nn.utils.get_total_norm(solutions).item():
@@ -373,7 +362,7 @@ class Trainer:
         self._budget.most, self._solution_norm = state["token_budget"], state["solution_norm"]
         try:
             self._experts.restore(state["experts"])
-            gating.make_gate(self._config, self.pool, partial(self._solve, Clock()), self._memory)
+            registry.make_gate(self._config, self.pool, partial(self._solve, Clock()), self._memory)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise CheckpointError(f"what its state.json keeps of gates and experts cannot be used ({error})") from error
         self._saved = self.step
@@ -525,7 +514,7 @@ def learning_rate(config: Config, step: int) -> float:
     return update.learning_rate * factor
 
 
-def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> list[grpo.Sample]:
+def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> list[logprobs.Sample]:
     """The sequences of an update that carry a gradient; their weights count all that were scored.
 
     Args:
@@ -534,10 +523,10 @@ def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> li
         signal_only: groups without a signal do not count (dynamic sampling has drawn others for them).
     """
     counted = table[table["advantage"].ne(0) if signal_only else table["reward"].notna()]
-    weights = grpo.token_weights(counted["tokens"].map(len).tolist(), counted["stream"].tolist(), config)
+    weights = objective.token_weights(counted["tokens"].map(len).tolist(), counted["stream"].tolist(), config)
     columns = zip(counted["prompt_ids"], counted["tokens"], counted["logps"], counted["advantage"], weights,
                   counted["stream"], strict=True)
-    return [grpo.Sample(*column) for column in columns if column[3] != 0.0]
+    return [logprobs.Sample(*column) for column in columns if column[3] != 0.0]
 
 
 def memory_mb() -> float:

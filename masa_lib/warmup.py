@@ -25,9 +25,11 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import engines, expert, grpo, pocket, prompts, rollouts, runs
+from masa_lib import engines, expert, pocket, runs
 from masa_lib.config import Config
+from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
+from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks import grading, problems
@@ -181,7 +183,7 @@ def blind_prediction(rng: random.Random, notions: Sequence[str], low: int, high:
                        "solution_length": rng.randint(low, high)})
 
 
-def teach(model: Any, groups: Sequence[Sequence[grpo.Sample]], config: Config, recipe: Recipe,
+def teach(model: Any, groups: Sequence[Sequence[logprobs.Sample]], config: Config, recipe: Recipe,
           rng: random.Random) -> list[float]:
     """Cross-entropy on the completions, all of a problem in one optimiser step; the learning rate falls to 0.
 
@@ -225,7 +227,7 @@ def check(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any, 
 
 
 def _group(problem: Problem, solutions: Sequence[str], notions: Sequence[str], tokenizer: Any, config: Config,
-           recipe: Recipe, rng: random.Random) -> list[grpo.Sample]:
+           recipe: Recipe, rng: random.Random) -> list[logprobs.Sample]:
     """The samples of a problem: its own solutions, and blind predictions of what the meta prompt asks for."""
     limits = config.sampling
     high = config.prompt.max_length or limits.solution_tokens
@@ -233,6 +235,6 @@ def _group(problem: Problem, solutions: Sequence[str], notions: Sequence[str], t
     streams = ((prompts.solution_messages(problem.text, config.prompt), solutions),
                (prompts.meta_messages(problem.text, config.prompt, limits.solution_tokens), predictions))
     end = loading.answer_end(tokenizer)
-    return [grpo.Sample(tuple(prompts.encode(tokenizer, messages)),
+    return [logprobs.Sample(tuple(prompts.encode(tokenizer, messages)),
                         (*tokenizer(text, add_special_tokens=False)["input_ids"], end), (), 0.0, 0.0)
             for messages, texts in streams for text in texts]

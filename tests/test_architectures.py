@@ -10,9 +10,9 @@ import pytest
 import torch
 from tiny import ARCHITECTURES, make
 
-from masa_lib import grpo, pocket
+from masa_lib import pocket
 from masa_lib.config import Config, ModelConfig
-from masa_lib.engines import Completion, Request, self_check
+from masa_lib.engines import Completion, Request, logprobs, self_check
 from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.models import architecture, loading
 from masa_lib.models.loading import ModelError
@@ -37,17 +37,17 @@ def adapted(model: Any) -> Any:
     return model.eval()
 
 
-def sampled(model: Any) -> list[grpo.Sample]:
+def sampled(model: Any) -> list[logprobs.Sample]:
     engine = TransformersEngine(model, [0], batch=3)
     asked = [Request(prompt, 6 + seed, seed) for seed, prompt in enumerate(PROMPTS)]
-    return [grpo.Sample(request.prompt, answer.tokens, answer.logps, 1.0, 1.0)
+    return [logprobs.Sample(request.prompt, answer.tokens, answer.logps, 1.0, 1.0)
             for request, answer in zip(asked, engine.generate(asked), strict=True)]
 
 
-def learned(model: Any, samples: Sequence[grpo.Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+def learned(model: Any, samples: Sequence[logprobs.Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     """Log-probs of the update and the gradient of a weighted sum of them, in chunks of four tokens."""
     model.zero_grad()
-    logps, _ = grpo.completion_logps(model, samples, 1.0, 4)
+    logps, _ = logprobs.completion_logps(model, samples, 1.0, 4)
     (logps * torch.arange(len(logps))).sum().backward()
     return logps.detach(), gradient(model)
 
@@ -56,7 +56,7 @@ def gradient(model: Any) -> torch.Tensor:
     return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in loading.trainable(model)])
 
 
-def naive(model: Any, samples: Sequence[grpo.Sample]) -> tuple[torch.Tensor, torch.Tensor]:
+def naive(model: Any, samples: Sequence[logprobs.Sample]) -> tuple[torch.Tensor, torch.Tensor]:
     """The same from one plain forward pass a sequence."""
     model.zero_grad()
     parts = []
@@ -117,7 +117,7 @@ def test_a_model_that_the_update_gets_wrong_is_refused_with_its_name_and_the_gap
 @pytest.mark.parametrize("row", range(3))
 def test_log_probs_that_are_no_numbers_are_refused_in_whichever_prompt_they_are(row: int, monkeypatch) -> None:
     own, calls = self_check.plain_logps, []
-    def plain_logps(model: Any, sample: grpo.Sample) -> torch.Tensor:
+    def plain_logps(model: Any, sample: logprobs.Sample) -> torch.Tensor:
         calls.append(sample)
         return own(model, sample) * (torch.nan if len(calls) == row + 1 else 1)
 
@@ -127,8 +127,8 @@ def test_log_probs_that_are_no_numbers_are_refused_in_whichever_prompt_they_are(
 
 
 def test_an_update_that_pads_behind_the_prompt_is_refused_where_a_window_counts_the_padding(monkeypatch) -> None:
-    pad = grpo._pad
-    monkeypatch.setattr(grpo, "_pad", lambda rows, device, left=False: pad(rows, device))
+    pad = logprobs._pad
+    monkeypatch.setattr(logprobs, "_pad", lambda rows, device, left=False: pad(rows, device))
     with pytest.raises(ModelError, match="by the update are"):
         check(make("gemma3_text"))
 

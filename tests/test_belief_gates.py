@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 from small import assert_same_run, small
 
-from masa_lib import belief_gates, beliefs, gating, trainer
 from masa_lib import config as configs
-from masa_lib.beliefs import Belief
+from masa_lib import trainer
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.gating import Candidate
+from masa_lib.gates import priors, registry
+from masa_lib.method import beliefs
+from masa_lib.method.beliefs import Belief
+from masa_lib.method.gating import Candidate
 from masa_lib.runs import Run
 from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.trainer import Trainer
@@ -38,8 +40,8 @@ class World:
     def __init__(self, method: str, changes: dict[str, Any] | None = None, knows: bool = True) -> None:
         self.config, self.knows, self.solved, self.step = settings(method, changes), knows, 0, 0
         self.pool = ProblemPool(self.config.problems, 0)
-        self.gate = gating.make_gate(self.config, self.pool, self.solve)
-        if isinstance(self.gate, belief_gates.Probe):
+        self.gate = registry.make_gate(self.config, self.pool, self.solve)
+        if isinstance(self.gate, priors.Probe):
             self.gate.hidden = self.hidden
 
     def solve(self, problems: list[Problem], samples: int, counted: bool = False) -> list[int]:
@@ -101,7 +103,7 @@ def test_on_problems_never_met_only_a_belief_tells_them_apart() -> None:
 
 
 def test_precision_and_recall_are_weighted_by_the_lots() -> None:
-    gate = gating.make_gate(settings("history"), None, None)
+    gate = registry.make_gate(settings("history"), None, None)
     groups = [(0, [1, 0], True, 1.0), (1, [0, 0], True, 1.0), (2, [0, 0], False, 20.0), (3, [1, 0], False, 20.0)]
     table = pd.DataFrame([{"stream": "solution", "group": group, "reward": float(reward), "admitted": kept,
                            "weight": weight} for group, rewards, kept, weight in groups for reward in rewards])
@@ -113,10 +115,10 @@ def test_precision_and_recall_are_weighted_by_the_lots() -> None:
 
 
 def test_history_fades_at_each_visit_and_counts_for_less_than_it_is() -> None:
-    gate = gating.make_gate(settings("history"), None, None)
+    gate = registry.make_gate(settings("history"), None, None)
     problem = Problem("a", "", "", 1, "")
     for right in (8, 0):
-        gate.learn([belief_gates.Outcome(problem, right, 8)])
+        gate.learn([priors.Outcome(problem, right, 8)])
     assert gate.memory["counts"]["a"] == [0.25 * 8 * 0.5, 0.25 * 8]
 
 
@@ -124,7 +126,7 @@ def test_the_anchor_solves_the_pool_once_and_says_what_that_cost() -> None:
     world = World("anchor")
     for _ in range(3):
         world.turn()
-    assert world.solved == 160 * belief_gates.ANCHORED
+    assert world.solved == 160 * priors.ANCHORED
 
 
 def test_the_probe_finds_a_linear_direction_and_knows_its_error() -> None:
@@ -132,7 +134,7 @@ def test_the_probe_finds_a_linear_direction_and_knows_its_error() -> None:
     states, direction = rng.normal(size=(300, 20)), rng.normal(size=20) / 12
     rates = (0.5 + states @ direction + rng.normal(0, 0.05, 300)).clip(0, 1)
     wanted = rng.normal(size=(50, 20))
-    mean_P, error = belief_gates.ridge(states, rates, wanted)
+    mean_P, error = priors.ridge(states, rates, wanted)
     assert np.corrcoef(mean_P, wanted @ direction)[0, 1] > 0.95
     assert 0.03 < error < 0.12
 

@@ -16,9 +16,9 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel, Digits, Metaspace, Split
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from masa_lib import beliefs, prompts
-from masa_lib.beliefs import ANSWERS, BeliefError
 from masa_lib.config import PromptConfig
+from masa_lib.method import beliefs, prompts
+from masa_lib.method.beliefs import ANSWERS, BeliefError
 from masa_lib.models import loading, tiers
 
 WORDINGS = ("compact", "paper")

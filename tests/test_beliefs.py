@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from masa_lib import beliefs, config, grpo, prompts
-from masa_lib.beliefs import ANSWERS, RATES_V, Trust
+from masa_lib import config
+from masa_lib.engines import logprobs
+from masa_lib.method import beliefs, objective, prompts
+from masa_lib.method.beliefs import ANSWERS, RATES_V, Trust
 from masa_lib.models import loading, tiers
 
 logits = st.lists(st.floats(-4, 4), min_size=9, max_size=9)
@@ -152,9 +154,9 @@ def test_belief_gradients_are_those_of_the_whole_model_in_micro_batches_too(pock
     settings = tiers.config()
     asked = beliefs.question(tokenizer, settings.prompt)
     texts = ["2 + 3", "17 * 4 + 1", "9 - 8"]
-    samples = [grpo.BeliefSample(tuple(prompts.encode(tokenizer, prompts.solution_messages(text, settings.prompt)))
+    samples = [logprobs.BeliefSample(tuple(prompts.encode(tokenizer, prompts.solution_messages(text, settings.prompt)))
                                  + asked.suffix, right, 8) for text, right in zip(texts, (8, 0, 3), strict=True)]
-    gradients, loss = grpo.belief_gradients(model, samples, asked.choices, "log", budget)
+    gradients, loss = objective.belief_gradients(model, samples, asked.choices, "log", budget)
     model.zero_grad()
     scores = []
     for sample in samples:

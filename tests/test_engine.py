@@ -18,9 +18,9 @@ import torch
 from small import small
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from masa_lib import grpo, prompts
 from masa_lib.config import ModelConfig
-from masa_lib.engines import EngineError, Request, make_engine
+from masa_lib.engines import EngineError, Request, logprobs, make_engine
+from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
@@ -65,9 +65,9 @@ def generate(policy: SimpleNamespace, asked: list[Request], **options):
 
 def mean_gap(policy: SimpleNamespace, asked, answers, temperature: float = 1.0) -> float:
     """Mean absolute difference of an engine's log-probs to the trainer's."""
-    samples = [grpo.Sample(r.prompt, a.tokens, a.logps, 1.0, 1.0) for r, a in zip(asked, answers, strict=True)]
+    samples = [logprobs.Sample(r.prompt, a.tokens, a.logps, 1.0, 1.0) for r, a in zip(asked, answers, strict=True)]
     with torch.no_grad(), loading.precision(policy.config, policy.model.device):
-        expected = [grpo.completion_logps(policy.model, [sample], temperature, 16)[0] for sample in samples]
+        expected = [logprobs.completion_logps(policy.model, [sample], temperature, 16)[0] for sample in samples]
     told = torch.tensor([logp for answer in answers for logp in answer.logps])
     return float((torch.cat(expected) - told).abs().mean())
 

@@ -14,8 +14,9 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small import small
 
-from masa_lib import expert, grpo, rollouts
-from masa_lib.engines import make_engine
+from masa_lib import expert
+from masa_lib.engines import logprobs, make_engine
+from masa_lib.method import rollouts
 from masa_lib.models import loading
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
@@ -157,7 +158,7 @@ def test_cloning_makes_the_expert_texts_more_likely_and_counts_its_tokens(scored
     assert not model.training
 
 
-def logps(model: Any, samples: list[grpo.Sample]) -> torch.Tensor:
+def logps(model: Any, samples: list[logprobs.Sample]) -> torch.Tensor:
     """The log-prob of each sample's completion, nats."""
     with torch.no_grad():
-        return torch.stack([grpo.completion_logps(model, [sample], 1.0, 512)[0].sum() for sample in samples])
+        return torch.stack([logprobs.completion_logps(model, [sample], 1.0, 512)[0].sum() for sample in samples])

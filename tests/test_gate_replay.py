@@ -12,9 +12,10 @@ import pytest
 from small import small
 from synthetic import evaluation_table, rollout_table, write_run
 
-from masa_lib import analysis, checks, figures, gate_figures, gate_trials, gating, replay, report
+from masa_lib import analysis, checks, figures, gate_figures, gate_trials, replay, report
 from masa_lib import config as configs
 from masa_lib.engines import make_engine
+from masa_lib.method import gating
 from masa_lib.models import loading
 from masa_lib.replay import Groups
 from masa_lib.widgets import gate_replay

@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small import small
 
-from masa_lib import gating, rewards
 from masa_lib.config import Config
-from masa_lib.gating import (
+from masa_lib.gates import registry
+from masa_lib.method import rewards
+from masa_lib.method.gating import (
     Candidate,
     MasaGate,
     admits,
@@ -327,7 +328,7 @@ def test_as_many_are_drawn_as_the_share_dropped_lately_asks_for() -> None:
 
 def test_methods_without_a_gate_have_none_and_all_others_have_their_own() -> None:
     def made(method: str) -> str:
-        return type(gating.make_gate(small({"method": method}), None, None)).__name__
+        return type(registry.make_gate(small({"method": method}), None, None)).__name__
 
     assert [made(method) for method in ("grpo", "masa", "masa-efficient")] == ["NoneType", "NoneType", "MasaGate"]
     assert len({made(method) for method in ("dapo", "mopps", "greso", "level-table", "oracle")}) == 5

@@ -257,14 +257,14 @@ def test_a_forked_process_starts_a_worker_of_its_own():
 
 
 def test_importing_and_grading_plain_answers_start_no_process():
-    program = ("import sys\nfrom masa_lib import grading\n"
+    program = ("import sys\nfrom masa_lib.tasks import grading\n"
                "assert grading.grade(r'\\boxed{5}', '5')\n"
                "assert grading._WORKER.process is None and 'sympy' not in sys.modules\n")
     subprocess.run([sys.executable, "-c", program], check=True, timeout=300)
 
 
 def test_a_large_process_has_its_answers_compared_too() -> None:
-    code = ("held = bytearray(1_300 * 2**20); held[::4096] = b'x' * len(held[::4096]); from masa_lib import grading; "
-            "print(grading.grade(r'\\boxed{y+1}', '1+y'), grading.limits_met())")
+    code = ("held = bytearray(1_300 * 2**20); held[::4096] = b'x' * len(held[::4096])\n"
+            "from masa_lib.tasks import grading\nprint(grading.grade(r'\\boxed{y+1}', '1+y'), grading.limits_met())")
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert told.stdout.split() == ["True", "0"]

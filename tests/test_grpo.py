@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masa_lib import config as configs
-from masa_lib import grpo, pocket
+from masa_lib import pocket
 from masa_lib.config import Config, UpdateConfig
+from masa_lib.engines import logprobs
+from masa_lib.method import objective
 
 CONFIG = UpdateConfig()
 
@@ -27,23 +29,23 @@ def model():
     return pocket.make_model(recipe, pocket.make_tokenizer()).eval()
 
 
-def make_samples(model, rewards_PG: torch.Tensor, config: UpdateConfig = CONFIG) -> list[grpo.Sample]:
+def make_samples(model, rewards_PG: torch.Tensor, config: UpdateConfig = CONFIG) -> list[logprobs.Sample]:
     """Random sequences of various lengths with the advantages of the rewards; every other group is a meta group."""
     generator = torch.Generator().manual_seed(1)
     lengths = torch.randint(1, 12, (rewards_PG.numel(),), generator=generator).tolist()
     streams = [("solution", "meta")[p % 2] for p in range(len(rewards_PG)) for _ in range(rewards_PG.shape[1])]
-    weights = grpo.token_weights(lengths, streams, config)
-    found = grpo.advantages(rewards_PG).flatten().tolist()
+    weights = objective.token_weights(lengths, streams, config)
+    found = objective.advantages(rewards_PG).flatten().tolist()
     samples = []
     for length, stream, weight, advantage in zip(lengths, streams, weights, found, strict=True):
         ids = torch.randint(0, 64, (5 + length,), generator=generator).tolist()
-        samples.append(grpo.Sample(tuple(ids[:5]), tuple(ids[5:]), (0.0,) * length, advantage, weight, stream))
+        samples.append(logprobs.Sample(tuple(ids[:5]), tuple(ids[5:]), (0.0,) * length, advantage, weight, stream))
     return samples
 
 
 def gradient(model, samples, config=CONFIG, temperature=1.0, old=None) -> torch.Tensor:
     model.zero_grad()
-    grpo.accumulate_gradients(model, samples, config, temperature, old)
+    objective.accumulate_gradients(model, samples, config, temperature, old)
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
 
 
@@ -67,8 +69,8 @@ def naive_gradient(model, samples, config=CONFIG, temperature=1.0) -> torch.Tens
 @settings(max_examples=50, deadline=None)
 def test_advantages_have_mean_zero_and_vanish_exactly_without_variance(rows):
     rewards_PG = torch.tensor(rows, dtype=torch.float64)
-    found = grpo.advantages(rewards_PG)
-    flat = grpo.zero_variance(rewards_PG)
+    found = objective.advantages(rewards_PG)
+    flat = objective.zero_variance(rewards_PG)
     assert torch.allclose(found.mean(1), torch.zeros(len(rows), dtype=torch.float64), atol=1e-6)
     assert (found[flat] == 0).all()
     wide = rewards_PG.std(1) > 0.01
@@ -76,7 +78,7 @@ def test_advantages_have_mean_zero_and_vanish_exactly_without_variance(rows):
 
 
 def test_advantages_without_normalisation_are_the_centred_rewards():
-    found = grpo.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), normalise_std=False)
+    found = objective.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), normalise_std=False)
     assert found.tolist() == [[0.75, -0.25, -0.25, -0.25]]
 
 
@@ -111,7 +113,7 @@ def test_micro_batches_and_chunks_do_not_change_the_gradient(model, budget, chun
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 def test_log_probs_and_entropy_are_those_of_the_full_logits(model, temperature):
     sample = make_samples(model, torch.tensor([[0.0, 1.0]]))[0]
-    logps, entropy = grpo.completion_logps(model, [sample], temperature, 3)
+    logps, entropy = logprobs.completion_logps(model, [sample], temperature, 3)
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([sample.prompt + sample.completion])).logits[0, 4:-1] / temperature
     full = logits.log_softmax(-1)
@@ -122,7 +124,7 @@ def test_log_probs_and_entropy_are_those_of_the_full_logits(model, temperature):
 def test_a_stream_is_divided_by_its_own_tokens_or_by_the_batchs():
     lengths, streams = [3, 1, 6], ["solution", "solution", "meta"]
     def weights(**changes):
-        return grpo.token_weights(lengths, streams, dataclasses.replace(CONFIG, **changes))
+        return objective.token_weights(lengths, streams, dataclasses.replace(CONFIG, **changes))
 
     assert weights() == pytest.approx([1 / 4, 1 / 4, 1 / 6])
     assert weights(meta_weight=0.5) == pytest.approx([1 / 4, 1 / 4, 1 / 12])
@@ -134,28 +136,29 @@ def test_a_stream_is_divided_by_its_own_tokens_or_by_the_batchs():
 def test_the_clip_stops_gains_but_not_losses_and_the_dual_clip_bounds_losses():
     ratio = torch.tensor([1.5, 0.5, 1.5, 0.5, 20.0])
     advantage = torch.tensor([1.0, 1.0, -1.0, -1.0, -1.0])
-    loss, clipped = grpo.clipped_loss(ratio.log(), torch.zeros(5), advantage, CONFIG)
+    loss, clipped = objective.clipped_loss(ratio.log(), torch.zeros(5), advantage, CONFIG)
     assert loss.tolist() == pytest.approx([-1.28, -0.5, 1.5, 0.8, 20.0])
     assert clipped.tolist() == [True, False, False, True, False]
-    loss, _ = grpo.clipped_loss(ratio.log(), torch.zeros(5), advantage, dataclasses.replace(CONFIG, dual_clip=3.0))
+    loss, _ = objective.clipped_loss(ratio.log(), torch.zeros(5), advantage, dataclasses.replace(CONFIG, dual_clip=3.0))
     assert loss.tolist() == pytest.approx([-1.28, -0.5, 1.5, 0.8, 3.0])
 
 
 def test_old_log_probs_make_the_clip_act(model):
     samples = make_samples(model, torch.tensor([[0.0, 1.0, 1.0, 0.0]]))
-    old = grpo.reference_logps(model, samples, CONFIG, 1.0)
+    old = logprobs.reference_logps(model, samples, CONFIG, 1.0)
     fresh = gradient(model, samples, old=old)
     assert torch.allclose(fresh, gradient(model, samples), atol=1e-6)
     moved = {key: logps - 1.0 for key, logps in old.items()}  # every ratio is e
     model.zero_grad()
-    assert grpo.accumulate_gradients(model, samples, CONFIG, 1.0, moved)["clipped"] > 0
+    assert objective.accumulate_gradients(model, samples, CONFIG, 1.0, moved)["clipped"] > 0
 
 
 MEMORY = """
 import sys, torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
-from masa_lib import grpo, models
-models.tune_heap()
+from masa_lib.engines import logprobs
+from masa_lib.models import loading
+loading.tune_heap()
 torch.manual_seed(0)
 model = Qwen3ForCausalLM(Qwen3Config(vocab_size=50_000, hidden_size=32, num_hidden_layers=1, num_attention_heads=1,
                                      num_key_value_heads=1, head_dim=32, intermediate_size=32))
@@ -166,8 +169,8 @@ before = peak()
 if sys.argv[1] == "full":
     logps = model(input_ids=ids).logits[:, :-1].log_softmax(-1).gather(2, ids[:, 1:, None])
 else:
-    samples = [grpo.Sample(tuple(row[:1]), tuple(row[1:]), (), 1.0, 1.0) for row in ids.tolist()]
-    logps, _ = grpo.completion_logps(model, samples, 1.0, 128)
+    samples = [logprobs.Sample(tuple(row[:1]), tuple(row[1:]), (), 1.0, 1.0) for row in ids.tolist()]
+    logps, _ = logprobs.completion_logps(model, samples, 1.0, 128)
 logps.sum().backward()
 print(peak() - before)
 """
@@ -183,14 +186,14 @@ def test_peak_memory_stays_far_below_that_of_full_logits_with_a_large_vocabulary
 def test_tokens_weigh_their_probability_under_the_learner_over_that_under_the_sampler_up_to_the_cap(model):
     samples = make_samples(model, torch.tensor([[1.0, 0.0, 0.0]]))
     with torch.no_grad():
-        own = grpo.reference_logps(model, samples, CONFIG, 1.0)
+        own = logprobs.reference_logps(model, samples, CONFIG, 1.0)
     apart = {id(sample): torch.linspace(-1.0, 2.0, len(sample.completion)) for sample in samples}
     told = [dataclasses.replace(sample, sampler_logps=tuple((own[id(sample)] - apart[id(sample)]).tolist()))
             for sample in samples]
     weighed = dataclasses.replace(CONFIG, sampler_weight="on", sampler_cap=2.0)
     expected = torch.zeros(())
     for sample in samples:
-        logps, _ = grpo.completion_logps(model, [sample], 1.0, 64)
+        logps, _ = logprobs.completion_logps(model, [sample], 1.0, 64)
         ratio = torch.exp(logps - logps.detach())
         expected = expected - (sample.weight * sample.advantage * ratio * apart[id(sample)].exp().clamp(max=2.0)).sum()
     model.zero_grad()
@@ -208,4 +211,4 @@ def test_tokens_weigh_their_probability_under_the_learner_over_that_under_the_sa
     ({"sampling.engine": "vllm", "model.precision": "bfloat16"}, True), ({"update.sampler_weight": "on"}, True),
     ({"sampling.engine": "vllm", "model.precision": "bfloat16", "update.sampler_weight": "off"}, False)])
 def test_the_samplers_weight_acts_by_default_where_it_computes_in_another_precision(changes, weighs):
-    assert grpo.weighs_sampler(configs.replace(Config(), changes)) == weighs
+    assert objective.weighs_sampler(configs.replace(Config(), changes)) == weighs

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from masa_lib import checks, grpo
+from masa_lib import checks
 from masa_lib.config import Config, UpdateConfig
+from masa_lib.method import objective
 from masa_lib.models import loading
 
 BOOK = Path(__file__).resolve().parent.parent / "notebooks" / "03_grpo_from_scratch.ipynb"
@@ -90,11 +91,11 @@ def test_the_constants_are_those_of_trl(trainer: Any, lesson: types.SimpleNamesp
 
 def test_our_functions_give_the_same_constants(lesson: types.SimpleNamespace) -> None:
     config = UpdateConfig()
-    assert torch.allclose(grpo.advantages(lesson.rewards_G[None])[0], right("advantages"), atol=1e-5)
+    assert torch.allclose(objective.advantages(lesson.rewards_G[None])[0], right("advantages"), atol=1e-5)
     assert torch.allclose((lesson.logps_N - lesson.old_logps_N).exp(), right("ratios"), atol=1e-5)
     advantages_N = right("advantages").repeat_interleave(lesson.lengths_G)
     logps_N = lesson.logps_N.clone().requires_grad_()
-    loss_N, _ = grpo.clipped_loss(logps_N, lesson.old_logps_N, advantages_N, config)
+    loss_N, _ = objective.clipped_loss(logps_N, lesson.old_logps_N, advantages_N, config)
     assert torch.allclose(loss_N, right("token losses"), atol=1e-5)
     assert torch.allclose(torch.autograd.grad(loss_N.sum(), logps_N)[0], right("pulls"), atol=1e-5)
     assert loss_N.mean().item() == pytest.approx(right("token mean").item())

@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from small import MODEL, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli, pocket, rollouts
+from masa_lib import cli, pocket
 from masa_lib.engines import make_engine
+from masa_lib.method import rollouts
 from masa_lib.models import loading, tiers
 from masa_lib.pocket import Recipe
 from masa_lib.tasks import arithmetic, grading, problems

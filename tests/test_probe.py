@@ -12,8 +12,9 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, figures, probe, prompts
+from masa_lib import analysis, figures, probe
 from masa_lib import crash_safe_files as files
+from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import held_out
 

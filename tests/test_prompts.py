@@ -8,8 +8,9 @@ import datetime
 import pytest
 from small import small
 
-from masa_lib import pocket, prompts
+from masa_lib import pocket
 from masa_lib.config import PromptConfig
+from masa_lib.method import prompts
 from masa_lib.models import loading
 
 PAPER, COMPACT = PromptConfig(wording="paper"), PromptConfig(wording="compact")

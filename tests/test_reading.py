@@ -13,9 +13,9 @@ from transformers import MistralConfig, MistralForCausalLM
 from masa_lib.config import ModelConfig
 from masa_lib.engines import EngineError, Reading, Request, make_engine
 from masa_lib.engines.in_process import TransformersEngine
+from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
 from masa_lib.scaleout.engine import SharedEngine, TrlEngine
-from masa_lib.selection import CountingEngine
 
 SUFFIX = (44, 45, 46)
 CHOICES = (48, 49, 50, 51, 52, 53, 54, 55, 56)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
-from masa_lib import gating, replay
+from masa_lib import replay
+from masa_lib.method import gating
 from masa_lib.replay import Groups
 from masa_lib.runs import Run
 

@@ -11,9 +11,10 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from masa_lib import checks, rollouts
+from masa_lib import checks
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
+from masa_lib.method import rollouts
 from masa_lib.models import tiers
 from masa_lib.runs import Run
 from masa_lib.widgets import panel, reward_figures, reward_lab, reward_scenes

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masa_lib.config import RewardConfig
-from masa_lib.rewards import Solution, meta_rewards, reward_table, score_table, solution_reward
+from masa_lib.method.rewards import Solution, meta_rewards, reward_table, score_table, solution_reward
 from masa_lib.tasks.predictions import MetaPrediction, parse_prediction
 
 GROUP = [Solution("First carry, then borrow.", 20, True), Solution("CARRY the one", 40, True),

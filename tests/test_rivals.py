@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from small import small
 
 from masa_lib.config import Config
-from masa_lib.gating import Candidate
-from masa_lib.rivals import GATES, Outcome, Rival
+from masa_lib.gates.baselines import GATES, Outcome, Rival
+from masa_lib.method.gating import Candidate
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 G, PLACES = 8, 16

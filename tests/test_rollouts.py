@@ -10,11 +10,11 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import prompts, rewards, rollouts
 from masa_lib.config import Config, replace
 from masa_lib.engines import Completion, Engine, make_engine
+from masa_lib.method import prompts, rewards, rollouts
+from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
-from masa_lib.selection import CountingEngine
 from masa_lib.tasks.predictions import parse_prediction
 from masa_lib.tasks.problems import ProblemPool
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from small import small, timeless
 
-from masa_lib import expert, grpo, safeguards, trainer, warmup
+from masa_lib import expert, safeguards, trainer, warmup
+from masa_lib.engines import logprobs
 from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.safeguards import TokenBudget, UpdateError
@@ -80,7 +81,7 @@ def test_the_halved_budget_is_kept_over_a_resume(tmp_path: Path) -> None:
 def test_the_log_probs_before_the_first_of_several_updates_are_computed_within_the_memory_too() -> None:
     changes = WHOLE | {"steps": 1, "update.updates_per_step": 2}
     short = Trainer(small(changes))
-    whole = grpo.reference_logps
+    whole = logprobs.reference_logps
     sizes = []
 
     def reference(model, samples, config, temperature):
@@ -90,7 +91,7 @@ def test_the_log_probs_before_the_first_of_several_updates_are_computed_within_t
         return whole(model, samples, config, temperature)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(grpo, "reference_logps", reference)
+        patch.setattr(logprobs, "reference_logps", reference)
         _, row = short.train_step()
     assert len(sizes) > 1 and row["token_budget"] == sizes[-1] <= 4000
     assert timeless(row) == timeless(Trainer(small(changes | {"update.token_budget": sizes[-1]})).train_step()[1])
@@ -120,7 +121,7 @@ def samples() -> tuple:
     """A model, and the sequences of two problems to imitate."""
     model, tokenizer = loading.load(small().model)
     ids = [tuple(tokenizer(text)["input_ids"]) for text in ("1 + 2", "3 + 4 + 5")]
-    return model, [grpo.Sample(prompt, prompt * 3, (), 0.0, 0.0) for prompt in ids for _ in range(3)]
+    return model, [logprobs.Sample(prompt, prompt * 3, (), 0.0, 0.0) for prompt in ids for _ in range(3)]
 
 
 def test_imitation_halves_the_micro_batch_too() -> None:

@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
-from masa_lib import cli, rollouts
+from masa_lib import cli
 from masa_lib import config as configs
 from masa_lib import trainer as trainers
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Request, make_engine
+from masa_lib.method import rollouts
 from masa_lib.models import loading
 from masa_lib.runs import Run
 from masa_lib.safeguards import UpdateError

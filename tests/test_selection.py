@@ -14,10 +14,12 @@ import pytest
 from small import small
 
 from masa_lib import config as configs
-from masa_lib import evaluation, gating, prompts, rollouts, selection
+from masa_lib import evaluation
 from masa_lib.engines import Completion, Engine, make_engine
+from masa_lib.gates import registry
+from masa_lib.method import gather, gating, prompts, rollouts
+from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.models import loading
-from masa_lib.selection import CountingEngine, Selection
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
@@ -60,8 +62,8 @@ class Parts:
         config, engine = small(changes), Listening(self.engine)
         sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config, seed=[0, step],
                          temperature=1.0)
-        gate = gating.make_gate(config, self.pool, None, memory and {config.method: memory})
-        found = selection.collect(gate, self.pool, 0, sample, config, step)
+        gate = registry.make_gate(config, self.pool, None, memory and {config.method: memory})
+        found = gather.collect(gate, self.pool, 0, sample, config, step)
         rollouts.score(found.table, config)
         return found, engine, found.table
 

@@ -15,10 +15,10 @@ from datasets import Dataset
 from small import small
 from trl import GRPOConfig, GRPOTrainer
 
-from masa_lib import grpo, rollouts
 from masa_lib import trainer as trainers
 from masa_lib.config import Config
-from masa_lib.engines import make_engine
+from masa_lib.engines import logprobs, make_engine
+from masa_lib.method import objective, rollouts
 from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
@@ -85,7 +85,7 @@ def our_gradient(table: pd.DataFrame, config: Config,
                  old: Callable[[Any], torch.Tensor] | None = None) -> tuple[float, dict[str, torch.Tensor]]:
     policy, _ = loading.load(config.model)
     samples = trainers._samples(table, config.update, signal_only=False)
-    sums = grpo.accumulate_gradients(policy, samples, config.update, 1.0,
+    sums = objective.accumulate_gradients(policy, samples, config.update, 1.0,
                                      {id(sample): old(sample) for sample in samples} if old else None)
     return sums["loss_solution"] + sums["loss_meta"], gradient(policy)
 
@@ -141,7 +141,7 @@ def test_loss_and_gradient_are_those_of_trl_where_the_clip_acts(tmp_path: Path, 
     place = {(tuple(prompt), tuple(tokens), advantage): row for row, (prompt, tokens, advantage) in enumerate(
         zip(table["prompt_ids"], table["tokens"], table["advantage"], strict=True))}
 
-    def old(sample: grpo.Sample) -> torch.Tensor:
+    def old(sample: logprobs.Sample) -> torch.Tensor:
         return old_BT[place[sample.prompt, sample.completion, sample.advantage], :len(sample.completion)]
 
     expected, gradients = our_gradient(table, config, old)

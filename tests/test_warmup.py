@@ -11,9 +11,9 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import config, grpo, warmup
+from masa_lib import config, warmup
 from masa_lib import crash_safe_files as files
-from masa_lib.engines import make_engine
+from masa_lib.engines import logprobs, make_engine
 from masa_lib.models import loading
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import parse_prediction
@@ -132,8 +132,8 @@ def test_the_folder_loads_and_says_how_it_was_made(made: Path) -> None:
     assert tokenizer.chat_template
     assert not torch.equal(model.get_input_embeddings().weight, original.get_input_embeddings().weight)
     ids = tuple(tokenizer("1 + 1")["input_ids"])
-    sample = grpo.Sample(ids[:-1], ids[-1:], (), 0.0, 0.0)
-    assert grpo.completion_logps(model, [sample], 1.0, 8)[0].isfinite().all()
+    sample = logprobs.Sample(ids[:-1], ids[-1:], (), 0.0, 0.0)
+    assert logprobs.completion_logps(model, [sample], 1.0, 8)[0].isfinite().all()
 
 
 def test_a_warm_up_repeats_itself(made: Path, tmp_path: Path) -> None:

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 
-from masa_lib import grpo
 from masa_lib.config import Config
-from masa_lib.engines import Engine, Request, context_of
+from masa_lib.engines import Engine, Request, context_of, logprobs
 from masa_lib.errors import MasaError, brief, is_out_of_memory
 from masa_lib.models import architecture, loading
 
@@ -47,7 +46,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
     with loading.precision(config.model, model.device):
         with _refusal(who, sampler):
             answers = engine.generate(requests)
-        samples = [grpo.Sample(request.prompt, answer.tokens, answer.logps, 1.0, 1.0)
+        samples = [logprobs.Sample(request.prompt, answer.tokens, answer.logps, 1.0, 1.0)
                    for request, answer in zip(requests, answers, strict=True)]
         with _refusal(who, "the update"):
             learned = _update_logps(model, samples)
@@ -63,7 +62,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
 
 
 @torch.no_grad()
-def plain_logps(model: Any, sample: grpo.Sample) -> torch.Tensor:
+def plain_logps(model: Any, sample: logprobs.Sample) -> torch.Tensor:
     """Log-probs of a sample's completion at temperature 1, by `model(...).logits` of this sequence alone."""
     ids_1T = torch.tensor([sample.prompt + sample.completion], device=model.device)
     count = len(sample.completion)
@@ -87,10 +86,10 @@ def _requests(model: Any, tokenizer: Any, engine: Engine, config: Config) -> lis
     return [Request(prompt, _SAMPLED - seed, seed) for seed, prompt in enumerate(prompts)]
 
 
-def _update_logps(model: Any, samples: Sequence[grpo.Sample]) -> list[torch.Tensor]:
+def _update_logps(model: Any, samples: Sequence[logprobs.Sample]) -> list[torch.Tensor]:
     """The samples' log-probs as an update computes them: with the graph of a gradient."""
     with torch.enable_grad():
-        logps_N, _ = grpo.completion_logps(model, samples, 1.0, _SAMPLED)
+        logps_N, _ = logprobs.completion_logps(model, samples, 1.0, _SAMPLED)
     return list(logps_N.detach().cpu().split([len(sample.completion) for sample in samples]))
 
 

@@ -18,10 +18,10 @@ import pandas as pd
 from accelerate.utils import gather_object
 
 from masa_lib import config as configs
-from masa_lib import prompts, rollouts
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Completion
-from masa_lib.rollouts import Ask
+from masa_lib.method import prompts, rollouts
+from masa_lib.method.rollouts import Ask
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 #: what the reward function has to know of a rollout; columns of the data set, or extra fields of a rollout function

@@ -21,10 +21,11 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import evaluation, health, prompts, rollouts, safeguards
+from masa_lib import evaluation, health, safeguards
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
+from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.runs import CONFIG, Run, RunError
 from masa_lib.stopping import Stop, Stopped

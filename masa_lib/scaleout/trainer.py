@@ -23,8 +23,9 @@ import torch
 from accelerate.utils import gather_object
 from trl import GRPOConfig, GRPOTrainer
 
-from masa_lib import gating, grpo, rollouts, selection
 from masa_lib.config import Config
+from masa_lib.gates import registry
+from masa_lib.method import gather, gating, objective, rollouts
 from masa_lib.models import loading
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
@@ -161,7 +162,7 @@ class MasaGRPOTrainer(GRPOTrainer):
 def loss_weights(table: pd.DataFrame, config: Config, signal_only: bool) -> Any:
     """What a token of each rollout counts in the loss; 0 for those that take no part."""
     counted = table[table["advantage"].ne(0) if signal_only else table["reward"].notna()]
-    weights = grpo.token_weights(counted["length"].tolist(), counted["stream"].tolist(), config.update)
+    weights = objective.token_weights(counted["length"].tolist(), counted["stream"].tolist(), config.update)
     return pd.Series(weights, counted.index, dtype=float).reindex(table.index, fill_value=0.0).to_numpy()
 
 
@@ -193,14 +194,14 @@ class Rollouts:
         self.step = self.cursor = self.oracle_tokens = 0
         self.memory: dict[str, Any] = {}
         self.gate: gating.Gate | None = None
-        self.found: selection.Selection | None = None
-        self.counting, self.clock = selection.CountingEngine(engine), Clock()
+        self.found: gather.Selection | None = None
+        self.counting, self.clock = gather.CountingEngine(engine), Clock()
 
     def __call__(self, prompts: Sequence[Any], trainer: GRPOTrainer) -> dict[str, Any]:
         """This process's share of the step: token ids, and the columns that the reward function reads."""
         config, state = self.config, trainer.accelerator
-        self.counting, self.clock, self.oracle_tokens = selection.CountingEngine(self.engine), Clock(), 0
-        self.gate = gating.make_gate(config, self.pool, self._solve, self.memory)
+        self.counting, self.clock, self.oracle_tokens = gather.CountingEngine(self.engine), Clock(), 0
+        self.gate = registry.make_gate(config, self.pool, self._solve, self.memory)
         trainer.refills = self.gate is not None and self.gate.refills
         sample = partial(rollouts.sample, engine=self.counting, tokenizer=self.tokenizer, config=config,
                          seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
@@ -208,7 +209,7 @@ class Rollouts:
         model.eval()
         with loading.precision(config.model, state.device):
             self.engine.sync()
-            self.found = selection.collect(self.gate, self.pool, self.cursor, sample, config, self.step + 1)
+            self.found = gather.collect(self.gate, self.pool, self.cursor, sample, config, self.step + 1)
         model.train()
         self.clock.lap("generate")
         table = self.found.table
@@ -237,7 +238,7 @@ class Rollouts:
 
     def learn(self, scored: pd.DataFrame) -> dict[str, float]:
         """End a step: tell the gate what came of it; the step's metrics about gate and cap."""
-        gated = selection.learn(self.gate, dataclasses.replace(self.found, table=scored))
+        gated = gather.learn(self.gate, dataclasses.replace(self.found, table=scored))
         self.step += 1
         self.cursor += len(self.found.candidates)
         if self.gate:

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import config as configs
-from masa_lib import prompts, rewards, rollouts
 from masa_lib.config import Config, RewardConfig
-from masa_lib.rewards import RewardTable, Solution
+from masa_lib.method import prompts, rewards, rollouts
+from masa_lib.method.rewards import RewardTable, Solution
 from masa_lib.runs import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 

@@ -22,12 +22,13 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 from plotly.subplots import make_subplots
 
-from masa_lib import checks, rollouts
+from masa_lib import checks
 from masa_lib.config import Config
 from masa_lib.engines import Engine, engine_of
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
+from masa_lib.method import rollouts
+from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading
-from masa_lib.rollouts import Ask
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem

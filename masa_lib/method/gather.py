@@ -18,13 +18,13 @@ from typing import Any
 
 import pandas as pd
 
-from masa_lib import beliefs, gating, rollouts
 from masa_lib import config as configs
-from masa_lib.beliefs import Belief
 from masa_lib.config import Config
 from masa_lib.engines import Completion, Engine, Reading, Request
-from masa_lib.gating import Candidate, Gate
-from masa_lib.rollouts import Ask
+from masa_lib.method import beliefs, gating, rollouts
+from masa_lib.method.beliefs import Belief
+from masa_lib.method.gating import Candidate, Gate
+from masa_lib.method.rollouts import Ask
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
 

@@ -4,7 +4,7 @@ MASA asks the model before it solves: a problem whose predicted pass rates promi
 and a solution is stopped at a multiple of its predicted length. Both act only while what they cost is small, and that
 is measured: dropped problems are re-checked and solutions are left uncapped by chance, and each counts as often as its
 chance was small. A prediction can also be the prior of a belief that a problem's groups sharpen (rule `posterior`).
-Rivals stand in `rivals`, and how a step's problems are gathered in `selection`; nothing here samples.
+Other gates stand in `masa_lib.gates`, and how a step's problems are gathered in `gather`; nothing here samples.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ import pandas as pd
 from scipy import special
 
 from masa_lib import config as configs
-from masa_lib.beliefs import Belief
 from masa_lib.config import BeliefConfig, Config, GateConfig
+from masa_lib.method.beliefs import Belief
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problems import Problem
 
 #: what is measured of gate and cap; NaN where nothing was
 MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "predictions_collapsed",
@@ -99,28 +99,6 @@ class Gate(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Go on from what `state` gave."""
         ...
-
-
-def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]],
-              memory: Mapping[str, Any] | None = None) -> Gate | None:
-    """The gate of a method; None for the methods that roll out every problem they draw.
-
-    Args:
-        config: of the step; a changed one takes effect through a new gate that is given the old one's state.
-        pool: the training problems.
-        solve: how many of so many solutions are right, for each problem; no cost unless `counted` is True.
-        memory: by method, the state that its gate goes on from; one without is as new.
-    """
-    from masa_lib import belief_gates, rivals
-
-    gate: Gate | None = None
-    if config.method == "masa-efficient":
-        gate = MasaGate(config)
-    elif config.method in (gates := rivals.GATES | belief_gates.GATES):
-        gate = gates[config.method](config, pool, solve)
-    if gate and memory and config.method in memory:
-        gate.restore(memory[config.method])
-    return gate
 
 
 def limits(config: Config) -> GateConfig | BeliefConfig:

@@ -18,9 +18,9 @@ from typing import Any
 
 import pandas as pd
 
-from masa_lib import rollouts
 from masa_lib.config import Config
-from masa_lib.gating import RATE, Candidate, nearest, signal_chance
+from masa_lib.method import rollouts
+from masa_lib.method.gating import RATE, Candidate, nearest, signal_chance
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 Solve = Callable[..., list[int]]
@@ -46,7 +46,7 @@ class Rival:
     Args:
         config: of the run.
         pool: of the run.
-        solve: how many of so many solutions are right, for each problem (`gating.make_gate`).
+        solve: how many of so many solutions are right, for each problem (`registry.make_gate`).
     """
 
     rechecks = refills = cap_on = hint_on = False

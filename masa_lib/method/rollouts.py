@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import beliefs, grpo, prompts, rewards
 from masa_lib.awareness import correlation
-from masa_lib.beliefs import Belief
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import Completion, Engine, Request
+from masa_lib.method import beliefs, objective, prompts, rewards
+from masa_lib.method.beliefs import Belief
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 from masa_lib.tasks.problems import Problem
@@ -243,7 +243,7 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
         values = pd.Series(0.0, stream.index)
         for size, rows in stream[sizes > 1].groupby(sizes):
             rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)
-            found = grpo.advantages(rewards_PG, normalise and config.update.normalise_std)
+            found = objective.advantages(rewards_PG, normalise and config.update.normalise_std)
             values[rows.index] = found.flatten().numpy()
         return values
 

@@ -16,10 +16,10 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import pandas as pd
 
-from masa_lib import beliefs, rollouts
 from masa_lib.config import Config
-from masa_lib.gating import Candidate
-from masa_lib.rivals import Outcome, Rival, Solve
+from masa_lib.gates.baselines import Outcome, Rival, Solve
+from masa_lib.method import beliefs, rollouts
+from masa_lib.method.gating import Candidate
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
 

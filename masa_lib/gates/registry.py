@@ -1,0 +1,33 @@
+"""Which gate a method has: the one place where a new one is entered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from masa_lib.config import Config
+from masa_lib.gates import baselines, priors
+from masa_lib.method.gating import Gate, MasaGate
+from masa_lib.tasks.problems import ProblemPool
+
+#: by method, what makes its gate from the config, the training problems and `solve`, see `make_gate`
+GATES: dict[str, Callable[..., Gate]] = {
+    "masa-efficient": lambda config, pool, solve: MasaGate(config), **baselines.GATES, **priors.GATES}
+
+
+def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]],
+              memory: Mapping[str, Any] | None = None) -> Gate | None:
+    """The gate of a method; None for the methods that roll out every problem they draw.
+
+    Args:
+        config: of the step; a changed one takes effect through a new gate that is given the old one's state.
+        pool: the training problems.
+        solve: how many of so many solutions are right, for each problem; no cost unless `counted` is True.
+        memory: by method, the state that its gate goes on from; one without is as new.
+    """
+    gate: Gate | None = None
+    if config.method in GATES:
+        gate = GATES[config.method](config, pool, solve)
+    if gate and memory and config.method in memory:
+        gate.restore(memory[config.method])
+    return gate

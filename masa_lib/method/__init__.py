@@ -1,0 +1,4 @@
+"""The method, in the order in which it is read.
+
+prompts, beliefs, gating, gather, rollouts, rewards, objective; then `masa_lib.training.trainer`, one step of it.
+"""

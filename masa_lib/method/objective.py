@@ -1,0 +1,183 @@
+"""The objective as pure functions on tensors: group-relative advantages, the clipped loss, and the belief's loss.
+
+The loss is a weighted sum over completion tokens; whatever a mean is taken over (tokens or sequences, one stream or the
+batch) is in the weights, so one line serves all. There is no reference model and no KL term. Suffixes: `_P` problem,
+`_G` member of a group, `_N` completion token of a whole micro-batch, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from masa_lib.config import Config, UpdateConfig
+from masa_lib.engines.logprobs import (
+    BeliefSample,
+    Sample,
+    completion_logps,
+    computed_tokens,
+    last_states,
+    micro_batches,
+    put,
+)
+from masa_lib.method import beliefs
+from masa_lib.models import architecture
+
+
+def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Tensor:
+    """Rewards relative to their group's mean, over the group's sample standard deviation plus 1e-6.
+
+    Args:
+        rewards_PG: one row a group of at least two.
+        normalise_std: divide by the standard deviation.
+
+    Returns:
+        Advantages of the same shape; exactly 0 throughout a group whose rewards are all equal.
+
+    Source: DeepSeekMath (2402.03300), section 4.1.2; sample standard deviation as in the released code.
+    """
+    centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
+    if normalise_std:
+        centred = centred / (rewards_PG.std(dim=1, keepdim=True) + 1e-6)
+    return torch.where(zero_variance(rewards_PG)[:, None], 0.0, centred)
+
+
+def zero_variance(rewards_PG: torch.Tensor) -> torch.Tensor:
+    """Which groups carry no gradient because all their rewards are equal; shape P, bool."""
+    return (rewards_PG == rewards_PG[:, :1]).all(dim=1)
+
+
+def token_weights(lengths: Sequence[int], streams: Sequence[str], config: UpdateConfig) -> list[float]:
+    """What one token of each sequence counts in the loss of an update.
+
+    Args:
+        lengths: completion lengths of *all* sequences of the update, those without a gradient too, tokens.
+        streams: `solution` or `meta`, for each sequence.
+        config: `denominator`, `loss_mean` and `meta_weight`.
+    """
+    total = {stream: 0 for stream in streams}
+    for length, stream in zip(lengths, streams, strict=True):
+        total[stream] += length if config.loss_mean == "token" else 1
+    if config.denominator == "batch":
+        total = dict.fromkeys(total, sum(total.values()))
+    factor = {"solution": 1.0, "meta": config.meta_weight}
+    return [factor[stream] / total[stream] / (1 if config.loss_mean == "token" else length)
+            for length, stream in zip(lengths, streams, strict=True)]
+
+
+def clipped_loss(logps_N: torch.Tensor, old_logps_N: torch.Tensor, advantages_N: torch.Tensor,
+                 config: UpdateConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """The clipped surrogate of each token, and whether the clip acted on it.
+
+    Args:
+        logps_N: under the policy, with gradient.
+        old_logps_N: under the policy before the step's first update, without gradient.
+        advantages_N: of the sequences the tokens belong to.
+        config: clip range and dual clip.
+
+    Source: PPO (1707.06347), equation 7, with separate bounds (DAPO, 2503.14476); dual clip 1912.09729.
+    """
+    ratio = torch.exp(logps_N - old_logps_N)
+    plain = -advantages_N * ratio
+    clipped = -advantages_N * ratio.clamp(1 - config.clip_low, 1 + config.clip_high)
+    loss = torch.maximum(plain, clipped)
+    if config.dual_clip:
+        loss = torch.where(advantages_N < 0, torch.minimum(loss, -advantages_N * config.dual_clip), loss)
+    return loss, (clipped > plain).detach()
+
+
+def weighs_sampler(config: Config) -> bool:
+    """Whether a run's update weighs tokens by the sampler's probabilities of them, see `sampler_weights`.
+
+    vLLM in bfloat16 keeps all states in it; the learner's autocast holds norms and residuals in float32.
+    """
+    setting = config.update.sampler_weight
+    other = config.sampling.engine == "vllm" and config.model.precision == "bfloat16"
+    return setting == "on" or (setting == "auto" and other)
+
+
+def sampler_weights(old_logps_N: torch.Tensor, sampler_logps_N: torch.Tensor, cap: float) -> torch.Tensor:
+    """The truncated importance weight of each token: its probability under the learner over that under the sampler.
+
+    Args:
+        old_logps_N: under the policy before the step's first update, without gradient.
+        sampler_logps_N: as the engine reported them; where it did not (NaN), the weight is 1.
+        cap: the largest weight.
+
+    Source: truncated importance sampling (Ionides 2008); between sampler and learner as in TRL's `token_truncate`.
+    """
+    return torch.exp(old_logps_N - sampler_logps_N).nan_to_num(nan=1.0).clamp(max=cap)
+
+
+def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateConfig, temperature: float,
+                         old_logps: dict[int, torch.Tensor] | None = None) -> dict[str, float]:
+    """Add the gradient of the loss over all samples to the parameters.
+
+    Args:
+        model: the policy.
+        samples: those with an advantage other than 0; their weights were made with all sequences.
+        config: the loss and the token budget; tokens are weighed by the sampler where `sampler_weight` is `on`.
+        temperature: of the sampling.
+        old_logps: for each sample (by its `id`), log-probs before the step's first update; None: this is it.
+
+    Returns:
+        Sums over tokens: `computed` (those through the model: shared prompts once), `tokens` (of completions),
+        `loss_solution`, `loss_meta`, `clipped`, `entropy`, `gap` (of the log-probs to the sampler's).
+    """
+    sums = dict.fromkeys(("computed", "tokens"), 0)
+    totals = torch.zeros(5, dtype=torch.float64, device=model.device)  # read once: reading waits for the device
+    for batch in micro_batches(samples, config.token_budget):
+        logps_N, entropy_N = completion_logps(model, batch, temperature, config.logprob_chunk, config.meta_entropy > 0)
+        old_N = torch.cat([old_logps[id(sample)] for sample in batch]) if old_logps else logps_N.detach()
+        counts = torch.tensor([len(sample.completion) for sample in batch])
+        facts_B3 = torch.tensor([[s.advantage, s.weight, float(s.stream == "meta")] for s in batch])
+        facts_N3 = put(facts_B3.repeat_interleave(counts, dim=0), model.device)
+        advantage_N, weight_N, meta_N = facts_N3.unbind(dim=1)
+        sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
+        loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
+        if config.sampler_weight == "on":
+            loss_N = loss_N * sampler_weights(old_N, sampler_N, config.sampler_cap)
+        if config.meta_entropy:
+            loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
+        (weight_N * loss_N).sum().backward()
+        with torch.no_grad():
+            weighted_N = weight_N * loss_N
+            totals += torch.stack([(weighted_N * (1 - meta_N)).sum(), (weighted_N * meta_N).sum(), clipped_N.sum(),
+                                 entropy_N.sum(), (logps_N - sampler_N).abs().sum()])
+        sums["tokens"] += int(counts.sum())
+        sums["computed"] += computed_tokens(model, batch)
+    return sums | dict(zip(("loss_solution", "loss_meta", "clipped", "entropy", "gap"), totals.tolist(), strict=True))
+
+
+def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Sequence[int], mode: str,
+                     token_budget: int) -> tuple[list[torch.Tensor], float]:
+    """The gradient of the beliefs' loss, minus the mean score, for each trainable parameter; exact, nothing is sampled.
+
+    Args:
+        model: the policy.
+        samples: at least one; the problems that were rolled out.
+        choices: ids of the nine answers.
+        mode: `prediction.score`.
+        token_budget: tokens (with padding) of one micro-batch.
+
+    Returns:
+        Gradients in the order of the model's trainable parameters, and the loss, nats (brier: 0 to 1).
+    """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
+    for batch in micro_batches(samples, token_budget):
+        last_PD = last_states(model, [sample.prompt for sample in batch])
+        logits_PV = architecture.head_logits(model, last_PD)[:, list(choices)].float()
+        likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
+                                                for sample in batch]), dtype=torch.float32)
+        rates_P = torch.tensor([sample.right / sample.solutions for sample in batch])
+        scores_P = beliefs.score(logits_PV, put(likelihoods_PV, model.device), put(rates_P, model.device), mode)
+        part = -scores_P.sum() / len(samples)
+        for kept, found in zip(total, torch.autograd.grad(part, parameters, allow_unused=True), strict=True):
+            if found is not None:
+                kept += found
+        loss += part.item()
+    return total, loss
