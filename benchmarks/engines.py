@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 
-from masa_lib import runs
 from masa_lib.config import Config
 from masa_lib.engines import Request, make_engine
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
+from masa_lib.runs.folder import environment
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.trainer import Trainer
 
@@ -126,7 +126,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     with loading.precision(config.model, model.device):
         speed = measure(parts, options.repeats)
     rates = {name: part["tokens_per_second"] for name, part in speed.items()}
-    told = runs.environment(config, "python benchmarks/engines.py " + " ".join(sys.argv[1:]))
+    told = environment(config, "python benchmarks/engines.py " + " ".join(sys.argv[1:]))
     result = {**vars(options), "threads": torch.get_num_threads(), "environment": told, "parts": speed}
     if with_vllm:
         result |= {f"vllm_to_{name}": rates["vllm"] / rate for name, rate in rates.items() if name != "vllm"}

@@ -27,9 +27,9 @@ import torch
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import runs
 from masa_lib.config import Config
 from masa_lib.models import memory, tiers
+from masa_lib.runs.folder import environment
 from masa_lib.trainer import Trainer, memory_mb
 
 #: dense bfloat16 FLOPs a second by the makers' data sheets (SXM); other hardware is measured
@@ -147,7 +147,7 @@ def main(given: list[str]) -> int:
     if arguments.pair:
         print(files.line(measure(config_of(*arguments.pair, arguments), arguments.steps)).decode())
         return 0
-    told = runs.environment(Config(), " ".join(["python", "benchmarks/gpu.py", *given]))
+    told = environment(Config(), " ".join(["python", "benchmarks/gpu.py", *given]))
     name = ", ".join(told["hardware"]["gpus"]) or told["hardware"]["cpu"]
     pairs = [pair(method, engine, given) for engine in arguments.engines for method in arguments.methods]
     record = told | {"hardware": {"name": name, **told["hardware"]}, "model": Path(arguments.model).name,

@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from masa_lib import runs
 from masa_lib.engines import Engine, Request, make_engine
 from masa_lib.method import beliefs, prompts
 from masa_lib.models import loading, tiers
+from masa_lib.runs.folder import environment
 from masa_lib.tasks.problems import ProblemPool
 
 
@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
              "reading and solutions": lambda: read(engine, solve, question) + solutions()}
     with loading.precision(config.model, model.device):
         found = measure(parts, engine, options.repeats)
-    told = runs.environment(config, "python benchmarks/reading.py " + " ".join(sys.argv[1:]))
+    told = environment(config, "python benchmarks/reading.py " + " ".join(sys.argv[1:]))
     result = {**vars(options), "solutions": settings.solutions, "predictions": settings.predictions,
               "threads": torch.get_num_threads(), "environment": told, "parts": found}
     for kind in ("tokens", "seconds"):

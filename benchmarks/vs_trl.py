@@ -28,7 +28,6 @@ from typing import Any
 import psutil
 import torch
 
-from masa_lib import runs
 from masa_lib.config import Config
 from masa_lib.models import loading, tiers
 from masa_lib.scaleout import cost
@@ -271,7 +270,7 @@ def main() -> None:
     limit = machine(config)
     record |= {"model": options.model, "vocabulary": options.vocabulary, "ratios": ratios(record["sides"]),
                "machine": limit, "share_of_limit": from_the_limit(config, record["sides"]["ours"], limit),
-               "environment": runs.environment(config, "python benchmarks/vs_trl.py " + " ".join(sys.argv[1:]))}
+               "environment": environment(config, "python benchmarks/vs_trl.py " + " ".join(sys.argv[1:]))}
     print(json.dumps(record) if options.json else text(record))
 
 

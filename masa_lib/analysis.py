@@ -31,7 +31,7 @@ from masa_lib.errors import MasaError
 from masa_lib.intervals import POSITIVE, SHARE, SIGNED, named, over_seeds, paired_ratio, ratio_of_logs
 from masa_lib.intervals import mean_interval as mean_interval
 from masa_lib.intervals import share_interval as share_interval
-from masa_lib.runs import Run, is_run
+from masa_lib.runs.folder import Run, is_run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"

@@ -336,9 +336,9 @@ def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: st
 def pays_pass_rate_alone(settings: Mapping[str, Any]) -> str:
     """Check an exercise of 04: settings by which a running training pays predictions for the pass rate alone."""
     from masa_lib import config as configs
-    from masa_lib import control
+    from masa_lib.runs import live_control
 
-    fixed = [key for key in settings if not key.startswith(control.LIVE)]
+    fixed = [key for key in settings if not key.startswith(live_control.LIVE)]
     if fixed:
         return f"Not yet: a running training would refuse {fixed[0]}."
     try:
@@ -352,7 +352,7 @@ def pays_pass_rate_alone(settings: Mapping[str, Any]) -> str:
 
 def prediction_share(share: float) -> str:
     """Check an exercise of 04: the share of its sampled tokens that a recorded run spent on predictions."""
-    from masa_lib.runs import Run
+    from masa_lib.runs.folder import Run
 
     metrics = Run.open(tiers.DATA / "runs" / "baseline" / "masa-s0").metrics()
     tokens = metrics[["tokens_meta", "tokens_solution"]].sum()

@@ -260,9 +260,9 @@ def _how_to_resume(run: Path | None) -> str:
 def _eval(options: argparse.Namespace) -> None:
     base = weights = run = None
     if options.run:
-        from masa_lib import runs
+        from masa_lib.runs.folder import Run
 
-        run = runs.Run.open(options.run)
+        run = Run.open(options.run)
         step, weights = run.weights(options.checkpoint)
         base = run.config_at(step)
     if options.problems:  # all of a file is measured on, unless it is the one that the run was trained on

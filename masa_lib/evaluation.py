@@ -20,7 +20,7 @@ from masa_lib.method import beliefs, gather, prompts, rollouts
 from masa_lib.method.gather import Sample
 from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks import problems
 from masa_lib.tasks.problems import Problem
 

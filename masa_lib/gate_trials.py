@@ -23,7 +23,7 @@ from masa_lib.engines import Engine
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, rollouts
 from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
 

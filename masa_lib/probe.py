@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engines, evaluation, figures, runs
+from masa_lib import analysis, engines, evaluation, figures
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
@@ -28,6 +28,7 @@ from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
+from masa_lib.runs.folder import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -75,7 +76,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
         for kind, values in asked_values(config).items():
             believe(table, kind, values, held_out, model, tokenizer, config)
     told = configs.shared(config)
-    summary = {**runs.environment(config, command), "model": Path(told.model.name).name,
+    summary = {**environment(config, command), "model": Path(told.model.name).name,
                "problems": {"count": len(held_out), "source": told.problems.source, "levels": config.problems.levels},
                "samples": config.sampling.solutions, "temperature": config.evaluation.temperature, **answers,
                **summarise(table)}

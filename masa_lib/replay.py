@@ -22,7 +22,7 @@ from masa_lib import gate_figures, report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.method.gating import aggregate_lengths, caps, rule_scores, signal_chance
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 PHASES = ("first third", "second third", "last third", "all")

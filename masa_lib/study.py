@@ -26,14 +26,14 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import control
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import tiers
-from masa_lib.runs import CONFIG, Run, is_run
-from masa_lib.stopping import Stop, Stopped
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import CONFIG, Run, is_run
+from masa_lib.runs.stopping import Stop, Stopped
 
 #: a run's output goes to LOGS/<study's folder>/<run>.log, outside of the record
 LOGS = Path("runs/logs")
@@ -206,12 +206,12 @@ def progress(planned: Planned) -> dict[str, Any]:
             raise RunError(f"The run {run.path} is not the one that the study describes: its {key} is {recorded!r}, "
                            f"the study's {said!r}. Put the study file right, or delete that folder to train it anew.")
     state = run.status["state"]
-    killed = state in ("running", "paused") and control.holder(run.path) is None
+    killed = state in ("running", "paused") and live_control.holder(run.path) is None
     tables = ((run.metrics(), "seconds_total"), (run.evaluations(), "seconds"))
     for table, key in tables:
         files.check_columns(table, f"The record of the run {run.path}", numbers=(key,) if len(table) else ())
     seconds = float(sum(table[key].sum() for table, key in tables if len(table)))
-    return row | {"state": "killed" if killed else state, "steps": control.steps(run.path), "seconds": seconds}
+    return row | {"state": "killed" if killed else state, "steps": live_control.steps(run.path), "seconds": seconds}
 
 
 def seconds_left(rows: Sequence[Mapping[str, Any]], jobs: int, hours: float) -> float:
@@ -326,7 +326,7 @@ class _Runner:
             if self.rows[name]["state"] == "finished":
                 self._finish(name)
             else:
-                self.running[name] = None if control.holder(self.runs[name].path) else self._launch(name)
+                self.running[name] = None if live_control.holder(self.runs[name].path) else self._launch(name)
 
     def _launch(self, name: str) -> subprocess.Popen:
         command = self.runs[name].command
@@ -342,7 +342,7 @@ class _Runner:
             if process and process.poll() is None:
                 continue
             del self.running[name]
-            if control.holder(self.runs[name].path):
+            if live_control.holder(self.runs[name].path):
                 self.running[name] = None
             elif process is None:
                 self.waiting.appendleft(name)
@@ -383,7 +383,7 @@ class _Runner:
 
     def _show(self, bar: tqdm) -> None:
         for name in self.running:
-            self.rows[name]["steps"] = control.steps(self.runs[name].path)
+            self.rows[name]["steps"] = live_control.steps(self.runs[name].path)
         rows = list(self.rows.values())
         left = tqdm.format_interval(seconds_left(rows, self.study.jobs, self.study.hours))
         bar.set_postfix_str(f"about {left} left, {self._finished()} of {len(rows)} runs finished, at "

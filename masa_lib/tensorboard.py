@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any
 
 from masa_lib import crash_safe_files as files
-from masa_lib.runs import Run, RunError
+from masa_lib.runs.folder import Run, RunError
 
 
 class Board:

@@ -30,18 +30,19 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import control, evaluation, expert, health, safeguards
 from masa_lib import (
     crash_safe_files as files,
 )
+from masa_lib import evaluation, expert, health, safeguards
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
 from masa_lib.errors import brief
 from masa_lib.gates import priors, registry
 from masa_lib.method import beliefs, gather, gating, objective, prompts, rollouts
 from masa_lib.models import loading
-from masa_lib.runs import CheckpointError, Run, RunError
-from masa_lib.stopping import Stop, Stopped
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import CheckpointError, Run, RunError
+from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.tensorboard import open_board
 
@@ -123,7 +124,7 @@ class Trainer:
                            "on these; go on from the last checkpoint (`masa resume`) or with a new trainer.")
         self.catch_up()
         if self.run:
-            self._config = control.obey(self.run, self.step, self.stop)
+            self._config = live_control.obey(self.run, self.step, self.stop)
         if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
         with self.stop.whole():

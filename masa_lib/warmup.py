@@ -25,12 +25,13 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import engines, expert, pocket, runs
+from masa_lib import engines, expert, pocket
 from masa_lib.config import Config
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
+from masa_lib.runs.folder import environment
 from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -103,7 +104,7 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         facts |= {"loss_first": losses[0], "loss_last": losses[-1], "updates": len(losses), "notions": notions,
                   "check": check(held_out, sampler, tokenizer, config)}
     told = configs.shared(config)
-    manifest = {**runs.environment(config, command), "model": Path(told.model.name).name, "recipe": asdict(recipe),
+    manifest = {**environment(config, command), "model": Path(told.model.name).name, "recipe": asdict(recipe),
                 "problems": asdict(told.problems), "prompt": asdict(config.prompt), **facts,
                 "minutes": (time.perf_counter() - start) / 60}
 

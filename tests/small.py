@@ -11,7 +11,7 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 MODEL = "pocket"
 

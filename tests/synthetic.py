@@ -10,7 +10,7 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import PREDICTING
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 STEPS = 20
 

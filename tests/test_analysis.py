@@ -16,7 +16,7 @@ from synthetic import STEPS, evaluation_table, write_run
 from masa_lib import analysis, report
 from masa_lib import config as configs
 from masa_lib.costs import COSTS
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}  # crosses 0.46 (base + 90 % of the gain) at step 18
 EARLY = {0: 0.1, 10: 0.5, STEPS: 0.6}  # crosses 0.46 at step 9

@@ -19,7 +19,7 @@ from masa_lib.gates import priors, registry
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.trainer import Trainer
 from masa_lib.widgets import training_view

@@ -23,10 +23,10 @@ from typing import Any
 
 import pytest
 
-from masa_lib import control
 from masa_lib.awareness import correlation
 from masa_lib.models import tiers
-from masa_lib.runs import Run
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import Run
 from masa_lib.widgets import reward_lab, reward_scenes, training_view
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -178,7 +178,7 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     playwright.expect(listed).to_contain_text(f"from step {change['step']}: ")
     press(page, "pause")
     state(page, "paused")
-    done = control.steps(out)
+    done = live_control.steps(out)
     press(page, "step")
     playwright.expect(page.get_by_text(f"step {done + 1} of")).to_be_visible()
     state(page, "paused")

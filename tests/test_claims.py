@@ -12,7 +12,7 @@ from masa_lib import checks, claims, departures
 from masa_lib.config import RewardConfig
 from masa_lib.method.rewards import RewardTable, score_table
 from masa_lib.models import tiers
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 BASELINE = tiers.DATA / "runs" / "baseline"
 

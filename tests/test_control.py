@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 from small import SETTINGS, assert_same_run, small, timeless
 
-from masa_lib import control
 from masa_lib.config import ConfigError
 from masa_lib.crash_safe_files import RunError
-from masa_lib.runs import Run
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import Run
 from masa_lib.trainer import Trainer, resume, train
 
 QUICK = {"steps": 6, "update.schedule": "constant", "sampling.problems": 4, "evaluation.final_problems": 2,
@@ -32,8 +32,8 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 
 
 def wait_for_state(out: Path, process: subprocess.Popen, wanted: str) -> None:
-    wait_for(lambda: control.state(out, process) == wanted,
-             f"{wanted}, not {control.state(out, process)}: {(out / control.LOG).read_text()}")
+    wait_for(lambda: live_control.state(out, process) == wanted,
+             f"{wanted}, not {live_control.state(out, process)}: {(out / control.LOG).read_text()}")
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def begun(tmp_path: Path) -> Iterator[Callable[..., tuple[Path, subprocess.Popen
 
     def begin(changes: dict[str, Any] | None = None) -> tuple[Path, subprocess.Popen]:
         out = tmp_path / f"run-{len(processes)}"
-        processes.append(control.start(out, SETTINGS | QUICK | (changes or {})))
+        processes.append(live_control.start(out, SETTINGS | QUICK | (changes or {})))
         return out, processes[-1]
 
     yield begin
@@ -55,52 +55,53 @@ def begun(tmp_path: Path) -> Iterator[Callable[..., tuple[Path, subprocess.Popen
 
 def write(folder: Path, **asked: Any) -> None:
     folder.mkdir(exist_ok=True)
-    (folder / control.CONTROL).write_text(json.dumps(asked))
+    (folder / live_control.CONTROL).write_text(json.dumps(asked))
 
 
 def test_pause_step_stop_and_resume_of_a_process(begun: Callable) -> None:
     out, process = begun({"steps": 500})
-    assert control.state(out, process) == "starting"
-    wait_for(lambda: control.steps(out) >= 1, "a first step")
-    control.pause(out)
+    assert live_control.state(out, process) == "starting"
+    wait_for(lambda: live_control.steps(out) >= 1, "a first step")
+    live_control.pause(out)
     wait_for_state(out, process, "paused")
-    done = control.steps(out)
-    control.step(out)
+    done = live_control.steps(out)
+    live_control.step(out)
     wait_for_state(out, process, "paused")
-    assert control.steps(out) == done + 1
-    assert control.state(out) == "paused"  # found without the process, as after a restart of the kernel
+    assert live_control.steps(out) == done + 1
+    assert live_control.state(out) == "paused"  # found without the process, as after a restart of the kernel
     with pytest.raises(RunError, match=r"trains .* already"):
-        control.resume(out)
-    control.proceed(out)
-    wait_for(lambda: control.steps(out) > done + 1, "a step after the pause")
-    control.stop(out)
+        live_control.resume(out)
+    live_control.proceed(out)
+    wait_for(lambda: live_control.steps(out) > done + 1, "a step after the pause")
+    live_control.stop(out)
     assert process.wait(60) == 143
-    assert control.state(out, process) == control.state(out) == "stopped"
-    run, stopped = Run.open(out), control.steps(out)
+    assert live_control.state(out, process) == live_control.state(out) == "stopped"
+    run, stopped = Run.open(out), live_control.steps(out)
     assert run.latest_checkpoint()[0] == stopped
-    second = control.resume(out)
+    second = live_control.resume(out)
     try:
-        wait_for(lambda: control.steps(out) > stopped, "a step of the second life, which the old stop is not meant for")
+        wait_for(lambda: live_control.steps(out) > stopped,
+                 "a step of the second life, which the old stop is not meant for")
     finally:
         second.kill()
         second.wait()
-    assert control.state(out, second) == control.state(out) == "killed"
+    assert live_control.state(out, second) == live_control.state(out) == "killed"
     with pytest.raises(RunError, match="Nobody trains"):
-        control.pause(out)
+        live_control.pause(out)
 
 
 def test_a_change_holds_from_the_next_step_and_a_killed_run_takes_it_over_at_the_same_step(
         begun: Callable, tmp_path: Path) -> None:
     out, process = begun({"record.checkpoint_every": 2})
-    wait_for(lambda: control.steps(out) >= 1, "a first step")
-    control.pause(out)
+    wait_for(lambda: live_control.steps(out) >= 1, "a first step")
+    live_control.pause(out)
     wait_for_state(out, process, "paused")
-    assert control.change(out, CHANGE) == 1
+    assert live_control.change(out, CHANGE) == 1
     wait_for(lambda: bool(Run.open(out).changes()), "the change in the record")
-    step = control.steps(out) + 1
+    step = live_control.steps(out) + 1
     assert Run.open(out).changes() == [{"step": step, "changes": CHANGE, "request": 1}]
-    control.step(out)
-    wait_for(lambda: control.steps(out) >= step, "the step with it")
+    live_control.step(out)
+    wait_for(lambda: live_control.steps(out) >= step, "the step with it")
     process.kill()  # SIGKILL, between two checkpoints or behind one
     process.wait()
     resumed = resume(out)
@@ -127,14 +128,14 @@ def test_a_run_without_a_control_file_and_one_that_is_asked_nothing_are_the_same
 
 def test_what_is_asked_before_it_is_in_force_is_kept_and_the_newest_value_wins(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small(), "masa train")
-    assert control.change(run.path, {"reward.difficulty_base": 0.1, "cap.multiplier": 3}) == 1
-    assert control.change(run.path, {"reward.difficulty_base": 0.2}) == 2
+    assert live_control.change(run.path, {"reward.difficulty_base": 0.1, "cap.multiplier": 3}) == 1
+    assert live_control.change(run.path, {"reward.difficulty_base": 0.2}) == 2
     trainer = Trainer(run.config, run)
     next(trainer)
     wanted = {"reward.difficulty_base": 0.2, "cap.multiplier": 3}
     assert run.changes() == [{"step": 1, "changes": wanted, "request": 2}]
     assert trainer.config.reward.difficulty_base == 0.2 and trainer.config.cap.multiplier == 3.0
-    assert control.change(run.path, {"gate.guard": False}) == 3
+    assert live_control.change(run.path, {"gate.guard": False}) == 3
     next(trainer)
     next(trainer)
     assert run.changes()[1:] == [{"step": 2, "changes": {"gate.guard": False}, "request": 3}]
@@ -143,7 +144,7 @@ def test_what_is_asked_before_it_is_in_force_is_kept_and_the_newest_value_wins(t
 def test_a_change_asked_of_a_resumed_run_comes_after_those_that_it_takes_over(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small(QUICK), "masa train")
     run.append_change(4, {"update.learning_rate": 1e-3})
-    control.change(run.path, {"update.learning_rate": 2e-3})
+    live_control.change(run.path, {"update.learning_rate": 2e-3})
     rates = [result.metrics["learning_rate"] for result in Trainer(run.config, run)]
     assert rates == [3e-4] * 3 + [2e-3] * 3
 
@@ -158,8 +159,8 @@ def test_a_change_that_is_not_allowed_is_refused_in_a_sentence_by_both_sides(
         settings: dict[str, Any], says: str, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small({"steps": 1}), "masa train")
     with pytest.raises(ConfigError, match=says):
-        control.change(run.path, settings)
-    assert not (run.path / control.CONTROL).exists()
+        live_control.change(run.path, settings)
+    assert not (run.path / live_control.CONTROL).exists()
     write(run.path, request=1, settings=settings)  # by hand
     next(Trainer(run.config, run))
     (row,) = run.changes()
@@ -170,31 +171,31 @@ def test_a_change_that_is_not_allowed_is_refused_in_a_sentence_by_both_sides(
                                   '{"until": "2"}', "\\u0000"])
 def test_a_control_file_that_cannot_be_read_asks_for_nothing(
         text: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    (tmp_path / control.CONTROL).write_text(text)
-    assert control.read(tmp_path) == control.Control()
+    (tmp_path / live_control.CONTROL).write_text(text)
+    assert live_control.read(tmp_path) == live_control.Control()
     assert "left out" in caplog.text
 
 
 def test_a_run_is_not_started_over_another_and_not_with_a_wrong_setting(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small(), "masa train")
     with pytest.raises(RunError, match="holds a run already"):
-        control.start(run.path, SETTINGS)
+        live_control.start(run.path, SETTINGS)
     with pytest.raises(ConfigError, match="no setting"):
-        control.start(tmp_path / "other", {"stepps": 3})
+        live_control.start(tmp_path / "other", {"stepps": 3})
     assert not (tmp_path / "other").exists()
-    assert control.state(tmp_path / "other") == "new"
+    assert live_control.state(tmp_path / "other") == "new"
 
 
 def test_a_training_that_cannot_begin_has_failed_and_left_its_reason(begun: Callable) -> None:
     out, process = begun({"problems.source": "no-such-file.jsonl"})
     assert process.wait(60) == 1
-    assert control.state(out, process) == "failed"
-    assert "no-such-file.jsonl" in (out / control.LOG).read_text()
+    assert live_control.state(out, process) == "failed"
+    assert "no-such-file.jsonl" in (out / live_control.LOG).read_text()
 
 
 def test_a_probe_of_the_lock_does_not_take_it(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small(), "masa train")
-    assert control.holder(run.path) is None
+    assert live_control.holder(run.path) is None
     with run.lock():
-        assert control.holder(run.path) is not None
+        assert live_control.holder(run.path) is not None
     assert timeless(run.status) == {"state": "running", "step": 0, "message": ""}

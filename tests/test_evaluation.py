@@ -13,7 +13,7 @@ from masa_lib import analysis, evaluation
 from masa_lib.config import Config
 from masa_lib.engines import make_engine
 from masa_lib.models import loading
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import ProblemPool, held_out
 from masa_lib.trainer import Trainer, train
 

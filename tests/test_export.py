@@ -18,7 +18,7 @@ from masa_lib.config import ModelConfig
 from masa_lib.export import ExportError, export
 from masa_lib.models import loading
 from masa_lib.models.loading import ModelError
-from masa_lib.runs import Run, RunError
+from masa_lib.runs.folder import Run, RunError
 from masa_lib.trainer import train
 
 

@@ -20,15 +20,16 @@ from hypothesis import strategies as st
 from small import small
 from synthetic import rollout_table, write_run
 
-from masa_lib import analysis, control, replay, report, study
+from masa_lib import analysis, replay, report, study
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.export import card
-from masa_lib.runs import Run, last_step, shared_command
-from masa_lib.stopping import Stop
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import Run, last_step, shared_command
+from masa_lib.runs.stopping import Stop
 from masa_lib.widgets import training_view as view
 
 MARKUP = "<img src=x onerror=alert(1)>"
@@ -79,10 +80,10 @@ def read_everything(path: Path, name: str) -> Iterator[Callable[[], Any]]:
         yield lambda: analysis.compare_runs(path)
         yield lambda: replay.read_groups(path)
         yield lambda: shown(path)
-    yield lambda: control.read(path)
-    yield lambda: control.state(path)
-    yield lambda: control.last_words(path)
-    yield lambda: control.change(path, {"gate.threshold": 0.5})
+    yield lambda: live_control.read(path)
+    yield lambda: live_control.state(path)
+    yield lambda: live_control.last_words(path)
+    yield lambda: live_control.change(path, {"gate.threshold": 0.5})
     yield lambda: card(Run.open(path), 3, Config(), "float32")
     yield lambda: study.progress(study.Planned("masa", path, RECORDED))
 
@@ -213,9 +214,9 @@ def test_whole_numbers_that_no_float_holds_are_one_sentence(sign: int, key: str)
                                      '{"request": 5, "settings": {"gate.threshold": 1' + "0" * 400 + "}}",
                                      '{"request": -1, "settings": {"gate.threshold": 0.5}}'])
 def test_no_control_file_ends_the_next_lives_of_a_run(content: str, run: Run) -> None:
-    (run.path / control.CONTROL).write_text(content)
+    (run.path / live_control.CONTROL).write_text(content)
     for _ in range(2):
-        assert control.obey(Run.open(run.path), 3, Stop()).gate.threshold == run.config.gate.threshold
+        assert live_control.obey(Run.open(run.path), 3, Stop()).gate.threshold == run.config.gate.threshold
     assert complaints(run.path) == []
 
 
@@ -268,7 +269,7 @@ def test_a_run_whose_folder_was_removed_says_so_and_does_not_make_it_again(run: 
         with pytest.raises(RunError, match=r"folder of the run .* was removed while the run was written"):
             write()
     assert not run.path.exists()
-    assert control.state(run.path) == "new" and "removed" in control.last_words(run.path)
+    assert live_control.state(run.path) == "new" and "removed" in live_control.last_words(run.path)
 
 
 def test_a_page_that_cannot_be_written_is_one_sentence(record: Path, tmp_path: Path) -> None:
@@ -370,7 +371,7 @@ def test_at_step_20000_a_new_step_reads_the_end_of_the_metrics_and_the_panel_wha
         before = bytes_read()
         run.append_metrics({"step": step, "accuracy": 0.25})
         run.set_status("running")
-        assert last_step(run.path) == control.steps(run.path) == step
+        assert last_step(run.path) == live_control.steps(run.path) == step
         records = reader.read()
         assert bytes_read() - before < size / 100
         assert records.metrics["step"].tolist()[-1] == step and records.metrics["accuracy"].iloc[-1] == 0.25

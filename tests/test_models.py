@@ -24,7 +24,7 @@ from masa_lib import trainer as training
 from masa_lib.config import ModelConfig
 from masa_lib.models import loading, tiers
 from masa_lib.models.loading import ModelError
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.trainer import Trainer
 
 FOLDER = Path(tiers.resolve(MODEL))

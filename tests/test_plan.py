@@ -14,7 +14,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config, ModelConfig
 from masa_lib.models import loading, memory, tiers
 from masa_lib.models.memory import GB, PlanError
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 
 def config(name: str = "qwen3-1.7b", **changes: object) -> Config:

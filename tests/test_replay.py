@@ -17,7 +17,7 @@ from masa_lib import config as configs
 from masa_lib import replay
 from masa_lib.method import gating
 from masa_lib.replay import Groups
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 RECORDED = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline" / "masa-s0"
 STEPS = (1, 5, 10, 15, 20, 25)

@@ -25,8 +25,8 @@ from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import seal
 from masa_lib.models import loading, tiers
-from masa_lib.runs import CheckpointError, Run, RunError
-from masa_lib.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
+from masa_lib.runs.folder import CheckpointError, Run, RunError
+from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.trainer import Trainer, read_moments, read_state, resume, train
 
 ROOT = Path(__file__).parents[1]

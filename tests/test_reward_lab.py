@@ -16,7 +16,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.method import rollouts
 from masa_lib.models import tiers
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.widgets.reward_lab import RewardLab
 from masa_lib.widgets.reward_scenes import Recorded

@@ -24,9 +24,8 @@ from safetensors.torch import save_file
 from small import largest_file
 
 from masa_lib import config as configs
-from masa_lib import runs
 from masa_lib.config import Config, ConfigError
-from masa_lib.runs import Run, RunError, environment
+from masa_lib.runs.folder import Run, RunError, _driver, environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -97,12 +96,12 @@ def test_the_environment_tells_versions_hardware_seed_and_command(run: Run) -> N
 
 
 def test_the_driver_is_read_where_it_tells_its_version(tmp_path: Path) -> None:
-    assert runs._driver(tmp_path / "version") is None
+    assert _driver(tmp_path / "version") is None
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  550.54.15  Tue Mar  5\n"
                                       "GCC version:  gcc version 12.2.0\n")
-    assert runs._driver(tmp_path / "version") == "550.54.15"
+    assert _driver(tmp_path / "version") == "550.54.15"
     (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  575.57  Release\n")
-    assert runs._driver(tmp_path / "version") == "575.57"
+    assert _driver(tmp_path / "version") == "575.57"
 
 
 def test_the_environment_holds_no_absolute_path_and_no_host_name(tmp_path: Path) -> None:
@@ -202,7 +201,7 @@ def test_the_commit_is_that_of_the_repository_which_holds_the_package(tmp_path: 
     git(tmp_path, "add", "mine.txt")
     git(tmp_path, "commit", "-qm", "mine")
     assert state() == {"commit": None, "dirty": None}
-    git(tmp_path, "add", "masa_lib/runs.py")
+    git(tmp_path, "add", "masa_lib/runs/folder.py")
     git(tmp_path, "commit", "-qm", "package")
     assert state() == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "mine.txt").write_text("changed")
@@ -213,7 +212,7 @@ def test_the_commit_is_that_of_the_repository_which_holds_the_package(tmp_path: 
 
 HOLDER = """
 import os, signal, sys
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 with Run.open(sys.argv[1]).lock():
     worker = sys.argv[2] == "fork" and os.fork()
     if not worker:  # the forked one, or the only one: by now it runs, and has let go of the lock if it is forked
@@ -499,7 +498,7 @@ def test_the_weights_of_a_run_without_checkpoints_are_its_trained_model_or_a_sen
 
 WRITER = """
 import signal, sys
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 def write(folder):
     (folder / "state.json").write_text("{}")
     with (folder / "weights.bin").open("wb") as file:
@@ -532,7 +531,7 @@ KILLS = """
 import itertools, os, shutil, signal, sys
 from pathlib import Path
 from masa_lib import config
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 def kill_at(n, path):
     seen = itertools.count()
@@ -689,7 +688,7 @@ SMALL_DISK = """
 import sys, torch
 from pathlib import Path
 from masa_lib.config import Config
-from masa_lib.runs import Run, RunError
+from masa_lib.runs.folder import Run, RunError
 run = Run.create(Path(sys.argv[1]) / "run", Config(), "masa train")
 run.save_checkpoint(1, lambda folder: (folder / "weights.bin").write_bytes(bytes(1000)))
 try:
@@ -728,7 +727,7 @@ def test_another_failure_to_write_names_the_file_and_the_reason(run: Run) -> Non
 
 
 def test_reading_a_run_does_not_load_torch(run: Run) -> None:
-    script = ("import sys; from masa_lib.runs import Run; r = Run.open(sys.argv[1]); r.metrics(); r.rollouts(); "
+    script = ("import sys; from masa_lib.runs.folder import Run; r = Run.open(sys.argv[1]); r.metrics(); r.rollouts(); "
               "assert 'torch' not in sys.modules")
     assert subprocess.run([sys.executable, "-c", script, run.path], cwd=ROOT).returncode == 0
 

@@ -15,7 +15,7 @@ from small import small, timeless
 from masa_lib import expert, safeguards, trainer, warmup
 from masa_lib.engines import logprobs
 from masa_lib.models import loading
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.safeguards import TokenBudget, UpdateError
 from masa_lib.trainer import Trainer
 

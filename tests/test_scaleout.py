@@ -22,7 +22,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Request, make_engine
 from masa_lib.method import rollouts
 from masa_lib.models import loading
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.safeguards import UpdateError
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import run as scaleout

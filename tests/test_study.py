@@ -17,7 +17,7 @@ from small import SETTINGS, timeless
 
 from masa_lib import cli, config, study
 from masa_lib import crash_safe_files as files
-from masa_lib.runs import Run, RunError
+from masa_lib.runs.folder import Run, RunError
 from masa_lib.trainer import train
 
 ROOT = Path(__file__).parents[1]

@@ -21,7 +21,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import in_process
 from masa_lib.models import loading, tiers
-from masa_lib.runs import Run, RunError
+from masa_lib.runs.folder import Run, RunError
 from masa_lib.tensorboard import Board, open_board
 from masa_lib.trainer import StepResult, Trainer, learning_rate, resume, train
 

@@ -14,11 +14,12 @@ import plotly.io
 import pytest
 from small import SETTINGS, small
 
-from masa_lib import checks, control
+from masa_lib import checks
 from masa_lib.awareness import correlation
 from masa_lib.config import ConfigError
 from masa_lib.models import tiers
-from masa_lib.runs import Run
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import Run
 from masa_lib.widgets import reward_lab
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.training_panel import LIVE, TrainingPanel
@@ -222,7 +223,7 @@ def test_a_training_is_started_steered_found_again_stopped_and_resumed(tmp_path:
         assert "Asked for, from the next step on: reward.notion_weight = 1.5" in panel.message.value
         panel.step()
         wait_for(panel, "paused")
-        done = control.steps(out)
+        done = live_control.steps(out)
         assert f"from step {done}: reward.notion_weight = 1.5" in panel.changes.value
         found = TrainingPanel(out)  # as after a restart of the kernel
         assert found.state == "paused" and found.knobs["reward.notion_weight"].value == 1.5
@@ -262,7 +263,7 @@ def test_a_knob_turned_while_nobody_trains_holds_when_the_run_goes_on(tmp_path: 
     panel = TrainingPanel(run.path)
     assert panel.state == "stopped" and enabled(panel) == {"resume"} and "&lt;img" in panel.status.value
     panel.knobs["gate.threshold"].value = 0.7
-    assert control.read(run.path).settings == {"gate.threshold": 0.7} and control.read(run.path).request == 1
+    assert live_control.read(run.path).settings == {"gate.threshold": 0.7} and live_control.read(run.path).request == 1
     (run.path / "status.json").write_text(json.dumps({"state": HOSTILE, "step": 0, "message": ""}))
     panel.refresh()
     assert "takes a state (running, " in panel.message.value and "&lt;img" in panel.message.value

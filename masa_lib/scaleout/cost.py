@@ -19,7 +19,7 @@ import pandas as pd
 
 from masa_lib.models import tiers
 from masa_lib.models.tiers import Architecture
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 
 #: bytes a trained parameter: float32 weights, gradient and two moments
 TRAINED = 16

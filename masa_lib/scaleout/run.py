@@ -27,8 +27,8 @@ from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
-from masa_lib.runs import CONFIG, Run, RunError
-from masa_lib.stopping import Stop, Stopped
+from masa_lib.runs.folder import CONFIG, Run, RunError
+from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.tensorboard import open_board
 from masa_lib.trainer import memory_mb, read_moments, read_state

@@ -23,7 +23,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config, RewardConfig
 from masa_lib.method import prompts, rewards, rollouts
 from masa_lib.method.rewards import RewardTable, Solution
-from masa_lib.runs import Run
+from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 #: what the lab sets: every setting of the rewards, and how advantages are made of them

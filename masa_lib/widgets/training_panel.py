@@ -21,12 +21,13 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from masa_lib import checks, control, health
+from masa_lib import checks, health
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.models import memory, tiers
-from masa_lib.runs import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
 from masa_lib.tasks import problems
 from masa_lib.widgets import training_view as view
 from masa_lib.widgets.keyboard import Keys
@@ -44,7 +45,7 @@ BUTTONS = {
     "go on": ("forward", "end the pause", ("pausing", "paused")),
     "stop": ("stop", "end after the running step, with a checkpoint", ("running", "pausing", "paused")),
     "resume": ("refresh", "go on from the last checkpoint", ("stopped", "failed", "killed"))}
-LIVE = [key for key in configs.settings() if key.startswith(control.LIVE)]
+LIVE = [key for key in configs.settings() if key.startswith(live_control.LIVE)]
 #: the tabs of knobs, and the sections of settings that each has; a knob that does nothing under the method is hidden
 TABS = {"Belief": ("prediction", "belief"), "Reward": ("reward",), "Update": ("update",), "Gate": ("gate",),
         "Cap and hint": ("cap",)}
@@ -137,27 +138,27 @@ class TrainingPanel:
 
     def start(self) -> None:
         """Train with what is chosen."""
-        self._launch(lambda: control.start(self.out.value, self.chosen()))
+        self._launch(lambda: live_control.start(self.out.value, self.chosen()))
 
     def resume(self) -> None:
         """Go on with a run that was stopped or killed."""
-        self._launch(lambda: control.resume(self.out.value))
+        self._launch(lambda: live_control.resume(self.out.value))
 
     def pause(self) -> None:
         """Let the training wait after the running step."""
-        self._order(control.pause, "It waits after the running step.")
+        self._order(live_control.pause, "It waits after the running step.")
 
     def step(self) -> None:
         """Let a paused training do one step."""
-        self._order(control.step, "One step, then it waits again.")
+        self._order(live_control.step, "One step, then it waits again.")
 
     def go_on(self) -> None:
         """End a pause."""
-        self._order(control.proceed, "")
+        self._order(live_control.proceed, "")
 
     def stop(self) -> None:
         """End the training after the running step."""
-        self._order(control.stop, "It stops after the running step (or evaluation), with a checkpoint.")
+        self._order(live_control.stop, "It stops after the running step (or evaluation), with a checkpoint.")
 
     def reset(self) -> None:
         """Turn all knobs back to how the run began, or is to begin."""
@@ -240,7 +241,7 @@ class TrainingPanel:
         if not self._filling and self._run_exists():
             asked = ", ".join(f"{key} = {value}" for key, value in settings.items())
             with self._telling(f"Asked for, from the next step on: {asked}."):
-                control.change(self.out.value, settings)
+                live_control.change(self.out.value, settings)
 
     def _turn_to_folder(self) -> None:
         with self._guard:
@@ -265,9 +266,9 @@ class TrainingPanel:
 
     def _look(self) -> None:
         out = Path(self.out.value)
-        state = control.state(out, self.process)
+        state = live_control.state(out, self.process)
         if state == "failed" and not self._run_exists():
-            self._tell(control.last_words(out))
+            self._tell(live_control.last_words(out))
             state, self.process = "new", None
         if state != self.state:
             self._turn_to_state(state)
@@ -288,11 +289,11 @@ class TrainingPanel:
             widget.disabled = state != "new"
         for widget in self.knobs.values():
             widget.disabled = state in ("starting", "finished")
-        self.out.disabled = state in control.ALIVE
+        self.out.disabled = state in live_control.ALIVE
         if first:
             if self._run_exists():
                 run = Run.open(self.out.value)
-                self._fill(run.config_at(control.steps(run.path) + 1))
+                self._fill(run.config_at(live_control.steps(run.path) + 1))
             self._plan().join()  # the first plan loads torch, which no other import should meet half-way
 
     def _draw(self) -> None:

@@ -23,7 +23,7 @@ from masa_lib.config import Config
 from masa_lib.crash_safe_files import Lines, RunError, check_columns
 from masa_lib.errors import brief
 from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
-from masa_lib.runs import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
+from masa_lib.runs.folder import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: recorded steps whose problems are dots of the scatter, and at most how many solutions of a problem are shown

@@ -28,8 +28,8 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.models import tiers
-from masa_lib.runs import LOCK, Run, is_run, last_step
-from masa_lib.stopping import Stop
+from masa_lib.runs.folder import LOCK, Run, is_run, last_step
+from masa_lib.runs.stopping import Stop
 
 CONTROL, LOG = "control.json", "train.log"
 #: what may change while a run trains: settings, and whole sections of them
