@@ -25,7 +25,7 @@ from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import environment
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.trainer import Trainer
+from masa_lib.training.trainer import Trainer
 
 
 def make_requests(config: Config, tokenizer: Any, sequences: int, members: int, tokens: int) -> list[Request]:

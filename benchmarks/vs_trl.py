@@ -30,8 +30,9 @@ import torch
 
 from masa_lib.config import Config
 from masa_lib.models import loading, tiers
+from masa_lib.runs.folder import environment
 from masa_lib.scaleout import cost
-from masa_lib.trainer import Trainer, memory_mb
+from masa_lib.training.trainer import Trainer, memory_mb
 
 PHASES = ("generate", "grade", "update")
 #: names of the profiler's events, on the CPU and on a GPU

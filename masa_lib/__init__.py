@@ -1,7 +1,7 @@
 """MASA (Meta-Awareness via Self-Alignment, arXiv 2510.03259): a model learns to predict its own solutions.
 
 One module a room; a training step walks through problems, prompts, engine, predictions, grading, rewards, grpo and
-runs, and `masa_lib.trainer` is where it can be read. Importing the package itself loads none of them.
+runs, and `masa_lib.training.trainer` is where it can be read. Importing the package itself loads none of them.
 """
 
 import os

@@ -246,7 +246,7 @@ def _trainer(options: argparse.Namespace) -> Any:
         from masa_lib.scaleout import run
 
         return run
-    from masa_lib import trainer
+    from masa_lib.training import trainer
 
     return trainer
 
@@ -270,7 +270,7 @@ def _eval(options: argparse.Namespace) -> None:
         options.problems = None
     settings = config_from(options, base)
     from masa_lib import crash_safe_files as files
-    from masa_lib import evaluation
+    from masa_lib.training import evaluation
 
     summary, table = evaluation.evaluate_model(settings, weights, run)
     if run:
@@ -296,7 +296,7 @@ def _probe(options: argparse.Namespace) -> None:
 
 def _warmup(options: argparse.Namespace) -> None:
     settings, out = _settings_and_out(options, "warmup")
-    from masa_lib import warmup
+    from masa_lib.recipes import warmup
 
     made = warmup.build(settings, out, warmup.Recipe(problems=options.count), options.command)
     print(_table([{"measure": key, "value": value} for key, value in made["check"].items()]))
@@ -309,7 +309,7 @@ def _settings_and_out(options: argparse.Namespace, name: str) -> tuple[config.Co
 
 
 def _export(options: argparse.Namespace) -> None:
-    from masa_lib import export
+    from masa_lib.training import export
 
     step = export.export(options.run, options.out, options.checkpoint)
     print(f"Exported: {options.out} holds the model of step {step} and README.md, its model card.")
@@ -385,7 +385,7 @@ def _problems(options: argparse.Namespace) -> None:
 
 
 def _pocket_build(options: argparse.Namespace) -> None:
-    from masa_lib import pocket
+    from masa_lib.recipes import pocket
 
     pocket.build(options.out, pocket.Recipe(seed=options.seed))
     print(f"Made: {options.out}. `masa train --model {shlex.quote(str(options.out))}` trains it.")

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engines, evaluation, figures
+from masa_lib import analysis, engines, figures
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
@@ -28,12 +28,13 @@ from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
+from masa_lib.recipes.warmup import in_form
 from masa_lib.runs.folder import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
-from masa_lib.warmup import in_form
+from masa_lib.training import evaluation
 
 #: keeps the seeds of a probe apart from those of training steps and evaluations
 SEED_TAG = 32452843

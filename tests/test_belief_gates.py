@@ -12,7 +12,6 @@ import pytest
 from small import assert_same_run, small
 
 from masa_lib import config as configs
-from masa_lib import trainer
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.gates import priors, registry
@@ -21,7 +20,8 @@ from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import Problem, ProblemPool
-from masa_lib.trainer import Trainer
+from masa_lib.training import trainer
+from masa_lib.training.trainer import Trainer
 from masa_lib.widgets import training_view
 
 G, PLACES = 8, 10

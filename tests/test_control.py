@@ -17,7 +17,7 @@ from masa_lib.config import ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
-from masa_lib.trainer import Trainer, resume, train
+from masa_lib.training.trainer import Trainer, resume, train
 
 QUICK = {"steps": 6, "update.schedule": "constant", "sampling.problems": 4, "evaluation.final_problems": 2,
          "evaluation.final_samples": 2}
@@ -33,7 +33,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 60) -> N
 
 def wait_for_state(out: Path, process: subprocess.Popen, wanted: str) -> None:
     wait_for(lambda: live_control.state(out, process) == wanted,
-             f"{wanted}, not {live_control.state(out, process)}: {(out / control.LOG).read_text()}")
+             f"{wanted}, not {live_control.state(out, process)}: {(out / live_control.LOG).read_text()}")
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from masa_lib.engines import EngineError, Request, logprobs, make_engine
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.trainer import Trainer
+from masa_lib.training.trainer import Trainer
 
 VLLM = pytest.param("vllm", marks=pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux"))
 ENGINES = ["transformers", "paged", VLLM]

@@ -9,13 +9,14 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
-from masa_lib import analysis, evaluation
+from masa_lib import analysis
 from masa_lib.config import Config
 from masa_lib.engines import make_engine
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import ProblemPool, held_out
-from masa_lib.trainer import Trainer, train
+from masa_lib.training import evaluation
+from masa_lib.training.trainer import Trainer, train
 
 CONFIG = small({"problems.levels": "1-6"})
 

@@ -14,13 +14,13 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from small import small
 
-from masa_lib import expert
 from masa_lib.engines import logprobs, make_engine
 from masa_lib.method import rollouts
 from masa_lib.models import loading
-from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.training import expert
+from masa_lib.training.safeguards import TokenBudget
 
 CONFIG = small({"problems.levels": "1-3", "sampling.solutions": 8, "sampling.predictions": 8, "cloning.store": 4,
                 "cloning.learning_rate": 1e-4, "cloning.updates": 3})

@@ -13,13 +13,14 @@ import torch
 from small import small
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli, config, evaluation
+from masa_lib import cli, config
 from masa_lib.config import ModelConfig
-from masa_lib.export import ExportError, export
 from masa_lib.models import loading
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run, RunError
-from masa_lib.trainer import train
+from masa_lib.training import evaluation
+from masa_lib.training.export import ExportError, export
+from masa_lib.training.trainer import train
 
 
 @pytest.fixture(scope="module")

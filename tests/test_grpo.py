@@ -13,10 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from masa_lib import config as configs
-from masa_lib import pocket
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.method import objective
+from masa_lib.recipes import pocket
 
 CONFIG = UpdateConfig()
 

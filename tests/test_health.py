@@ -17,7 +17,7 @@ from synthetic import write_run
 
 from masa_lib import analysis, health, report
 from masa_lib.runs.folder import Run
-from masa_lib.trainer import Trainer
+from masa_lib.training.trainer import Trainer
 from masa_lib.widgets.training_panel import TrainingPanel
 
 NAN = math.nan

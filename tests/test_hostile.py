@@ -26,10 +26,10 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
-from masa_lib.export import card
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, last_step, shared_command
 from masa_lib.runs.stopping import Stop
+from masa_lib.training.export import card
 from masa_lib.widgets import training_view as view
 
 MARKUP = "<img src=x onerror=alert(1)>"

@@ -20,12 +20,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from small import MODEL, small
 
-from masa_lib import trainer as training
 from masa_lib.config import ModelConfig
 from masa_lib.models import loading, tiers
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run
-from masa_lib.trainer import Trainer
+from masa_lib.training import trainer as training
+from masa_lib.training.trainer import Trainer
 
 FOLDER = Path(tiers.resolve(MODEL))
 IDS = torch.tensor([[5, 6, 7, 8, 9]])

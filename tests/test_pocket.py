@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from small import MODEL, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli, pocket
+from masa_lib import cli
 from masa_lib.engines import make_engine
 from masa_lib.method import rollouts
 from masa_lib.models import loading, tiers
-from masa_lib.pocket import Recipe
+from masa_lib.recipes import pocket
+from masa_lib.recipes.pocket import Recipe
 from masa_lib.tasks import arithmetic, grading, problems
 from masa_lib.tasks.arithmetic import LEVELS, NOTIONS, Chain, Habits
 from masa_lib.tasks.predictions import parse_prediction

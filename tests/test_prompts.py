@@ -8,10 +8,10 @@ import datetime
 import pytest
 from small import small
 
-from masa_lib import pocket
 from masa_lib.config import PromptConfig
 from masa_lib.method import prompts
 from masa_lib.models import loading
+from masa_lib.recipes import pocket
 
 PAPER, COMPACT = PromptConfig(wording="paper"), PromptConfig(wording="compact")
 PROBLEM = "Start with 40. Subtract 7. Braces {} and {problem} stay."

@@ -27,7 +27,7 @@ from masa_lib.crash_safe_files import seal
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
-from masa_lib.trainer import Trainer, read_moments, read_state, resume, train
+from masa_lib.training.trainer import Trainer, read_moments, read_state, resume, train
 
 ROOT = Path(__file__).parents[1]
 CONFIG = small({"steps": 7, "evaluation.every": 3, "sampling.problems": 4})
@@ -387,8 +387,8 @@ def test_overlong_problems_are_left_out_at_the_start_and_at_resume(
 
 
 def test_the_date_in_a_prompt_is_that_of_the_runs_start(tmp_path: Path) -> None:
-    from masa_lib import pocket
     from masa_lib.models import loading
+    from masa_lib.recipes import pocket
 
     model, tokenizer = loading.load(CONFIG.model)
     tokenizer.chat_template = "{{ strftime_now('%Y %m %d') }}" + pocket.CHAT_TEMPLATE

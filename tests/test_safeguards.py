@@ -12,12 +12,13 @@ import pytest
 import torch
 from small import small, timeless
 
-from masa_lib import expert, safeguards, trainer, warmup
 from masa_lib.engines import logprobs
 from masa_lib.models import loading
+from masa_lib.recipes import warmup
 from masa_lib.runs.folder import Run
-from masa_lib.safeguards import TokenBudget, UpdateError
-from masa_lib.trainer import Trainer
+from masa_lib.training import expert, safeguards, trainer
+from masa_lib.training.safeguards import TokenBudget, UpdateError
+from masa_lib.training.trainer import Trainer
 
 WHOLE = {"update.token_budget": 10**6, "steps": 2, "sampling.problems": 4, "sampling.solution_tokens": 40,
          "evaluation.final_problems": 1, "evaluation.final_samples": 1, "evaluation.predictions": 0}

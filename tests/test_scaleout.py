@@ -17,17 +17,17 @@ from small import small, timeless
 
 from masa_lib import cli
 from masa_lib import config as configs
-from masa_lib import trainer as trainers
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Request, make_engine
 from masa_lib.method import rollouts
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
-from masa_lib.safeguards import UpdateError
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import run as scaleout
 from masa_lib.scaleout.engine import TrlEngine
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.training import trainer as trainers
+from masa_lib.training.safeguards import UpdateError
 
 ROOT = Path(__file__).resolve().parent.parent
 #: 5 problems with 8 rollouts on two processes: the third problem's group is split; two micro-batches

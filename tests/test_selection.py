@@ -14,14 +14,14 @@ import pytest
 from small import small
 
 from masa_lib import config as configs
-from masa_lib import evaluation
 from masa_lib.engines import Completion, Engine, make_engine
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.trainer import Trainer
+from masa_lib.training import evaluation
+from masa_lib.training.trainer import Trainer
 
 #: gate and cap act from step 2 on, whatever they cost
 ACTS = {"method": "masa-efficient", "gate.start": 1, "gate.guard": False, "cap.guard": False, "gate.threshold": 0.6,

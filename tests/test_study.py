@@ -18,7 +18,7 @@ from small import SETTINGS, timeless
 from masa_lib import cli, config, study
 from masa_lib import crash_safe_files as files
 from masa_lib.runs.folder import Run, RunError
-from masa_lib.trainer import train
+from masa_lib.training.trainer import train
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "studies").glob("*.toml"))

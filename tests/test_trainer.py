@@ -22,8 +22,8 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines import in_process
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import Run, RunError
-from masa_lib.tensorboard import Board, open_board
-from masa_lib.trainer import StepResult, Trainer, learning_rate, resume, train
+from masa_lib.training.tensorboard import Board, open_board
+from masa_lib.training.trainer import StepResult, Trainer, learning_rate, resume, train
 
 
 def steps(changes=None) -> list[StepResult]:

@@ -15,7 +15,6 @@ from datasets import Dataset
 from small import small
 from trl import GRPOConfig, GRPOTrainer
 
-from masa_lib import trainer as trainers
 from masa_lib.config import Config
 from masa_lib.engines import logprobs, make_engine
 from masa_lib.method import objective, rollouts
@@ -23,6 +22,7 @@ from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.training import trainer as trainers
 
 #: what TRL's defaults mean: advantages without the standard deviation, tokens of both streams in one mean
 PLAIN = {"update.normalise_std": False, "update.denominator": "batch", "sampling.problems": 3, "update.dual_clip": 0.0}

@@ -1,4 +1,4 @@
-"""A training on TRL, from the config to the run's folder: the same files as `masa_lib.trainer` writes.
+"""A training on TRL, from the config to the run's folder: the same files as `masa_lib.training.trainer` writes.
 
 The main process alone writes and holds the run's lock. A checkpoint is the same on both engines, so a run may change
 from one to the other, or to another number of processes, whenever it is resumed. Every process is stopped after the
@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import evaluation, health, safeguards
+from masa_lib import health
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
@@ -30,8 +30,9 @@ from masa_lib.models import loading
 from masa_lib.runs.folder import CONFIG, Run, RunError
 from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
-from masa_lib.tensorboard import open_board
-from masa_lib.trainer import memory_mb, read_moments, read_state
+from masa_lib.training import evaluation, safeguards
+from masa_lib.training.tensorboard import open_board
+from masa_lib.training.trainer import memory_mb, read_moments, read_state
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the rollout function is; a test watches over it
 
@@ -94,7 +95,7 @@ def sharded() -> bool:
 
 
 def train(config: Config, out: str | Path, command: str) -> Run:
-    """Train in a new run folder; see `masa_lib.trainer.train`."""
+    """Train in a new run folder; see `masa_lib.training.trainer.train`."""
     check(config)
     session = Session(config, Path(out))
     if session.main:
@@ -103,7 +104,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 
 
 def resume(path: str | Path) -> Run:
-    """Go on with a run of either engine from its last checkpoint; see `masa_lib.trainer.resume`."""
+    """Go on with a run of either engine from its last checkpoint; see `masa_lib.training.trainer.resume`."""
     run = Run.open(path)
     status = run.status
     found = run.resume_point(lambda step, folder: (read_state(folder, step)["step"], folder))
@@ -247,7 +248,7 @@ class Session:
         return {name: whole[name] for name in self.names} if self.main else {}
 
     def save_checkpoint(self, run: Run) -> None:
-        """A checkpoint as `masa_lib.trainer` writes it; every process has to call."""
+        """A checkpoint as `masa_lib.training.trainer` writes it; every process has to call."""
         weights = self._weights()
         moments = get_optimizer_state_dict(self.trainer.model_wrapped, self._optimizer(), options=WHOLE)
         if not self.main:

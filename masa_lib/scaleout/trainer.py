@@ -4,7 +4,7 @@ TRL turns rewards into advantages and weighs tokens in its own way. Its clipped 
 the advantage, so `advantage x weight x tokens` under `loss_type="dapo"` (a sum over the step's tokens divided by their
 number) gives our loss exactly: own groups for each stream, any denominator, 1e-6 beside the standard deviation. TRL's
 entropy bonus acts on all tokens; ours, on those of the meta stream, is added to the loss. The rest is the optimiser and
-the learning rate of `masa_lib.trainer`, and the sampling of a step as a rollout function.
+the learning rate of `masa_lib.training.trainer`, and the sampling of a step as a rollout function.
 Every override is named in `OVERRIDES`, with what it relies on; a test fails where TRL changes under one.
 """
 
@@ -29,7 +29,7 @@ from masa_lib.method import gather, gating, objective, rollouts
 from masa_lib.models import loading
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
-from masa_lib.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
+from masa_lib.training.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
 
 #: what `MasaGRPOTrainer` overrides of TRL and transformers, and the arguments that it relies on (none: passed through)
 OVERRIDES = {"_generate_and_score_completions": ("self", "inputs"),
@@ -141,7 +141,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         return loss
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW over all that is trained, in one group, as `masa_lib.trainer` has it."""
+        """AdamW over all that is trained, in one group, as `masa_lib.training.trainer` has it."""
         if self.optimizer is None:
             update, wrapped = self.config.update, self.model if model is None else model
             self.optimizer = torch.optim.AdamW(
@@ -150,7 +150,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate of `masa_lib.trainer`, counted from the run's first step."""
+        """The learning rate of `masa_lib.training.trainer`, counted from the run's first step."""
         if self.lr_scheduler is None:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self._rate)
         return self.lr_scheduler
@@ -228,7 +228,7 @@ class Rollouts:
                 "logprobs": None, **columns}  # wanted by TRL's corrections alone, which ours does without
 
     def _solve(self, problems: Sequence[Problem], samples: int) -> list[int]:
-        """The oracle's knowledge, neither tokens nor seconds of the training; see `masa_lib.trainer`."""
+        """The oracle's knowledge, neither tokens nor seconds of the training; see `masa_lib.training.trainer`."""
         start = time.perf_counter()
         right, tokens = rollouts.count_right(problems, samples, self.engine, self.tokenizer, self.config,
                                              [self.config.seed, ORACLE_TAG, self.step])

@@ -21,11 +21,11 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import crash_safe_files as files
-from masa_lib import safeguards
 from masa_lib.config import PromptConfig
 from masa_lib.method import prompts
 from masa_lib.tasks import arithmetic
 from masa_lib.tasks.arithmetic import Chain, Habits
+from masa_lib.training import safeguards
 
 SPECIAL = ("<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>")
 #: pieces of the meta answer that are one token each

@@ -15,13 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import safeguards
 from masa_lib.config import CloningConfig, Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.method import rollouts
 from masa_lib.models import loading
-from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, parse_prediction
+from masa_lib.training import safeguards
+from masa_lib.training.safeguards import TokenBudget
 
 
 def expert_text(text: str, pass_rate: int, length: int) -> str:

@@ -25,17 +25,19 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import engines, expert, pocket
+from masa_lib import engines
 from masa_lib.config import Config
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
+from masa_lib.recipes import pocket
 from masa_lib.runs.folder import environment
-from masa_lib.safeguards import TokenBudget
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
+from masa_lib.training import expert
+from masa_lib.training.safeguards import TokenBudget
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps
 SEED_TAG = 15485863

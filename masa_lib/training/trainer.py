@@ -33,7 +33,7 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import evaluation, expert, health, safeguards
+from masa_lib import health
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
 from masa_lib.errors import brief
@@ -44,7 +44,8 @@ from masa_lib.runs import live_control
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
-from masa_lib.tensorboard import open_board
+from masa_lib.training import evaluation, expert, safeguards
+from masa_lib.training.tensorboard import open_board
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
 SEED_TAG, ORACLE_TAG = 104729, 49979687

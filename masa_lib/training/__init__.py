@@ -1,0 +1,1 @@
+"""Training: one step is one turn of Algorithm 1 (`trainer`); evaluation, what guards an update, and export."""
