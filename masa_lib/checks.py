@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from masa_lib.models import tiers
 
 if TYPE_CHECKING:
-    from masa_lib import analysis
+    from masa_lib.analysis import awareness, compare, intervals
     from masa_lib.widgets.reward_scenes import Recorded
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
@@ -134,16 +134,14 @@ def _half_right() -> float:
 
 
 def _one_prediction() -> float:
-    from masa_lib import analysis
 
-    return float(_after_masa().apply(lambda table: analysis.correlation(table["predictions"].str[0] / 8,
+    return float(_after_masa().apply(lambda table: awareness.correlation(table["predictions"].str[0] / 8,
                                                                         table["pass_rate"])).mean())
 
 
 def _level_means() -> float:
-    from masa_lib import analysis
 
-    return float(_after_masa().apply(lambda table: analysis.correlation(
+    return float(_after_masa().apply(lambda table: awareness.correlation(
         table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
 
 
@@ -154,26 +152,24 @@ def _after_masa() -> Any:
 
 
 def _two_seeds() -> float:
-    from masa_lib import analysis
 
     runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
-    return analysis.mean_interval(runs["masa"] - runs["grpo"])[2]
+    return intervals.mean_interval(runs["masa"] - runs["grpo"])[2]
 
 
 def _free_predictions() -> float:
-    from masa_lib import analysis
 
     runs = _recorded().runs.set_index("seed")
     grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
-    return analysis.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
+    return intervals.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
 
 
 @functools.cache
-def _recorded() -> analysis.Comparison:
+def _recorded() -> compare.Comparison:
     """The recorded study, read once: an exercise is tried several times."""
-    from masa_lib import analysis
+    from masa_lib.analysis import compare
 
-    return analysis.compare_runs(tiers.DATA / "runs" / "baseline")
+    return compare.compare_runs(tiers.DATA / "runs" / "baseline")
 
 
 #: by name; a developer's test computes those of notebook 03 again with TRL's loss, those of 07 from the printed tables;
@@ -222,7 +218,7 @@ EXERCISES: dict[str, Exercise] = {
     "level means": Exercise(
         _level_means, (), 1e-2, "Put the level's mean in place of the prediction, seed by seed, and average."),
     "two seeds": Exercise(_two_seeds, (), 2e-3, "Take the differences of the seeds 0 and 1 alone, and of the three "
-                                                "numbers of `analysis.mean_interval` the last one."),
+                                                "numbers of `intervals.mean_interval` the last one."),
     "free predictions": Exercise(_free_predictions, (), 5e-3, "Divide, seed by seed, GRPO's tokens to the target by "
                                  "MASA's tokens of *solutions* to the target; `paired_ratio` averages them."),
     "levels by luck": Exercise(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from masa_lib.analysis import PAPER
+from masa_lib.analysis.compare import PAPER
 
 VERDICTS = ("consistent", "inconsistent", "not derivable")
 #: the five numbers that every review repeats: a short name, and the claim

@@ -316,7 +316,7 @@ def _export(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    from masa_lib import report
+    from masa_lib.analysis import report
 
     html = options.out
     if html is None and not options.json:
@@ -325,7 +325,7 @@ def _compare(options: argparse.Namespace) -> None:
 
 
 def _study(options: argparse.Namespace) -> None:
-    from masa_lib import study
+    from masa_lib.analysis import study
 
     if options.changes and not options.smoke:
         raise config.ConfigError("--set goes with --smoke alone; what a study trains stands in its file.")

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import replay
-from masa_lib.analysis import pass_at_k
+from masa_lib.analysis.compare import pass_at_k
 from masa_lib.config import Config
 from masa_lib.engines import Engine
 from masa_lib.gates import registry

@@ -18,11 +18,12 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from masa_lib import analysis, engines, figures
 from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
+from masa_lib import engines
+from masa_lib.analysis import awareness, figures
 from masa_lib.config import Config
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
@@ -85,7 +86,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
     def write(folder: Path) -> None:
         files.write_table(folder / "problems.parquet", table)
         (folder / "summary.json").write_bytes(json.dumps(json.loads(files.line(summary)), indent=2).encode() + b"\n")
-        figures.probe(analysis.problem_measures(table), summary["calibration"]).write_html(folder / "probe.html")
+        figures.probe(awareness.problem_measures(table), summary["calibration"]).write_html(folder / "probe.html")
 
     with files.writing(out, "probe again"):
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -127,7 +128,7 @@ def believe(table: pd.DataFrame, kind: str, values: Sequence[int], held_out: Seq
             tokenizer: Any, config: Config) -> None:
     """Add the model's probabilities of the values, their total before normalising, and their mean to a table in place.
 
-    The mean is entered as the problem's one prediction, so that `analysis.meta_awareness` measures it.
+    The mean is entered as the problem's one prediction, so that `awareness.meta_awareness` measures it.
     """
     asked = [prompts.encode(tokenizer, prompts.meta_messages(problem.text, config.prompt,
                                                              config.sampling.solution_tokens)) for problem in held_out]
@@ -166,9 +167,9 @@ def value_logps(model: Any, tokenizer: Any, asked: Sequence[Sequence[int]], kind
 
 def summarise(table: pd.DataFrame) -> dict[str, Any]:
     """How far belief and truth agree over all problems."""
-    frame = analysis.problem_measures(table)
+    frame = awareness.problem_measures(table)
     return {"accuracy": float(frame["pass_rate"].mean()), "pass_rate_std": float(frame["pass_rate"].std()),
             "predicted_pass_rate_std": float(frame["predicted_pass_rate"].std()),
-            **{name: value for name, value in analysis.meta_awareness(table).items() if name != "parse_rate"},
+            **{name: value for name, value in awareness.meta_awareness(table).items() if name != "parse_rate"},
             **{f"{kind}_mass": float(table[f"{kind}_mass"].mean()) for kind in FORMS},
-            "calibration": analysis.calibration(frame["predicted_pass_rate"], frame["pass_rate"])}
+            "calibration": awareness.calibration(frame["predicted_pass_rate"], frame["pass_rate"])}

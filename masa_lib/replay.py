@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import crash_safe_files as files
-from masa_lib import gate_figures, report
+from masa_lib.analysis import gate_figures, report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.method.gating import aggregate_lengths, caps, rule_scores, signal_chance

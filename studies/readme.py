@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from masa_lib import analysis, report
+from masa_lib.analysis import compare, report
 
 ROOT = Path(__file__).resolve().parent.parent
 EQUAL = [f"{label} at equal accuracy, ratio" for label in ("tokens", "prompts read", "update", "seconds",
@@ -25,12 +25,12 @@ TABLES = {
         "precision of the gate", "recall of the gate"])}
 
 
-def recorded(name: str) -> analysis.Comparison:
+def recorded(name: str) -> compare.Comparison:
     """The comparison of a recorded study."""
-    return analysis.compare_runs(ROOT / "data" / "runs" / name)
+    return compare.compare_runs(ROOT / "data" / "runs" / name)
 
 
-def table(studies: dict[str, str], labels: list[str], read: Callable[[str], analysis.Comparison]) -> str:
+def table(studies: dict[str, str], labels: list[str], read: Callable[[str], compare.Comparison]) -> str:
     """Measures (rows) by arms (columns) in Markdown, those that there are; of a single study, arms by measures."""
     columns: list[dict[str, str]] = []
     for name, prefix in studies.items():
@@ -46,7 +46,7 @@ def table(studies: dict[str, str], labels: list[str], read: Callable[[str], anal
     return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
 
 
-def filled(text: str, read: Callable[[str], analysis.Comparison] = recorded) -> str:
+def filled(text: str, read: Callable[[str], compare.Comparison] = recorded) -> str:
     """The README with its tables as the records have them; `read` compares the runs of a study."""
     for name, (studies, labels) in TABLES.items():
         begin, end = f"<!-- records: {name} -->\n", "\n<!-- end of records -->"

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import signal
 
-from masa_lib import awareness
+from masa_lib.analysis import awareness
 
 STEPS = 180
 TRUE = np.linspace(0.3, 0.7, STEPS)

@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from masa_lib.awareness import correlation
+from masa_lib.analysis.awareness import correlation
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from masa_lib import costs, intervals
-from masa_lib.costs import Curve
+from masa_lib.analysis import costs, intervals
+from masa_lib.analysis.costs import Curve
 
 EVERY = np.arange(0, 181, 15)
 

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
-from masa_lib import analysis
+from masa_lib.analysis import awareness
 from masa_lib.config import Config
 from masa_lib.engines import make_engine
 from masa_lib.models import loading
@@ -61,7 +61,7 @@ def test_the_summary_is_that_of_the_table(parts) -> None:
     assert summary["accuracy_low"] < summary["accuracy"] < summary["accuracy_high"]
     assert summary["mean_length"] == pytest.approx(table["mean_length"].mean())
     assert summary["parse_rate"] == pytest.approx(table["parsed"].mean())
-    assert {key: summary[key] for key in analysis.meta_awareness(table)} == analysis.meta_awareness(table)
+    assert {key: summary[key] for key in awareness.meta_awareness(table)} == awareness.meta_awareness(table)
     assert summary["tokens"] > 4 * table["mean_length"].sum()
     assert table["problem_id"].tolist() == [problem.id for problem in parts[0]]
 

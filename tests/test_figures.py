@@ -10,7 +10,8 @@ import plotly.graph_objects as go
 import pytest
 from synthetic import STEPS, rollout_table, write_run
 
-from masa_lib import analysis, config, figures, gate_figures, replay
+from masa_lib import config, replay
+from masa_lib.analysis import compare, figures, gate_figures
 
 CURVES = {"grpo": {0: 0.1, 10: 0.3, STEPS: 0.5}, "masa": {0: 0.1, 10: 0.4, STEPS: 0.6}}
 #: linear RGB as people without red or without green cones see it (Machado, Oliveira and Fernandes 2009)
@@ -29,21 +30,21 @@ POINTS = pd.DataFrame({"arm": "masa", "row": "masa", "column": "after", "label":
 
 
 @pytest.fixture(scope="module")
-def comparison(tmp_path_factory: pytest.TempPathFactory) -> analysis.Comparison:
+def comparison(tmp_path_factory: pytest.TempPathFactory) -> compare.Comparison:
     folder = tmp_path_factory.mktemp("study")
     for seed in range(2):
         for method, curve in CURVES.items():
             write_run(folder / f"{method}-s{seed}", method, seed, curve)
-    return analysis.compare_runs(folder)
+    return compare.compare_runs(folder)
 
 
 @pytest.fixture(scope="module")
-def drawn(comparison: analysis.Comparison) -> dict[str, go.Figure]:
+def drawn(comparison: compare.Comparison) -> dict[str, go.Figure]:
     curves, steps, problems = comparison.curves, comparison.steps, comparison.problems
     return {"accuracy": figures.accuracy_curve(curves, target=0.46), "levels": figures.accuracy_by_level(problems),
             "tokens": figures.tokens_by_stream(steps), "seconds": figures.seconds_by_phase(steps),
             "pass rate": figures.predictions(problems), "length": figures.predictions(problems, "length"),
-            "paper": figures.beside_paper(analysis.paper_points("pass_rate"), problems),
+            "paper": figures.beside_paper(compare.paper_points("pass_rate"), problems),
             "rewards": figures.rewards_by_part(steps), "alignment": figures.alignment(steps),
             "pass@k": figures.pass_at_k_curve(problems)}
 
@@ -58,7 +59,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, go.Figure]:
                 "predicted_pass_rate": None if arm == "grpo" else step / STEPS, "accuracy": 0.5,
                 **({"gate_precision": 0.5 + step / 40, "dropped": 0.3, "tokens_recheck": 5}
                    if arm == "masa-efficient" else {"gate_precision": None, "dropped": 0.0})})
-    found = analysis.compare_runs(folder)
+    found = compare.compare_runs(folder)
     shares = pd.DataFrame({arm: row["tokens_of_reference"] for arm, row in found.summary["methods"].items()}).T
     run = write_run(folder / "more" / "masa-s0", "masa", 0, CURVES["masa"])
     for step in (1, 2, 3):
@@ -66,7 +67,7 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, go.Figure]:
     groups = replay.read_groups(run.path)
     gates = pd.concat([replay.gate_curve(groups, rule) for rule in replay.THRESHOLDS])
     members = pd.concat([replay.gate_curve(groups, "signal", [0.4], predictions=count) for count in (1, 4, 8)])
-    return {"calibration": gate_figures.calibration_curve(analysis.calibration_curve(found.problems)),
+    return {"calibration": gate_figures.calibration_curve(compare.calibration_curve(found.problems)),
             "pass rates": gate_figures.predicted_and_true(found.steps),
             "gate": gate_figures.gate_over_steps(found.steps), "shares": gate_figures.token_shares(shares),
             "rules": gate_figures.replay_gates(gates), "members": gate_figures.replay_members(members),
@@ -125,7 +126,7 @@ def test_twelve_colours_are_told_apart_and_stand_out_on_light_and_dark_pages(sig
 
 
 @pytest.mark.parametrize("against", ["step", "tokens", "seconds"])
-def test_the_accuracy_curve_has_a_line_a_seed_and_the_mean(comparison: analysis.Comparison, against: str) -> None:
+def test_the_accuracy_curve_has_a_line_a_seed_and_the_mean(comparison: compare.Comparison, against: str) -> None:
     figure = figures.accuracy_curve(comparison.curves, against)
     assert len(figure.data) == 2 * (2 + 1)
     mean = named(figure, "masa")[0]
@@ -203,7 +204,7 @@ def test_pass_at_k_grows_with_k_inside_its_interval(drawn: dict[str, go.Figure])
     assert (np.asarray(curve.error_y.array) >= 0).all()
 
 
-def test_levels_before_and_after_are_those_of_the_problems(comparison: analysis.Comparison,
+def test_levels_before_and_after_are_those_of_the_problems(comparison: compare.Comparison,
                                                            drawn: dict[str, go.Figure]) -> None:
     rows = comparison.problems.query("arm == 'masa' and when == 'after' and level == 2")
     assert named(drawn["levels"], "masa, after")[0].y[1] == pytest.approx((rows["c"] / rows["n"]).mean())
@@ -211,7 +212,7 @@ def test_levels_before_and_after_are_those_of_the_problems(comparison: analysis.
 
 def test_figures_take_arms_without_problems_of_a_side(tmp_path: Path) -> None:
     write_run(tmp_path / "grpo-s0", "grpo", 0, CURVES["grpo"], samples=2)
-    problems = analysis.compare_runs(tmp_path).problems
+    problems = compare.compare_runs(tmp_path).problems
     assert list(named(figures.pass_at_k_curve(problems[problems["when"] == "before"]), "grpo, before")[0].x) == [1, 2]
 
 

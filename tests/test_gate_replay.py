@@ -12,8 +12,9 @@ import pytest
 from small import small
 from synthetic import evaluation_table, rollout_table, write_run
 
-from masa_lib import analysis, checks, figures, gate_figures, gate_trials, replay, report
+from masa_lib import checks, gate_trials, replay
 from masa_lib import config as configs
+from masa_lib.analysis import compare, costs, figures, gate_figures, report
 from masa_lib.engines import make_engine
 from masa_lib.method import gating
 from masa_lib.models import loading
@@ -260,7 +261,7 @@ def show_study(runs: Path) -> list[Any]:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if cell["id"] == "efficiency")
     shown: list[Any] = []
-    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "analysis": analysis, "report": report, "figures": figures,
+    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "compare": compare, "costs": costs, "report": report, "figures": figures,
                   "gate_figures": gate_figures, "display": shown.append})
     return shown
 

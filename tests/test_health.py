@@ -15,7 +15,7 @@ import torch
 from small import small
 from synthetic import write_run
 
-from masa_lib import analysis, health, report
+from masa_lib.analysis import compare, health, report
 from masa_lib.runs.folder import Run
 from masa_lib.training.trainer import Trainer
 from masa_lib.widgets.training_panel import TrainingPanel
@@ -90,7 +90,7 @@ def test_samples_of_other_weights_are_said_once_in_log_panel_and_report(
     said = health.drift(run.metrics(), "float32")
     assert said.startswith("From step 1 to 3 the engine's") and caplog.messages.count(said) == 1
     assert html.escape(said) in TrainingPanel(run.path).status.value
-    assert f"run: {said}" in analysis.compare_runs(run.path).summary["warnings"]
+    assert f"run: {said}" in compare.compare_runs(run.path).summary["warnings"]
 
 
 def test_a_training_whose_problems_nothing_solves_says_so_in_log_panel_and_report(
@@ -106,7 +106,7 @@ def test_a_training_whose_problems_nothing_solves_says_so_in_log_panel_and_repor
     said = health.collapse(run.metrics())
     assert said.startswith("Since step 1 the run has collapsed") and caplog.messages.count(said) == 1
     assert said in TrainingPanel(run.path).status.value
-    assert f"run: {said}" in analysis.compare_runs(run.path).summary["warnings"]
+    assert f"run: {said}" in compare.compare_runs(run.path).summary["warnings"]
 
 
 def test_the_page_and_the_table_of_a_comparison_begin_with_it(tmp_path: Path) -> None:

@@ -20,9 +20,10 @@ from hypothesis import strategies as st
 from small import small
 from synthetic import rollout_table, write_run
 
-from masa_lib import analysis, replay, report, study
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
+from masa_lib import replay
+from masa_lib.analysis import compare, report, study
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
@@ -77,7 +78,7 @@ def read_everything(path: Path, name: str) -> Iterator[Callable[[], Any]]:
     yield lambda: Run.open(path).latest_checkpoint()
     yield lambda: Run.open(path).weights("best")
     if not name or name.endswith((".jsonl", ".parquet")):
-        yield lambda: analysis.compare_runs(path)
+        yield lambda: compare.compare_runs(path)
         yield lambda: replay.read_groups(path)
         yield lambda: shown(path)
     yield lambda: live_control.read(path)

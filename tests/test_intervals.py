@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masa_lib import analysis, intervals
+from masa_lib.analysis import compare, intervals
 
 DRAWS = 250
 
@@ -63,7 +63,7 @@ def test_pass_at_k_near_1_has_a_width_and_is_covered(never: float) -> None:
     drawn, covered = np.random.default_rng(1).binomial(60, never, 2000), {}
     for wrong in np.unique(drawn):
         table = pd.DataFrame({"problem_id": range(60), "n": 8, "c": np.where(np.arange(60) < wrong, 0, 8)})
-        _, low, high = analysis.pass_at_k_interval(table, 8)
+        _, low, high = compare.pass_at_k_interval(table, 8)
         covered[wrong] = low <= 1 - never <= high
         assert high - low > 0.02
     assert np.mean([covered[wrong] for wrong in drawn]) >= 0.93

@@ -12,8 +12,9 @@ import pytest
 import torch
 from small import small
 
-from masa_lib import analysis, figures, probe
 from masa_lib import crash_safe_files as files
+from masa_lib import probe
+from masa_lib.analysis import awareness, figures
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import held_out
@@ -87,7 +88,7 @@ def test_an_answer_without_a_box_counts_as_the_last_number_stated() -> None:
 
 def test_the_summary_is_computed_from_the_table_and_says_where_it_comes_from(made: Path, table: pd.DataFrame) -> None:
     summary = json.loads((made / "summary.json").read_text(encoding="utf8"))
-    frame = analysis.problem_measures(table)
+    frame = awareness.problem_measures(table)
     assert len(table) == COUNT == summary["problems"]["count"] and set(table["n"]) == {3} == {summary["samples"]}
     assert summary["accuracy"] == pytest.approx((table["c"] / table["n"]).mean())
     assert summary["pass_rate_mae"] == pytest.approx((frame["predicted_pass_rate"] - frame["pass_rate"]).abs().mean())
@@ -97,8 +98,8 @@ def test_the_summary_is_computed_from_the_table_and_says_where_it_comes_from(mad
 
 
 def test_the_picture_shows_belief_against_truth(made: Path, table: pd.DataFrame) -> None:
-    problems = analysis.problem_measures(table)
-    figure = figures.probe(problems, analysis.calibration(problems["predicted_pass_rate"], problems["pass_rate"]))
+    problems = awareness.problem_measures(table)
+    figure = figures.probe(problems, awareness.calibration(problems["predicted_pass_rate"], problems["pass_rate"]))
     bars = {trace.name: np.asarray(trace.y) for trace in figure.data if isinstance(trace, go.Bar)}
     assert set(bars) == {"believed", "true"}
     for shares in bars.values():
@@ -109,11 +110,11 @@ def test_the_picture_shows_belief_against_truth(made: Path, table: pd.DataFrame)
 
 def test_calibration_compares_belief_and_truth_bin_by_bin() -> None:
     believed = np.repeat([0.2, 0.6, 1.0], 10)
-    found = analysis.calibration(believed, np.repeat([0.2, 0.3, 1.0], 10))
+    found = awareness.calibration(believed, np.repeat([0.2, 0.3, 1.0], 10))
     assert [(round(row["predicted"], 6), round(row["true"], 6), row["problems"]) for row in found["bins"]] == [
         (0.2, 0.2, 10), (0.6, 0.3, 10), (1.0, 1.0, 10)]
     assert found["error"] == pytest.approx(0.1)
-    flat = analysis.calibration([0.5] * 4, [0.0, 1.0, 1.0, float("nan")])
+    flat = awareness.calibration([0.5] * 4, [0.0, 1.0, 1.0, float("nan")])
     assert len(flat["bins"]) == 1 and flat["bins"][0]["problems"] == 3 and flat["error"] == pytest.approx(1 / 6)
 
 

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from synthetic import STEPS, write_run
 
-from masa_lib import analysis, replay, report
 from masa_lib import config as configs
+from masa_lib import replay
+from masa_lib.analysis import compare, intervals, report
 
 BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}
@@ -69,7 +70,7 @@ def test_unequal_updates_are_warned_of_in_text_and_page(tmp_path: Path) -> None:
 
 
 def test_json_is_the_summary_alone(worse: Path) -> None:
-    assert json.loads(report.compare([worse], as_json=True)) == analysis.compare_runs(worse).summary
+    assert json.loads(report.compare([worse], as_json=True)) == compare.compare_runs(worse).summary
 
 
 def test_the_page_holds_plotly_once_and_loads_nothing(page: str) -> None:
@@ -96,7 +97,7 @@ def test_sentences_are_computed_from_the_runs(page: str) -> None:
 
 def test_the_page_of_grpo_alone_has_no_alignment(tmp_path: Path) -> None:
     run = write_run(tmp_path / "<b>", "grpo", 0, LINE, samples=4)
-    comparison = analysis.compare_runs(run.path)
+    comparison = compare.compare_runs(run.path)
     drawn = [figure.layout.title.text for figure, _ in report.sections(comparison)]
     assert not any("Alignment" in title for title in drawn)
     assert report.show(comparison.summary["methods"]["grpo"]["pass_at_32_base"]) == "-"
@@ -115,7 +116,7 @@ def test_names_of_arms_are_escaped(tmp_path: Path) -> None:
     head = (tmp_path / "report.html").read_text(encoding="utf8").rpartition("<body>")[2].partition("<section>")[0]
     assert "&lt;b&gt;" in head
     assert "<b>" not in head
-    drawn = "".join(figure.to_json() for figure, _ in report.sections(analysis.compare_runs(tmp_path)))
+    drawn = "".join(figure.to_json() for figure, _ in report.sections(compare.compare_runs(tmp_path)))
     assert "&lt;b&gt;" in drawn and "<b>" not in drawn.replace("\\u003c", "<").replace("\\u003e", ">")
 
 
@@ -227,9 +228,9 @@ def test_the_settings_in_which_arms_differ_are_said_in_text_and_page(tmp_path: P
 
 @pytest.mark.parametrize("name", ["x.pdf", "x", "x.png"])
 def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(analysis.AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
+    with pytest.raises(compare.AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
         report.compare([tmp_path / "nothing"], tmp_path / name)
-    with pytest.raises(analysis.AnalysisError, match="is HTML"):
+    with pytest.raises(compare.AnalysisError, match="is HTML"):
         replay.replay(tmp_path / "nothing", tmp_path / name)
 
 
@@ -253,9 +254,9 @@ def test_the_readme_has_the_tables_of_the_recorded_studies() -> None:
 
 
 @functools.cache
-def recorded(*studies: str) -> analysis.Comparison:
+def recorded(*studies: str) -> compare.Comparison:
     """Recorded studies, read once."""
-    return analysis.compare_runs([BASELINE.parent / name for name in studies])
+    return compare.compare_runs([BASELINE.parent / name for name in studies])
 
 
 def readme_in_a_line() -> str:
@@ -270,7 +271,7 @@ def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
     runs = {}
     for cost in ("seconds", "computed_thrice"):
         costs = timed.runs.pivot(index="seed", columns="arm", values=cost)
-        runs[cost] = [report.show(analysis.paired_ratio(costs["grpo"], costs[arm]), ".2f") for arm in arms]
+        runs[cost] = [report.show(intervals.paired_ratio(costs["grpo"], costs[arm]), ".2f") for arm in arms]
     steps = timed.steps.groupby("arm").mean(numeric_only=True).loc[["masa-efficient", "grpo"]]
     update, signal = steps["tokens_update"], 1 - steps["zero_variance_solution"]
     for said in (*("{:.2f} s, {:.2f} to sample and {:.2f} to update".format(*row) for row in
@@ -308,9 +309,9 @@ def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
         runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
     above = next(cells[2:] for label, *cells in report.table_rows(found.summary) if label == "accuracy above grpo")
     within = runs["kernel"]["pass_rate_r_within_after"]
-    lower = analysis.mean_interval((runs["masa"]["pass_rate_r_within_after"] - within).dropna())
-    accuracy = analysis.mean_interval((runs["kernel"]["accuracy_after"] - runs["masa"]["accuracy_after"]).dropna())
-    for said in ("r within levels is {:.2f} [{:.2f}, {:.2f}]".format(*analysis.mean_interval(within)),
+    lower = intervals.mean_interval((runs["masa"]["pass_rate_r_within_after"] - within).dropna())
+    accuracy = intervals.mean_interval((runs["kernel"]["accuracy_after"] - runs["masa"]["accuracy_after"]).dropna())
+    for said in ("r within levels is {:.2f} [{:.2f}, {:.2f}]".format(*intervals.mean_interval(within)),
                  "lower by {:.2f} [{:.2f}, {:.2f}]".format(*lower),
                  "not shown to differ ({:+.2f} [{:+.2f}, {:+.2f}])".format(*accuracy),
                  "r is {:.2f} rather than {:.2f}, and accuracy is not shown to differ from grpo's ({})".format(

@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 from small import SETTINGS, timeless
 
-from masa_lib import cli, config, study
+from masa_lib import cli, config
 from masa_lib import crash_safe_files as files
+from masa_lib.analysis import study
 from masa_lib.runs.folder import Run, RunError
 from masa_lib.training.trainer import train
 

@@ -15,7 +15,7 @@ import pytest
 from small import SETTINGS, small
 
 from masa_lib import checks
-from masa_lib.awareness import correlation
+from masa_lib.analysis.awareness import correlation
 from masa_lib.config import ConfigError
 from masa_lib.models import tiers
 from masa_lib.runs import live_control

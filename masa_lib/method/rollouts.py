@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib.awareness import correlation
+from masa_lib.analysis.awareness import correlation
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import Completion, Engine, Request
 from masa_lib.method import beliefs, objective, prompts, rewards

@@ -21,7 +21,7 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import health
+from masa_lib.analysis import health
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError

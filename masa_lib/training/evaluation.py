@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from masa_lib import analysis, engines
 from masa_lib import config as configs
+from masa_lib import engines
+from masa_lib.analysis import awareness, intervals
 from masa_lib.config import Config
 from masa_lib.engines import Engine
 from masa_lib.method import beliefs, gather, prompts, rollouts
@@ -59,7 +60,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         table = _sample_hinted(asks, sample, held_out) if hinted else sample(asks)
     by_problem = per_problem(table)
     solved = table[table["stream"] == "solution"]
-    mean, low, high = analysis.share_interval(by_problem["c"] / by_problem["n"])
+    mean, low, high = intervals.share_interval(by_problem["c"] / by_problem["n"])
     summary = {"step": step, "problems": len(held_out), "samples": samples, "accuracy": mean, "accuracy_low": low,
                "accuracy_high": high, "mean_length": float(solved["length"].mean()),
                "truncated": float((solved["finish"] == "length").mean()),
@@ -70,7 +71,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         summary |= beliefs.measures(np.array([belief.probabilities for belief in read]), by_problem["c"].tolist(),
                                     by_problem["n"].tolist())
     if predictions or read:
-        summary |= analysis.meta_awareness(by_problem)
+        summary |= awareness.meta_awareness(by_problem)
     return summary, by_problem
 
 

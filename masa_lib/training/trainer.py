@@ -33,7 +33,7 @@ from masa_lib import config as configs
 from masa_lib import (
     crash_safe_files as files,
 )
-from masa_lib import health
+from masa_lib.analysis import health
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
 from masa_lib.errors import brief

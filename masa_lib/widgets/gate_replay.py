@@ -19,8 +19,8 @@ from plotly.subplots import make_subplots
 
 from masa_lib import config as configs
 from masa_lib import gate_trials, replay
+from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, SKY, TEMPLATE, VERMILLION
 from masa_lib.config import Config
-from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, SKY, TEMPLATE, VERMILLION
 from masa_lib.replay import PHASES, Groups
 from masa_lib.widgets.keyboard import Keys
 from masa_lib.widgets.panel import Panel, button

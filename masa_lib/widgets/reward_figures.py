@@ -19,8 +19,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from masa_lib.analysis.figures import BLUE, CLEAR, GREEN, GREY, ORANGE, PURPLE, SKY, SYMBOLS, TEMPLATE, VERMILLION
 from masa_lib.config import Config
-from masa_lib.figures import BLUE, CLEAR, GREEN, GREY, ORANGE, PURPLE, SKY, SYMBOLS, TEMPLATE, VERMILLION
 from masa_lib.method import rewards
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 from masa_lib.widgets.reward_scenes import Recorded, Scene

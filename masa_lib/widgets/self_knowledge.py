@@ -23,9 +23,9 @@ from IPython.display import HTML, display
 from plotly.subplots import make_subplots
 
 from masa_lib import checks
+from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.config import Config
 from masa_lib.engines import Engine, engine_of
-from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.method import rollouts
 from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading

@@ -21,8 +21,9 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from masa_lib import checks, health
+from masa_lib import checks
 from masa_lib import config as configs
+from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.models import memory, tiers

@@ -17,12 +17,12 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 
-from masa_lib import figures
-from masa_lib.awareness import correlation
+from masa_lib.analysis import figures
+from masa_lib.analysis.awareness import correlation
+from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import Lines, RunError, check_columns
 from masa_lib.errors import brief
-from masa_lib.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from masa_lib.runs.folder import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 

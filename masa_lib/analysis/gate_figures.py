@@ -8,8 +8,8 @@ from __future__ import annotations
 import pandas as pd
 import plotly.graph_objects as go
 
-from masa_lib.costs import COST
-from masa_lib.figures import (
+from masa_lib.analysis.costs import COST
+from masa_lib.analysis.figures import (
     BLUE,
     GREEN,
     GREY,
@@ -36,7 +36,7 @@ def calibration_curve(curve: pd.DataFrame) -> go.Figure:
     """The true pass rate over the predicted one, a line an arm, with intervals over seeds; dotted: as predicted.
 
     Args:
-        curve: `analysis.calibration_curve`.
+        curve: `compare.calibration_curve`.
     """
     figure = grid([""], title="Calibration of the predicted pass rate", x="predicted pass rate", y="true pass rate")
     figure.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line={"color": GREY, "dash": "dot", "width": 1},

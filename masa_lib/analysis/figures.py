@@ -2,7 +2,7 @@
 
 The colours are Okabe and Ito's and six that stay as far apart for colour-blind readers; backgrounds are transparent
 and text and lines a middle grey, so that a figure reads on a light and on a dark page. Deliberately no files, and no
-statistics of its own beyond means over seeds and moving averages: frames come from `analysis.compare_runs` or from a
+statistics of its own beyond means over seeds and moving averages: frames come from `compare.compare_runs` or from a
 run's tables. Figures of gates and of what steers them are in `gate_figures`.
 """
 
@@ -18,10 +18,10 @@ import pandas as pd
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from masa_lib.analysis import ENDS, arm_rank, pass_at_k_interval
-from masa_lib.awareness import correlation
+from masa_lib.analysis.awareness import correlation
+from masa_lib.analysis.compare import ENDS, arm_rank, pass_at_k_interval
+from masa_lib.analysis.costs import COST
 from masa_lib.config import METHODS
-from masa_lib.costs import COST
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
@@ -193,7 +193,7 @@ def beside_paper(paper: pd.DataFrame, problems: pd.DataFrame, measure: str = "pa
     """The points of the paper's Fig. 1a and 1b above those of our grpo and masa runs after training.
 
     Args:
-        paper: columns arm, predicted, actual (`analysis.paper_points`).
+        paper: columns arm, predicted, actual (`compare.paper_points`).
         problems: `Comparison.problems`.
         measure: pass_rate or length.
     """
@@ -271,8 +271,8 @@ def probe(problems: pd.DataFrame, calibration: dict[str, Any]) -> go.Figure:
     """What an untrained model believes against what comes true: pass rate, length, and how often each pass rate.
 
     Args:
-        problems: `analysis.problem_measures` of a probe's table.
-        calibration: `analysis.calibration` of the pass rate, drawn as a line over the points.
+        problems: `awareness.problem_measures` of a probe's table.
+        calibration: `awareness.calibration` of the pass rate, drawn as a line over the points.
     """
     believed = np.stack(problems["pass_rate_probabilities"]).mean(axis=0)
     true = np.bincount((problems["pass_rate"] * PASS_RATE_STEPS).round().astype(int),

@@ -17,20 +17,25 @@ import numpy as np
 import pandas as pd
 from scipy import special
 
-from masa_lib import DATA, health
+from masa_lib import DATA
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib.awareness import calibration as calibration
-from masa_lib.awareness import correlation as correlation
-from masa_lib.awareness import drop_then_align, gate_quality, meta_awareness, problem_measures
-from masa_lib.awareness import within_level_correlation as within_level_correlation
+from masa_lib.analysis import health
+from masa_lib.analysis.awareness import calibration, drop_then_align, gate_quality, meta_awareness, problem_measures
+from masa_lib.analysis.costs import COST, COSTS, TARGET_SHARE, TOKENS, Curve, equal_accuracy, totals
+from masa_lib.analysis.intervals import (
+    POSITIVE,
+    SHARE,
+    SIGNED,
+    mean_interval,
+    named,
+    over_seeds,
+    paired_ratio,
+    ratio_of_logs,
+    share_interval,
+)
 from masa_lib.config import METHODS
-from masa_lib.costs import COST, COSTS, TARGET_SHARE, TOKENS, Curve, equal_accuracy, totals
-from masa_lib.costs import time_to_target as time_to_target
 from masa_lib.errors import MasaError
-from masa_lib.intervals import POSITIVE, SHARE, SIGNED, named, over_seeds, paired_ratio, ratio_of_logs
-from masa_lib.intervals import mean_interval as mean_interval
-from masa_lib.intervals import share_interval as share_interval
 from masa_lib.runs.folder import Run, is_run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 

@@ -18,9 +18,9 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from masa_lib import crash_safe_files as files
-from masa_lib import figures, gate_figures
-from masa_lib.analysis import EFFICIENT, FRESH, AnalysisError, Comparison, calibration_curve, compare_runs
-from masa_lib.costs import COST
+from masa_lib.analysis import figures, gate_figures
+from masa_lib.analysis.compare import EFFICIENT, FRESH, AnalysisError, Comparison, calibration_curve, compare_runs
+from masa_lib.analysis.costs import COST
 
 TABLE = (  # label, key of an arm's summary, number format
     ("seeds", "seeds", "d"), ("optimiser updates", "updates", ",.0f"), ("accuracy, base", "accuracy_base", ".3f"),

@@ -1,0 +1,1 @@
+"""What records say: self-knowledge, comparisons of arms with intervals and costs, figures, the report, studies."""
