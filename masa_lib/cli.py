@@ -287,7 +287,7 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _probe(options: argparse.Namespace) -> None:
     settings, out = _settings_and_out(options, "probe")
-    from masa_lib import probe
+    from masa_lib.lessons import probe
 
     summary = probe.build(settings, options.count, out, options.command)
     print(_table([{"measure": key, "value": value} for key, value in summary.items() if isinstance(value, float)]))
@@ -339,7 +339,7 @@ def _study(options: argparse.Namespace) -> None:
 
 
 def _replay(options: argparse.Namespace) -> None:
-    from masa_lib import replay
+    from masa_lib.lessons import replay
 
     print(replay.replay(options.run, options.out, options.json))
 

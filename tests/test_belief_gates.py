@@ -15,6 +15,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.gates import priors, registry
+from masa_lib.lessons.widgets import training_view
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
@@ -22,7 +23,6 @@ from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.training import trainer
 from masa_lib.training.trainer import Trainer
-from masa_lib.widgets import training_view
 
 G, PLACES = 8, 10
 #: by level: four are out of reach, two are sure, two can be learned from

@@ -24,10 +24,10 @@ from typing import Any
 import pytest
 
 from masa_lib.analysis.awareness import correlation
+from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_view
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
-from masa_lib.widgets import reward_lab, reward_scenes, training_view
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = Path(os.environ.get("MASA_SCREENSHOTS", ROOT / "runs" / "screenshots"))

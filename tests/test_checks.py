@@ -10,25 +10,25 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from masa_lib import checks
+from masa_lib.lessons import exercises
 from masa_lib.models import tiers
 
 
 def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
-    for line in checks.environment_check():
+    for line in exercises.environment_check():
         assert line.endswith(".")
         assert str(Path.home()) not in line
 
 
 def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tiers, "DATA", tmp_path)
-    said = "\n".join(checks.environment_check())
+    said = "\n".join(exercises.environment_check())
     assert "The pocket model is missing (data/pocket): `masa pocket build --out data/pocket` makes it." in said
     assert "The recorded study is missing (data/runs/baseline)" in said
     for place in ("pocket/config.json", "runs/baseline/masa-s0/config.toml"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
-    said = "\n".join(checks.environment_check())
+    said = "\n".join(exercises.environment_check())
     assert "The pocket model is there" in said
     assert "The recorded study is there" in said
 
@@ -36,7 +36,7 @@ def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(("gigabytes", "advice"), [(1, "close other programs"), (8, "enough")])
 def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch, gigabytes: int, advice: str) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 2**30))
-    assert any(advice in line for line in checks.environment_check())
+    assert any(advice in line for line in exercises.environment_check())
 
 
 def requires(lines: list[str]) -> Callable[[str], list[str]]:
@@ -45,8 +45,8 @@ def requires(lines: list[str]) -> Callable[[str], list[str]]:
 
 def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", requires(["torch<1", "pandas>=1", "pytest<1; extra == 'dev'"]))
-    assert checks.wrong_packages() == [f"torch is {metadata.version('torch')}, wanted <1"]
-    assert "`make install` gives the right ones." in checks.environment_check()[0]
+    assert exercises.wrong_packages() == [f"torch is {metadata.version('torch')}, wanted <1"]
+    assert "`make install` gives the right ones." in exercises.environment_check()[0]
 
 
 def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,23 +54,23 @@ def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", missing)
-    assert checks.wrong_packages() == ["masa-lib is not installed"]
+    assert exercises.wrong_packages() == ["masa-lib is not installed"]
 
 
-@pytest.mark.parametrize("exercise", checks.EXERCISES)
+@pytest.mark.parametrize("exercise", exercises.EXERCISES)
 def test_an_exercise_is_right_wrong_or_open(exercise: str) -> None:
-    wanted = checks.EXERCISES[exercise]
-    assert checks.check(exercise, None).startswith(f"{exercise}: no answer yet. Put yours")
-    assert checks.check(exercise, list(wanted.numbers())) == f"{exercise}: right."
+    wanted = exercises.EXERCISES[exercise]
+    assert exercises.check(exercise, None).startswith(f"{exercise}: no answer yet. Put yours")
+    assert exercises.check(exercise, list(wanted.numbers())) == f"{exercise}: right."
     beside = [number + 3 * wanted.tolerance for number in wanted.numbers()]
-    assert checks.check(exercise, beside) == f"{exercise}: not yet. {wanted.hint}"
+    assert exercises.check(exercise, beside) == f"{exercise}: not yet. {wanted.hint}"
 
 
 @pytest.mark.parametrize(("sign", "place"), [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")])
 def test_hosted_notebooks_get_advice(monkeypatch: pytest.MonkeyPatch, sign: str, place: str) -> None:
-    assert checks.hosted_advice() == []
+    assert exercises.hosted_advice() == []
     monkeypatch.setenv(sign, "yes")
-    assert checks.environment_check()[-2].startswith(f"This is {place}: ")
+    assert exercises.environment_check()[-2].startswith(f"This is {place}: ")
 
 
 @pytest.mark.parametrize(("settings", "says"), [
@@ -79,9 +79,9 @@ def test_hosted_notebooks_get_advice(monkeypatch: pytest.MonkeyPatch, sign: str,
     ({"sampling.problems": 4}, "Not yet: a running training would refuse sampling.problems"),
     ({"reward.bass": 4}, "Not yet: There is no setting"), ({"reward.pass_rate_weight": -1}, "Not yet: reward.pass_")])
 def test_the_exercises_of_04_are_checked_by_what_the_library_does(settings: dict, says: str) -> None:
-    assert checks.pays_pass_rate_alone(settings).startswith(says)
+    assert exercises.pays_pass_rate_alone(settings).startswith(says)
 
 
 def test_the_share_of_the_predictions_is_checked_against_the_recorded_run() -> None:
-    assert checks.prediction_share(0.5).startswith("Not yet: 0.500") and checks.prediction_share(
+    assert exercises.prediction_share(0.5).startswith("Not yet: 0.500") and exercises.prediction_share(
         float("nan")).startswith("Not yet")

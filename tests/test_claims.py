@@ -8,8 +8,8 @@ import re
 import pandas as pd
 import pytest
 
-from masa_lib import checks, claims, departures
 from masa_lib.config import RewardConfig
+from masa_lib.lessons import exercises, paper_claims, released_rewards
 from masa_lib.method.rewards import RewardTable, score_table
 from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
@@ -19,7 +19,7 @@ BASELINE = tiers.DATA / "runs" / "baseline"
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
 def test_claims_computed_again_are_those_of_the_table(version: str) -> None:
-    table, found = claims.table(version), claims.recompute(version)
+    table, found = paper_claims.table(version), paper_claims.recompute(version)
     assert set(found.index) <= set(table.index)
     for claim, value in found.items():
         number = re.search(r"[-+]?\d+\.?(\d*)", table.loc[claim, "recomputed_value"])
@@ -27,48 +27,49 @@ def test_claims_computed_again_are_those_of_the_table(version: str) -> None:
 
 
 def test_every_claim_is_in_one_version_and_has_a_verdict() -> None:
-    tables = [claims.table(version) for version in ("v1", "v2")]
-    assert sum(map(len, tables)) == len(pd.read_csv(claims.PAPER / "claims.csv"))
+    tables = [paper_claims.table(version) for version in ("v1", "v2")]
+    assert sum(map(len, tables)) == len(pd.read_csv(paper_claims.PAPER / "claims.csv"))
     for table in tables:
         assert table.index.is_unique
-        assert set(table["verdict"]) == set(claims.VERDICTS)
-    assert set(claims.HEADLINES.values()) <= set(tables[0].index)
+        assert set(table["verdict"]) == set(paper_claims.VERDICTS)
+    assert set(paper_claims.HEADLINES.values()) <= set(tables[0].index)
 
 
 def test_the_curves_of_figure_4_give_the_recorded_ratios_and_shares() -> None:
-    found = {panel: claims.budget_curve(panel) for panel in "abc"}
-    assert [round(claims.speed_up(curve), 2) for curve in found.values()] == [1.36, 1.14, 1.25]
-    assert [math.floor(claims.share_below(curve) + 0.1) for curve in found.values()] == [0, 55, 43]
+    found = {panel: paper_claims.budget_curve(panel) for panel in "abc"}
+    assert [round(paper_claims.speed_up(curve), 2) for curve in found.values()] == [1.36, 1.14, 1.25]
+    assert [math.floor(paper_claims.share_below(curve) + 0.1) for curve in found.values()] == [0, 55, 43]
 
 
 def test_a_speed_up_is_read_off_straight_lines() -> None:
     curve = pd.DataFrame({"method": ["GRPO"] * 2 + ["MASA-efficient"] * 3, "cost": [0, 100, 0, 40, 80],
                           "accuracy": [0.0, 0.3, 0.0, 0.2, 0.4]})
-    assert claims.speed_up(curve) == pytest.approx(100 / 60)
-    assert claims.share_below(curve) == 0.0
+    assert paper_claims.speed_up(curve) == pytest.approx(100 / 60)
+    assert paper_claims.share_below(curve) == 0.0
 
 
 def test_scores_leave_out_averages_and_name_variants() -> None:
-    assert list(claims.scores("v1", "Table 1", "Qwen3-8B-Base").columns) == ["GRPO", "MASA"]
-    assert len(claims.scores("v1", "Table 2", "Qwen3-14B-Base")) == 13
-    assert list(claims.scores("v2", "Table 5", "Qwen3-8B-Base").columns) == ["GRPO", "GRPO, NF", "MAPR", "MAPR, NF"]
-    assert claims.scores("v1", "Table 1", "Qwen3-8B-Base", "pass@32").notna().all(axis=None)
+    assert list(paper_claims.scores("v1", "Table 1", "Qwen3-8B-Base").columns) == ["GRPO", "MASA"]
+    assert len(paper_claims.scores("v1", "Table 2", "Qwen3-14B-Base")) == 13
+    columns = list(paper_claims.scores("v2", "Table 5", "Qwen3-8B-Base").columns)
+    assert columns == ["GRPO", "GRPO, NF", "MAPR", "MAPR, NF"]
+    assert paper_claims.scores("v1", "Table 1", "Qwen3-8B-Base", "pass@32").notna().all(axis=None)
 
 
 def test_the_exercises_of_notebook_07_have_the_answers_that_the_tables_give() -> None:
-    maths, other, small = (claims.scores(*place) for place in (
+    maths, other, small = (paper_claims.scores(*place) for place in (
         ("v1", "Table 1", "Qwen3-8B-Base"), ("v1", "Table 2", "Qwen3-14B-Base"), ("v2", "Table 1", "Qwen3-4B-Base")))
     found = {"gain in points": maths.loc["AIME25", "MASA"] - maths.loc["AIME25", "GRPO"],
-             "mean of gains": claims.gain(other["MASA"], other["GRPO"]).mean(),
-             "average of 4B": claims.gain(*small[["MAPR", "GRPO"]].mean())}
+             "mean of gains": paper_claims.gain(other["MASA"], other["GRPO"]).mean(),
+             "average of 4B": paper_claims.gain(*small[["MAPR", "GRPO"]].mean())}
     for exercise, value in found.items():
-        assert checks.check(exercise, value) == f"{exercise}: right."
+        assert exercises.check(exercise, value) == f"{exercise}: right."
 
 
 def test_answers_are_folded_and_texts_are_escaped() -> None:
     row = {"where_printed": "v1 <b>", "printed_value": "1 & 2", "recomputed_value": "<script>", "how_recomputed": "so",
            "verdict": "consistent"}
-    page = claims.as_details(pd.DataFrame([row], index=["a < b"]))
+    page = paper_claims.as_details(pd.DataFrame([row], index=["a < b"]))
     summary, answer = page.split("</summary>")
     assert "<script>" not in page
     assert "a &lt; b" in summary
@@ -79,26 +80,26 @@ def test_answers_are_folded_and_texts_are_escaped() -> None:
 
 
 def test_verdicts_are_compared_and_wrong_words_are_refused() -> None:
-    table = claims.table("v1")
-    mine = dict.fromkeys(claims.HEADLINES.values(), "consistent") | {claims.HEADLINES["GPQA"]: ""}
-    found = claims.judged(mine, table)["agree"]
-    assert [found[claims.HEADLINES[name]] for name in claims.HEADLINES] == [True, True, None, False, False]
+    table = paper_claims.table("v1")
+    mine = dict.fromkeys(paper_claims.HEADLINES.values(), "consistent") | {paper_claims.HEADLINES["GPQA"]: ""}
+    found = paper_claims.judged(mine, table)["agree"]
+    assert [found[paper_claims.HEADLINES[name]] for name in paper_claims.HEADLINES] == [True, True, None, False, False]
     with pytest.raises(ValueError, match="'yes' is no verdict; write one of consistent, inconsistent"):
-        claims.judged({claims.HEADLINES["GPQA"]: "yes"}, table)
+        paper_claims.judged({paper_claims.HEADLINES["GPQA"]: "yes"}, table)
     with pytest.raises(ValueError, match="There is no claim 'nothing'"):
-        claims.judged({"nothing": ""}, table)
+        paper_claims.judged({"nothing": ""}, table)
 
 
 @pytest.fixture(scope="module")
 def recorded() -> tuple[RewardTable, pd.Series]:
     """The predictions of one recorded run, and the group of each."""
-    rollouts, table = departures.read([BASELINE / "masa-s0"])
+    rollouts, table = released_rewards.read([BASELINE / "masa-s0"])
     return table, rollouts.loc[table.index, "group"]
 
 
 def test_recorded_runs_are_read_with_groups_of_their_own() -> None:
     folders = [BASELINE / f"masa-s{seed}" for seed in (0, 1)]
-    rollouts, table = departures.read(folders)
+    rollouts, table = released_rewards.read(folders)
     settings = Run.open(folders[0]).config.sampling
     sizes = rollouts.groupby(["group", "stream"]).size().unstack()
     assert (sizes["solution"] == settings.solutions).all()
@@ -111,7 +112,7 @@ def test_recorded_runs_are_read_with_groups_of_their_own() -> None:
 
 def test_a_payment_changes_only_the_part_that_its_departure_is_about(recorded: tuple[RewardTable, pd.Series]) -> None:
     table, _ = recorded
-    paid = departures.payments(table)
+    paid = released_rewards.payments(table)
     pd.testing.assert_frame_equal(paid["published"], score_table(table, RewardConfig()))
     pd.testing.assert_frame_equal(paid["released"], score_table(table, RewardConfig(mode="released")))
     for name, parts in {"open window": ["reward_difficulty", "reward_notion"],
@@ -125,7 +126,7 @@ def test_an_open_window_never_pays_where_all_right_solutions_have_one_length(
         recorded: tuple[RewardTable, pd.Series]) -> None:
     table, _ = recorded
     one = table.shortest_N == table.longest_N
-    paid = departures.payments(table)
+    paid = released_rewards.payments(table)
     assert one.sum() > 50
     assert (paid["open window"].loc[one, "reward_length"] == 0).all()
     assert (paid["released"].loc[one, "reward_length"] == 0).all()
@@ -134,14 +135,14 @@ def test_an_open_window_never_pays_where_all_right_solutions_have_one_length(
 
 def test_the_same_payment_changes_nothing(recorded: tuple[RewardTable, pd.Series]) -> None:
     table, groups = recorded
-    rewards = departures.payments(table)["published"]["reward"]
-    found = departures.compare(rewards, rewards, groups)
+    rewards = released_rewards.payments(table)["published"]["reward"]
+    found = released_rewards.compare(rewards, rewards, groups)
     assert found["changed"] == found["turned"] == found["other_winner"] == 0
     assert found["mean_reward"] == pytest.approx(rewards.mean())
 
 
 def test_two_payments_are_compared_group_by_group() -> None:
     before, after = pd.Series([1.0, 0, 0, 1, 0.5, 0.5]), pd.Series([0.0, 1, 0, 1, 0.5, 0.5])
-    found = departures.compare(before, after, pd.Series([0, 0, 1, 1, 2, 2]))
+    found = released_rewards.compare(before, after, pd.Series([0, 0, 1, 1, 2, 2]))
     assert found == pytest.approx({"mean_reward": 0.5, "changed": 1 / 3, "turned": 1 / 3, "other_winner": 1 / 3,
                                    "no_signal": 1 / 3})

@@ -10,8 +10,9 @@ import plotly.graph_objects as go
 import pytest
 from synthetic import STEPS, rollout_table, write_run
 
-from masa_lib import config, replay
+from masa_lib import config
 from masa_lib.analysis import compare, figures, gate_figures
+from masa_lib.lessons import replay
 
 CURVES = {"grpo": {0: 0.1, 10: 0.3, STEPS: 0.5}, "masa": {0: 0.1, 10: 0.4, STEPS: 0.6}}
 #: linear RGB as people without red or without green cones see it (Machado, Oliveira and Fernandes 2009)

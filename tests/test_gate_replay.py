@@ -12,16 +12,16 @@ import pytest
 from small import small
 from synthetic import evaluation_table, rollout_table, write_run
 
-from masa_lib import checks, gate_trials, replay
 from masa_lib import config as configs
 from masa_lib.analysis import compare, costs, figures, gate_figures, report
 from masa_lib.engines import make_engine
+from masa_lib.lessons import exercises, gate_trials, replay
+from masa_lib.lessons.replay import Groups
+from masa_lib.lessons.widgets import gate_replay
+from masa_lib.lessons.widgets import panel as panel_module
+from masa_lib.lessons.widgets.gate_replay import GateReplay
 from masa_lib.method import gating
 from masa_lib.models import loading
-from masa_lib.replay import Groups
-from masa_lib.widgets import gate_replay
-from masa_lib.widgets import panel as panel_module
-from masa_lib.widgets.gate_replay import GateReplay
 
 STEPS = (1, 5, 10, 15, 20, 25)
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_doing_less.ipynb"
@@ -239,7 +239,7 @@ def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pyte
     shown: list[object] = []
     monkeypatch.setattr(panel_module, "display", shown.append)
     for static in (True, False):
-        monkeypatch.setattr(checks, "STATIC", static)
+        monkeypatch.setattr(exercises, "STATIC", static)
         panel._ipython_display_()
     assert [type(entry).__name__ for entry in shown] == ["Figure", "VBox"]
     assert shown[0].layout.paper_bgcolor or shown[0].layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
@@ -247,13 +247,13 @@ def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pyte
 
 def test_a_gate_exercise_is_decided_by_runs_it_was_not_tuned_on(runs: list[Groups]) -> None:
     less = {"gate.predictions": 6}
-    said = checks.gate_exercise(*runs, less).splitlines()
+    said = exercises.gate_exercise(*runs, less).splitlines()
     row = gate_trials.account(runs[1], configs.replace(runs[1].config, less)).loc["last third"]
     assert said[1].startswith(f"Other runs: you save {row['tokens_saved']:+.1%} of the tokens, net, and lose "
                               f"{row['signal_lost']:.1%}")
     assert said[2].startswith("Beaten, also")
     for nothing_better in ({}, {"gate.threshold": 1.0, "gate.recheck": 0.0}):
-        assert checks.gate_exercise(*runs, nothing_better).splitlines()[2].startswith("Not beaten: save more")
+        assert exercises.gate_exercise(*runs, nothing_better).splitlines()[2].startswith("Not beaten: save more")
 
 
 def show_study(runs: Path) -> list[Any]:
@@ -261,8 +261,8 @@ def show_study(runs: Path) -> list[Any]:
     cells = json.loads(NOTEBOOK.read_text(encoding="utf8"))["cells"]
     source = next("".join(cell["source"]) for cell in cells if cell["id"] == "efficiency")
     shown: list[Any] = []
-    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "compare": compare, "costs": costs, "report": report, "figures": figures,
-                  "gate_figures": gate_figures, "display": shown.append})
+    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "compare": compare, "costs": costs, "report": report,
+                  "figures": figures, "gate_figures": gate_figures, "display": shown.append})
     return shown
 
 

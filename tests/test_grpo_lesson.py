@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from masa_lib import checks
 from masa_lib.config import Config, UpdateConfig
+from masa_lib.lessons import exercises
 from masa_lib.method import objective
 from masa_lib.models import loading
 
@@ -21,7 +21,7 @@ FROM_TRL = ("advantages", "token losses", "pulls", "token mean", "sequence mean"
 
 
 def right(exercise: str) -> torch.Tensor:
-    return torch.tensor(checks.EXERCISES[exercise].right)
+    return torch.tensor(exercises.EXERCISES[exercise].right)
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def test_the_constants_are_those_of_trl(trainer: Any, lesson: types.SimpleNamesp
     trainer.args.delta = None
     assert set(found) == set(FROM_TRL)
     for exercise, value in found.items():
-        assert checks.check(exercise, value) == f"{exercise}: right."
+        assert exercises.check(exercise, value) == f"{exercise}: right."
 
 
 def test_our_functions_give_the_same_constants(lesson: types.SimpleNamespace) -> None:
@@ -105,16 +105,16 @@ def test_the_cell_of_five_tokens_has_five(lesson: types.SimpleNamespace) -> None
     assert int(lesson.lengths_G.sum()) == len(lesson.logps_N) == len(lesson.old_logps_N) == 5
 
 
-@pytest.mark.parametrize("exercise", checks.EXERCISES)
+@pytest.mark.parametrize("exercise", exercises.EXERCISES)
 def test_the_right_answer_is_right_and_every_known_mistake_gets_its_hint(exercise: str) -> None:
-    wanted = checks.EXERCISES[exercise]
-    assert checks.check(exercise, torch.tensor(wanted.numbers())) == f"{exercise}: right."
+    wanted = exercises.EXERCISES[exercise]
+    assert exercises.check(exercise, torch.tensor(wanted.numbers())) == f"{exercise}: right."
     for numbers, said in wanted.mistakes:
-        assert checks.check(exercise, list(numbers)) == f"{exercise}: not yet. {said}"
+        assert exercises.check(exercise, list(numbers)) == f"{exercise}: not yet. {said}"
 
 
 @pytest.mark.parametrize("answer, said", [
     (None, "no answer yet"), (..., "no answer yet"), ("half", "numbers are wanted"), (1.5, "4 numbers are wanted"),
     ([[1.5, -0.5], [-0.5, -0.5]], "right."), ([9, 9, 9, 9], "Look at the formula again")])
 def test_any_answer_gets_a_sentence(answer: Any, said: str) -> None:
-    assert said in checks.check("advantages", answer)
+    assert said in exercises.check("advantages", answer)

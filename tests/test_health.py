@@ -16,9 +16,9 @@ from small import small
 from synthetic import write_run
 
 from masa_lib.analysis import compare, health, report
+from masa_lib.lessons.widgets.training_panel import TrainingPanel
 from masa_lib.runs.folder import Run
 from masa_lib.training.trainer import Trainer
-from masa_lib.widgets.training_panel import TrainingPanel
 
 NAN = math.nan
 

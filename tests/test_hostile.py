@@ -22,16 +22,16 @@ from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib import replay
 from masa_lib.analysis import compare, report, study
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
+from masa_lib.lessons import replay
+from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, last_step, shared_command
 from masa_lib.runs.stopping import Stop
 from masa_lib.training.export import card
-from masa_lib.widgets import training_view as view
 
 MARKUP = "<img src=x onerror=alert(1)>"
 DEEP = "[" * 100_000

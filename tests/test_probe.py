@@ -13,8 +13,8 @@ import torch
 from small import small
 
 from masa_lib import crash_safe_files as files
-from masa_lib import probe
 from masa_lib.analysis import awareness, figures
+from masa_lib.lessons import probe
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
 from masa_lib.tasks.problems import held_out

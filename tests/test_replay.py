@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
-from masa_lib import replay
+from masa_lib.lessons import replay
+from masa_lib.lessons.replay import Groups
 from masa_lib.method import gating
-from masa_lib.replay import Groups
 from masa_lib.runs.folder import Run
 
 RECORDED = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline" / "masa-s0"

@@ -12,8 +12,8 @@ import pytest
 from synthetic import STEPS, write_run
 
 from masa_lib import config as configs
-from masa_lib import replay
 from masa_lib.analysis import compare, intervals, report
+from masa_lib.lessons import replay
 
 BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}

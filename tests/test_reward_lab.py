@@ -11,15 +11,15 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
-from masa_lib import checks
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
+from masa_lib.lessons import exercises
+from masa_lib.lessons.widgets import panel, reward_figures, reward_lab, reward_scenes
+from masa_lib.lessons.widgets.reward_lab import RewardLab
+from masa_lib.lessons.widgets.reward_scenes import Recorded
 from masa_lib.method import rollouts
 from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
-from masa_lib.widgets import panel, reward_figures, reward_lab, reward_scenes
-from masa_lib.widgets.reward_lab import RewardLab
-from masa_lib.widgets.reward_scenes import Recorded
 
 RUN = tiers.DATA / "runs" / "baseline" / "masa-s0"
 
@@ -241,7 +241,7 @@ def test_without_widgets_the_panel_is_a_picture(lab: RewardLab, monkeypatch: pyt
     shown: list[Any] = []
     monkeypatch.setattr(panel, "display", shown.append)
     lab._ipython_display_()
-    monkeypatch.setattr(checks, "STATIC", True)
+    monkeypatch.setattr(exercises, "STATIC", True)
     lab._ipython_display_()
     assert shown[0] is lab.box
     assert type(shown[1]) is go.Figure
@@ -273,45 +273,46 @@ def test_notions_are_marked_where_the_reward_finds_them(mode: str, notion: str, 
 
 
 def test_importing_the_package_of_panels_loads_no_panel() -> None:
-    import masa_lib.widgets
+    import masa_lib.lessons.widgets
 
-    assert Path(masa_lib.widgets.__file__).read_text(encoding="utf8").count("\n") == 1
+    assert Path(masa_lib.lessons.widgets.__file__).read_text(encoding="utf8").count("\n") == 1
 
 
 # The exercises of notebook 02.
 
 def test_an_unanswered_exercise_is_said_and_is_no_error(recorded: Recorded) -> None:
-    for said in (checks.difficulty_exercise(lambda predicted, rate, base: None), checks.hack_exercise(recorded, None),
-                 checks.constant_exercise({}), checks.notion_exercise(recorded, None)):
+    for said in (exercises.difficulty_exercise(lambda predicted, rate, base: None),
+                 exercises.hack_exercise(recorded, None),
+                 exercises.constant_exercise({}), exercises.notion_exercise(recorded, None)):
         assert "No answer yet" in said
 
 
 def test_the_difficulty_exercise_knows_right_from_wrong() -> None:
-    assert "Right" in checks.difficulty_exercise(lambda predicted, rate, base: base ** abs(predicted / 8 - rate))
+    assert "Right" in exercises.difficulty_exercise(lambda predicted, rate, base: base ** abs(predicted / 8 - rate))
     for wrong in (lambda predicted, rate, base: base ** abs(predicted - rate),
                   lambda predicted, rate, base: base ** (predicted / 8 - rate)):
-        assert checks.difficulty_exercise(wrong).startswith("Not yet")
+        assert exercises.difficulty_exercise(wrong).startswith("Not yet")
 
 
 def test_the_constant_exercise_wants_mode_median_and_mean() -> None:
     names = ("kernel, b = 0.0001", "kernel, b = 0.99", "brier")
-    assert checks.constant_exercise(dict(zip(names, (0, 1, 3), strict=True))).count(": right.") == 3
-    assert checks.constant_exercise(dict.fromkeys(names, 2)).count("not yet") == 3
+    assert exercises.constant_exercise(dict(zip(names, (0, 1, 3), strict=True))).count(": right.") == 3
+    assert exercises.constant_exercise(dict.fromkeys(names, 2)).count("not yet") == 3
 
 
 def test_the_hack_exercise_wants_a_hack_that_a_training_would_follow(recorded: Recorded) -> None:
     presets = reward_scenes.presets(recorded.config)
-    assert checks.hack_exercise(recorded, presets["hackable"]).startswith("Right")
-    assert "95% of the most is asked" in checks.hack_exercise(recorded, presets["paper"])
+    assert exercises.hack_exercise(recorded, presets["hackable"]).startswith("Right")
+    assert "95% of the most is asked" in exercises.hack_exercise(recorded, presets["paper"])
     flat = {"reward.difficulty_base": 1.0, "reward.length_weight": 0.0, "reward.notion_weight": 0.0}
-    assert "teaches nothing" in checks.hack_exercise(recorded, flat)
+    assert "teaches nothing" in exercises.hack_exercise(recorded, flat)
 
 
 def test_the_notion_exercise_takes_words_of_form_and_no_notions() -> None:
     recorded = reward_scenes.read([RUN, RUN.with_name("masa-s1")])
-    assert checks.notion_exercise(recorded, "so").startswith("Right")
-    assert checks.notion_exercise(recorded, "carry").startswith("Not yet")
-    assert "given" in checks.notion_exercise(recorded, "boxed")
+    assert exercises.notion_exercise(recorded, "so").startswith("Right")
+    assert exercises.notion_exercise(recorded, "carry").startswith("Not yet")
+    assert "given" in exercises.notion_exercise(recorded, "boxed")
 
 
 def test_rate_compares_shares_where_count_compares_numbers() -> None:

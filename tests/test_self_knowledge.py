@@ -8,12 +8,12 @@ import pandas as pd
 import pytest
 from small import small
 
-from masa_lib import checks
 from masa_lib.engines import make_engine
+from masa_lib.lessons import exercises
+from masa_lib.lessons.widgets import self_knowledge
+from masa_lib.lessons.widgets.self_knowledge import SelfKnowledge
 from masa_lib.models import loading
 from masa_lib.tasks.problems import Problem
-from masa_lib.widgets import self_knowledge
-from masa_lib.widgets.self_knowledge import SelfKnowledge
 
 PROBLEM = Problem("p", "Start with 8. Add 8.", "16", 1, "test")
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -190,10 +190,10 @@ def test_without_widgets_there_is_a_picture_and_the_texts(panel: SelfKnowledge,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     monkeypatch.setattr(self_knowledge, "display", lambda *things: shown.extend(things))
-    monkeypatch.setattr(checks, "STATIC", True)
+    monkeypatch.setattr(exercises, "STATIC", True)
     panel._ipython_display_()
     assert [type(entry).__name__ for entry in shown] == ["Figure", "HTML"]
     assert "Predicted: right" in shown[1].data
-    monkeypatch.setattr(checks, "STATIC", False)
+    monkeypatch.setattr(exercises, "STATIC", False)
     panel._ipython_display_()
     assert shown[2] is panel.box

@@ -14,15 +14,15 @@ import plotly.io
 import pytest
 from small import SETTINGS, small
 
-from masa_lib import checks
 from masa_lib.analysis.awareness import correlation
 from masa_lib.config import ConfigError
+from masa_lib.lessons import exercises
+from masa_lib.lessons.widgets import reward_lab
+from masa_lib.lessons.widgets import training_view as view
+from masa_lib.lessons.widgets.training_panel import LIVE, TrainingPanel
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
-from masa_lib.widgets import reward_lab
-from masa_lib.widgets import training_view as view
-from masa_lib.widgets.training_panel import LIVE, TrainingPanel
 
 RECORDED = tiers.DATA / "runs" / "baseline" / "masa-s0"
 QUICK = SETTINGS | {"steps": 6, "sampling.problems": 4, "update.schedule": "constant"}
@@ -277,7 +277,7 @@ def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pyte
     assert panel.state == "finished" and panel.progress.value == len(Run.open(RECORDED).metrics())
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
     assert "application/vnd.jupyter.widget-view+json" in panel._repr_mimebundle_()  # as readers may have set it
-    monkeypatch.setattr(checks, "STATIC", True)
+    monkeypatch.setattr(exercises, "STATIC", True)
     monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
     assert set(panel._repr_mimebundle_()) == {"application/vnd.plotly.v1+json"}
     panel.out.value = str(tmp_path / "none")

@@ -17,7 +17,7 @@ from masa_lib.models import tiers
 
 if TYPE_CHECKING:
     from masa_lib.analysis import awareness, compare, intervals
-    from masa_lib.widgets.reward_scenes import Recorded
+    from masa_lib.lessons.widgets.reward_scenes import Recorded
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
 #: panels show a picture of themselves where no reader can turn their knobs: `make notebooks` sets it
@@ -265,7 +265,7 @@ def constant_exercise(answers: Mapping[str, int | None]) -> str:
 
 def hack_exercise(recorded: Recorded, settings: Mapping[str, Any] | None) -> str:
     """Whether a setting pays a constant answer HACKED of the most, while SIGNAL of the groups still teach something."""
-    from masa_lib.widgets import reward_scenes
+    from masa_lib.lessons.widgets import reward_scenes
 
     if settings is None:
         return UNANSWERED
@@ -281,7 +281,7 @@ def hack_exercise(recorded: Recorded, settings: Mapping[str, Any] | None) -> str
 
 def notion_exercise(recorded: Recorded, notion: str | None) -> str:
     """Whether counting pays a notion by the pass rate alone: hardly ever below one half, nearly always above it."""
-    from masa_lib.widgets import reward_scenes
+    from masa_lib.lessons.widgets import reward_scenes
 
     if notion is None:
         return UNANSWERED
@@ -307,7 +307,8 @@ def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: st
     Raises:
         ConfigError: an unknown setting, or a value that is not allowed.
     """
-    from masa_lib import config, gate_trials
+    from masa_lib import config
+    from masa_lib.lessons import gate_trials
 
     def rows(groups: Any) -> list[Any]:
         recommended = {key: config.get(config.Config(), key) for key in gate_trials.KEYS}

@@ -18,12 +18,12 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from masa_lib import config as configs
-from masa_lib import gate_trials, replay
 from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, SKY, TEMPLATE, VERMILLION
 from masa_lib.config import Config
-from masa_lib.replay import PHASES, Groups
-from masa_lib.widgets.keyboard import Keys
-from masa_lib.widgets.panel import Panel, button
+from masa_lib.lessons import gate_trials, replay
+from masa_lib.lessons.replay import PHASES, Groups
+from masa_lib.lessons.widgets.keyboard import Keys
+from masa_lib.lessons.widgets.panel import Panel, button
 
 #: columns of the account that add up to all recorded solution tokens and the predictions, by how they are drawn
 TOKENS = {"solutions": ("solutions", GREEN), "rechecks": ("re-checks", SKY), "predictions": ("predictions", ORANGE)}

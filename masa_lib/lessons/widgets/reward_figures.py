@@ -21,9 +21,9 @@ from plotly.subplots import make_subplots
 
 from masa_lib.analysis.figures import BLUE, CLEAR, GREEN, GREY, ORANGE, PURPLE, SKY, SYMBOLS, TEMPLATE, VERMILLION
 from masa_lib.config import Config
+from masa_lib.lessons.widgets.reward_scenes import Recorded, Scene
 from masa_lib.method import rewards
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
-from masa_lib.widgets.reward_scenes import Recorded, Scene
 
 PARTS = {"reward_difficulty": ("difficulty", ORANGE), "reward_length": ("length", SKY),
          "reward_notion": ("notion", PURPLE)}

@@ -22,18 +22,18 @@ import plotly.graph_objects as go
 from IPython.display import HTML, display
 from plotly.subplots import make_subplots
 
-from masa_lib import checks
 from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.config import Config
 from masa_lib.engines import Engine, engine_of
+from masa_lib.lessons import exercises
+from masa_lib.lessons.widgets.keyboard import Keys
+from masa_lib.lessons.widgets.panel import button
 from masa_lib.method import rollouts
 from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
-from masa_lib.widgets.keyboard import Keys
-from masa_lib.widgets.panel import button
 
 #: solutions sampled between two looks at the stop button, and between two drawings
 CHUNK = 8
@@ -371,7 +371,7 @@ class SelfKnowledge:
             Keys()])
 
     def _ipython_display_(self) -> None:
-        if checks.STATIC:
+        if exercises.STATIC:
             drawn, texts = self.static()
             display(drawn, HTML(f"<p>{self.note.value}</p>{texts}"))
         else:

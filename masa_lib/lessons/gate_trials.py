@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from masa_lib import replay
 from masa_lib.analysis.compare import pass_at_k
 from masa_lib.config import Config
 from masa_lib.engines import Engine
 from masa_lib.gates import registry
+from masa_lib.lessons import replay
+from masa_lib.lessons.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.method import gather, gating, rollouts
-from masa_lib.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool

@@ -21,18 +21,18 @@ from typing import Any, ClassVar
 import ipywidgets as widgets
 import plotly.graph_objects as go
 
-from masa_lib import checks
 from masa_lib import config as configs
 from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.lessons import exercises
+from masa_lib.lessons.widgets import training_view as view
+from masa_lib.lessons.widgets.keyboard import Keys
+from masa_lib.lessons.widgets.panel import button
 from masa_lib.models import memory, tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
 from masa_lib.tasks import problems
-from masa_lib.widgets import training_view as view
-from masa_lib.widgets.keyboard import Keys
-from masa_lib.widgets.panel import button
 
 #: what a run is given so that there is something to see; `settings` go before it
 RECORD = {"record.rollouts_every": 2, "record.checkpoint_every": 10}
@@ -129,7 +129,7 @@ class TrainingPanel:
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
         """The panel; where a page without widgets is made (`checks.STATIC`), a picture of the run instead."""
-        if not checks.STATIC:
+        if not exercises.STATIC:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:
             return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}

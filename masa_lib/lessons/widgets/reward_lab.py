@@ -20,11 +20,11 @@ import traitlets
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
+from masa_lib.lessons.widgets import reward_figures, reward_scenes
+from masa_lib.lessons.widgets.keyboard import Keys
+from masa_lib.lessons.widgets.panel import Panel, button
+from masa_lib.lessons.widgets.reward_scenes import KEYS, Recorded, Scene
 from masa_lib.models import tiers
-from masa_lib.widgets import reward_figures, reward_scenes
-from masa_lib.widgets.keyboard import Keys
-from masa_lib.widgets.panel import Panel, button
-from masa_lib.widgets.reward_scenes import KEYS, Recorded, Scene
 
 #: where "Use in training" writes, unless the panel is told what else to do
 SETTINGS_FILE = tiers.DATA.parent / "runs" / "reward-lab.toml"
