@@ -17,7 +17,7 @@ from masa_lib.lessons import exercises
 from masa_lib.lessons.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.lessons.widgets.reward_lab import RewardLab
 from masa_lib.lessons.widgets.reward_scenes import Recorded
-from masa_lib.method import rollouts
+from masa_lib.method import rewards, rollouts
 from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
 
@@ -68,7 +68,7 @@ def test_rewards_and_advantages_are_those_that_a_training_would_give(recorded: R
     rollouts._parse(table, table["text"], config)
     rollouts.score(table, config)
     expected = table[table["stream"] == "meta"]
-    for name in ("reward", *rollouts.PARTS, "advantage"):
+    for name in ("reward", *rewards.PARTS, "advantage"):
         np.testing.assert_allclose(found.loc[expected.index, name], expected[name], rtol=1e-6, atol=1e-6)
 
 

@@ -12,7 +12,7 @@ from small import small
 
 from masa_lib.config import Config, replace
 from masa_lib.engines import Completion, Engine, make_engine
-from masa_lib.method import prompts, rewards, rollouts
+from masa_lib.method import objective, prompts, rewards, rollouts
 from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
 from masa_lib.tasks.predictions import parse_prediction
@@ -218,15 +218,15 @@ def test_a_contrast_tells_problems_apart_where_one_value_suits_all_best() -> Non
     truth = np.repeat([0.0, 0.0, 0.0, 0.5], 6)
     values = pd.DataFrame({"group": np.repeat(np.arange(4), 6), "predicted_pass_rate": np.tile([0, 1, 2, 3, 4, 5], 4)})
     values["reward_difficulty"] = 1 - (values["predicted_pass_rate"] / 8 - truth) ** 2
-    found = rollouts.contrasted(values).to_numpy().reshape(4, 6)
+    found = objective.contrasted(values).to_numpy().reshape(4, 6)
     assert (np.diff(found[3]) > 0).all() and (np.diff(found[:3]) < 0).all()
     np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-9)
 
 
 def test_a_contrast_leaves_predictions_that_all_say_the_same_without_an_advantage() -> None:
     values = pd.DataFrame({"group": [0, 0, 1, 1], "predicted_pass_rate": 3, "reward_difficulty": [0.7, 0.7, 0.9, 0.9]})
-    assert rollouts.contrasted(values).eq(0).all()
-    assert rollouts.contrasted(values[:1]).eq(0).all()  # all others could not be read
+    assert objective.contrasted(values).eq(0).all()
+    assert objective.contrasted(values[:1]).eq(0).all()  # all others could not be read
 
 
 def test_the_same_numbers_give_the_same_rollouts_and_others_others(parts, table: pd.DataFrame) -> None:

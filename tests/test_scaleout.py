@@ -19,7 +19,7 @@ from masa_lib import cli
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Request, make_engine
-from masa_lib.method import rollouts
+from masa_lib.method import rewards, rollouts
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.scaleout import groups
@@ -269,7 +269,7 @@ def test_data_set_and_reward_serve_trls_own_trainer_and_sampling(tmp_path: Path)
     trainer.train()
     table = reward.table
     assert table.groupby(["group", "stream"]).size().unstack().eq([4, 8]).all(axis=None)
-    again = table.drop(columns=["reward", *rollouts.PARTS, "advantage"])
+    again = table.drop(columns=["reward", *rewards.PARTS, "advantage"])
     rollouts.score(again, config)
     pd.testing.assert_frame_equal(again[table.columns], table)
     assert table["parse_error"].dropna().eq("").any() and table["correct"].dropna().any()

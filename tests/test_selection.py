@@ -20,7 +20,7 @@ from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.training import evaluation
+from masa_lib.training import evaluation, metrics
 from masa_lib.training.trainer import Trainer
 
 #: gate and cap act from step 2 on, whatever they cost
@@ -205,8 +205,8 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     assert rows["cap"].tolist() == expected.tolist() and (rows["length"] <= rows["cap"]).all()
     assert ((rows["finish"] == "stop") | (rows["length"] == rows["cap"])).all()
     assert (rows["capped"] == (rows["cap"] < 40)).all() and rows["capped"].any() and not rows["admitted"].all()
-    metrics = rollouts.batch_metrics(table)
-    assert metrics["stopped"] == ((rows["cap"] < 40) & (rows["finish"] == "length")).mean() > 0
+    found = metrics.batch_metrics(table)
+    assert found["stopped"] == ((rows["cap"] < 40) & (rows["finish"] == "length")).mean() > 0
     meta = table[table["stream"] == "meta"]
     assert (meta["cap"] == 64).all() and not meta["capped"].any()
 

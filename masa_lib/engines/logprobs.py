@@ -131,6 +131,11 @@ def last_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
     return hidden_PTD[torch.arange(len(prompts), device=model.device), put(lengths_P - 1, model.device)]
 
 
+def next_logits(model: Any, prompts: Sequence[tuple[int, ...]], choices: Sequence[int]) -> torch.Tensor:
+    """The logits of some words behind each prompt, float32, one row a prompt and one column a word."""
+    return architecture.head_logits(model, last_states(model, prompts))[:, list(choices)].float()
+
+
 def _pad(rows: Sequence[tuple[int, ...]], device: torch.device,
          left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids padded on the right, where causal attention never looks, or the left, and the lengths (on the CPU)."""

@@ -26,6 +26,7 @@ from masa_lib.method import gather, gating, rollouts
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.training import metrics
 
 #: keeps the seeds of the oracle's own solutions apart from those of the rehearsed steps
 ORACLE_TAG = 4241
@@ -245,7 +246,7 @@ def _tally(found: gather.Selection) -> dict[str, int]:
     """Groups and tokens of a step's rollouts."""
     solved = found.table[found.table["stream"] == "solution"]
     share = solved[solved["admitted"]].groupby("group")["correct"].mean()
-    counted = rollouts.batch_metrics(found.table)
+    counted = metrics.batch_metrics(found.table)
     return {"candidates": len(found.candidates), "groups": len(share), "signal": int(((share > 0) & (share < 1)).sum()),
             "solutions": counted["tokens_solution"], "rechecks": counted["tokens_recheck"],
             "predictions": counted["tokens_meta"]}

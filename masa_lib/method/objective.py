@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 
 from masa_lib.config import Config, UpdateConfig
@@ -19,12 +20,17 @@ from masa_lib.engines.logprobs import (
     Sample,
     completion_logps,
     computed_tokens,
-    last_states,
     micro_batches,
+    next_logits,
     put,
 )
-from masa_lib.method import beliefs
-from masa_lib.models import architecture
+from masa_lib.method import beliefs, rewards
+from masa_lib.method.rewards import PARTS
+
+#: turns of taking off averages until neither is left; what is below the second number is rounding
+_ROUNDS, _ROUNDING = 20, 1e-9
+#: what a predicted pass rate gains by being said seldom, a nat of its surprise
+_RARE = 0.2
 
 
 def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Tensor:
@@ -48,6 +54,66 @@ def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Te
 def zero_variance(rewards_PG: torch.Tensor) -> torch.Tensor:
     """Which groups carry no gradient because all their rewards are equal; shape P, bool."""
     return (rewards_PG == rewards_PG[:, :1]).all(dim=1)
+
+
+def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
+    """The advantages of one stream's groups; a rollout that is alone in its group has none.
+
+    Args:
+        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised,
+            and predicted_pass_rate for a contrast.
+        config: the weights of the parts, and how advantages are normalised.
+    """
+    sizes = stream.groupby("group")["group"].transform("size")
+
+    def of(column: str, normalise: bool) -> pd.Series:
+        """Advantages of a column within each group, 0 for one that is alone; groups of a size together."""
+        values = pd.Series(0.0, stream.index)
+        for size, rows in stream[sizes > 1].groupby(sizes):
+            rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)
+            found = advantages(rewards_PG, normalise and config.update.normalise_std)
+            values[rows.index] = found.flatten().numpy()
+        return values
+
+    mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
+    if mode not in ("parts", "contrast"):
+        return of("reward", mode == "reward")
+    reward = rewards.effective(config.reward)
+    weights = (reward.pass_rate_weight, reward.length_weight, reward.notion_weight)
+    parts = {part: of(part, True) for part in PARTS}
+    if mode == "contrast":
+        parts["reward_difficulty"].update(contrasted(stream[(sizes > 1) & stream["predicted_pass_rate"].notna()]))
+    return sum(weight * parts[part] for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
+
+
+def contrasted(values: pd.DataFrame) -> pd.Series:
+    """Difficulty advantages that teach to tell problems apart, and keep all values in use.
+
+    All problems move the chance of a value together much faster than apart, so predictions collapse to a constant
+    before a model learns to tell problems apart. What a group and what a value earn on average are taken off, as in a
+    two-way analysis of variance, and a value that is seldom said in the step gains a little, which holds against drift.
+    The predictions then rank problems, over the whole scale; nothing trains their mean.
+
+    Args:
+        values: predictions that parsed; columns group, predicted_pass_rate and reward_difficulty.
+
+    Returns:
+        What remains, over the standard deviation that the step's rewards have within groups, and the gain of rarity.
+    """
+    groups, rates = values["group"], values["predicted_pass_rate"]
+    reward, surprise = values["reward_difficulty"].astype(float), -np.log(rates.map(rates.value_counts(normalize=True)))
+    centred = left = reward - reward.groupby(groups).transform("mean")
+    for _ in range(_ROUNDS):
+        left = left - left.groupby(rates).transform("mean")
+        left = left - left.groupby(groups).transform("mean")
+    found = left / (centred.std(ddof=0) + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
+    return found.astype(float).where(found.abs() > _ROUNDING, 0.0)
+
+
+def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
+    """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
+    entropy, tokens = -meta["logps"].map(sum).sum(), meta["tokens"].map(len).sum()
+    return 0.0 if entropy >= config.entropy_floor * tokens else config.meta_entropy
 
 
 def token_weights(lengths: Sequence[int], streams: Sequence[str], config: UpdateConfig) -> list[float]:
@@ -169,8 +235,7 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
     for batch in micro_batches(samples, token_budget):
-        last_PD = last_states(model, [sample.prompt for sample in batch])
-        logits_PV = architecture.head_logits(model, last_PD)[:, list(choices)].float()
+        logits_PV = next_logits(model, [sample.prompt for sample in batch], choices)
         likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
                                                 for sample in batch]), dtype=torch.float32)
         rates_P = torch.tensor([sample.right / sample.solutions for sample in batch])

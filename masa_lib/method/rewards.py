@@ -19,6 +19,9 @@ import pandas as pd
 from masa_lib.config import RewardConfig
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
 
+#: columns of the parts of the meta reward, 0 to 1
+PARTS = ("reward_difficulty", "reward_length", "reward_notion")
+
 
 @dataclasses.dataclass(frozen=True)
 class Solution:

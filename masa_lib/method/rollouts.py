@@ -10,7 +10,6 @@ how far, is decided elsewhere.
 from __future__ import annotations
 
 import bisect
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,25 +17,18 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
-from masa_lib.analysis.awareness import correlation
-from masa_lib.config import Config, UpdateConfig
+from masa_lib.config import Config
 from masa_lib.engines import Completion, Engine, Request
 from masa_lib.method import beliefs, objective, prompts, rewards
 from masa_lib.method.beliefs import Belief
+from masa_lib.method.rewards import PARTS
 from masa_lib.tasks import grading
-from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import MetaPrediction, parse_prediction
 from masa_lib.tasks.problems import Problem
 
 TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
 STREAMS = ("solution", "meta")
-#: columns of the parts of the meta reward, 0 to 1
-PARTS = ("reward_difficulty", "reward_length", "reward_notion")
-#: turns of taking off averages until neither is left; what is below the second number is rounding
-_ROUNDS, _ROUNDING = 20, 1e-9
-#: what a predicted pass rate gains by being said seldom, a nat of its surprise
-_RARE = 0.2
 
 
 @dataclass(frozen=True)
@@ -225,126 +217,13 @@ def score(table: pd.DataFrame, config: Config) -> None:
             table.loc[meta, ["reward", *PARTS]] = _score_group(group, config)
     table["advantage"] = 0.0
     for _, stream in table[table["reward"].notna()].groupby("stream"):
-        table.loc[stream.index, "advantage"] = stream_advantages(stream, config)
-
-
-def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
-    """The advantages of one stream's groups; a rollout that is alone in its group has none.
-
-    Args:
-        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised,
-            and predicted_pass_rate for a contrast.
-        config: the weights of the parts, and how advantages are normalised.
-    """
-    sizes = stream.groupby("group")["group"].transform("size")
-
-    def of(column: str, normalise: bool) -> pd.Series:
-        """Advantages of a column within each group, 0 for one that is alone; groups of a size together."""
-        values = pd.Series(0.0, stream.index)
-        for size, rows in stream[sizes > 1].groupby(sizes):
-            rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)
-            found = objective.advantages(rewards_PG, normalise and config.update.normalise_std)
-            values[rows.index] = found.flatten().numpy()
-        return values
-
-    mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
-    if mode not in ("parts", "contrast"):
-        return of("reward", mode == "reward")
-    reward = rewards.effective(config.reward)
-    weights = (reward.pass_rate_weight, reward.length_weight, reward.notion_weight)
-    parts = {part: of(part, True) for part in PARTS}
-    if mode == "contrast":
-        parts["reward_difficulty"].update(contrasted(stream[(sizes > 1) & stream["predicted_pass_rate"].notna()]))
-    return sum(weight * parts[part] for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
-
-
-def contrasted(values: pd.DataFrame) -> pd.Series:
-    """Difficulty advantages that teach to tell problems apart, and keep all values in use.
-
-    All problems move the chance of a value together much faster than apart, so predictions collapse to a constant
-    before a model learns to tell problems apart. What a group and what a value earn on average are taken off, as in a
-    two-way analysis of variance, and a value that is seldom said in the step gains a little, which holds against drift.
-    The predictions then rank problems, over the whole scale; nothing trains their mean.
-
-    Args:
-        values: predictions that parsed; columns group, predicted_pass_rate and reward_difficulty.
-
-    Returns:
-        What remains, over the standard deviation that the step's rewards have within groups, and the gain of rarity.
-    """
-    groups, rates = values["group"], values["predicted_pass_rate"]
-    reward, surprise = values["reward_difficulty"].astype(float), -np.log(rates.map(rates.value_counts(normalize=True)))
-    centred = left = reward - reward.groupby(groups).transform("mean")
-    for _ in range(_ROUNDS):
-        left = left - left.groupby(rates).transform("mean")
-        left = left - left.groupby(groups).transform("mean")
-    found = left / (centred.std(ddof=0) + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
-    return found.astype(float).where(found.abs() > _ROUNDING, 0.0)
-
-
-def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
-    """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
-    entropy, tokens = -meta["logps"].map(sum).sum(), meta["tokens"].map(len).sum()
-    return 0.0 if entropy >= config.entropy_floor * tokens else config.meta_entropy
+        table.loc[stream.index, "advantage"] = objective.stream_advantages(stream, config)
 
 
 def outcomes(table: pd.DataFrame) -> pd.DataFrame:
     """How each rolled-out group went, by group: `right` of `solutions`."""
     solved = table[(table["stream"] == "solution") & table["reward"].notna()]
     return solved.groupby("group").agg(right=("reward", "sum"), solutions=("reward", "size")).astype(int)
-
-
-def belief_metrics(table: pd.DataFrame, found: Sequence[Belief | None]) -> dict[str, float]:
-    """What a step's scored rollouts say of the beliefs about its problems, in place of what sampled predictions would.
-
-    Args:
-        table: `group` is the problem's place among the candidates.
-        found: the belief about each candidate; empty metrics where none was read.
-    """
-    if not found or found[0] is None:
-        return {}
-    went = outcomes(table)
-    read_PV = np.array([found[group].probabilities for group in went.index]).reshape(len(went), -1)
-    means, rates = pd.Series([found[group].mean for group in went.index]), went["right"] / went["solutions"]
-    return {"pass_rate_r": correlation(means, rates), "pass_rate_mae": (means.to_numpy() - rates).abs().mean(),
-            "predicted_pass_rate": means.mean(), "predicted_pass_rate_std": means.std(),
-            "belief_outside": float(np.mean([belief.outside for belief in found])),
-            **beliefs.measures(read_PV, went["right"].tolist(), went["solutions"].tolist())}
-
-
-def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
-    """What a step's scored rollouts say: accuracy, rewards, predicted against true, tokens by stream.
-
-    `tokens_solution` leaves out the solutions of problems that were dropped and re-checked: `tokens_recheck`.
-    """
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
-    parsed = meta.dropna(subset=["predicted_pass_rate"])
-    true = pd.DataFrame({
-        "rate": solved.groupby("group")["reward"].mean(),
-        "length": solved[solved["reward"] > 0].groupby("group")["length"].mean(),
-        "predicted_rate": parsed.groupby("group")["predicted_pass_rate"].mean().astype(float) / PASS_RATE_STEPS,
-        "predicted_length": parsed.groupby("group")["predicted_length"].mean().astype(float)})
-    scored = table[table["reward"].notna()]
-    flat = ~scored["advantage"].ne(0).groupby([scored["stream"], scored["group"]]).any()
-    zero_variance = flat.groupby("stream").mean()
-    return {
-        "accuracy": solved["correct"].mean(), "reward_solution": solved["reward"].mean(),
-        "reward_meta": meta["reward"].mean(), "reward_difficulty": meta["reward_difficulty"].mean(),
-        "reward_length": meta["reward_length"].mean(), "reward_notion": meta["reward_notion"].mean(),
-        "parse_rate": len(parsed) / len(meta) if len(meta) else math.nan,
-        "pass_rate_r": correlation(true["predicted_rate"], true["rate"]),
-        "pass_rate_mae": (true["predicted_rate"] - true["rate"]).abs().mean(),
-        "length_r": correlation(true["predicted_length"], true["length"]),
-        "length_mae": (true["predicted_length"] - true["length"]).abs().mean(),
-        "predicted_pass_rate": true["predicted_rate"].mean(), "predicted_pass_rate_std": true["predicted_rate"].std(),
-        "predicted_length": true["predicted_length"].mean(), "solution_length": solved["length"].mean(),
-        "truncated": (solved["finish"] == "length").mean(),
-        "stopped": (solved["capped"] & (solved["finish"] == "length")).mean(),
-        "zero_variance_solution": zero_variance.get("solution", math.nan),
-        "zero_variance_meta": zero_variance.get("meta", math.nan),
-        "tokens_solution": int(solved.loc[solved["admitted"], "length"].sum()),
-        "tokens_recheck": int(solved.loc[~solved["admitted"], "length"].sum()),
-        "tokens_meta": int(meta["length"].sum())}
 
 
 def seeds(numbers: Sequence[int], count: int) -> list[int]:

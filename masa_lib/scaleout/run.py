@@ -30,7 +30,7 @@ from masa_lib.models import loading
 from masa_lib.runs.folder import CONFIG, Run, RunError
 from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
-from masa_lib.training import evaluation, safeguards
+from masa_lib.training import evaluation, metrics, safeguards
 from masa_lib.training.tensorboard import open_board
 from masa_lib.training.trainer import memory_mb, read_moments, read_state
 
@@ -357,7 +357,7 @@ class Recorder(TrainerCallback):
         table.insert(0, "step", steps.step)
         tokens = sum(gather_object([trainer.signal[1]]))
         return table, {
-            "step": steps.step, "method": config.method, **rollouts.batch_metrics(table), **gated,
+            "step": steps.step, "method": config.method, **metrics.batch_metrics(table), **gated,
             "loss": logs["loss"], "loss_solution": solution, "loss_meta": logs["loss"] - solution,
             "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
             "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,

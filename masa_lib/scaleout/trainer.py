@@ -214,7 +214,7 @@ class Rollouts:
         self.clock.lap("generate")
         table = self.found.table
         # Where TRL samples, it reports no log-probs, and the bonus always acts.
-        trainer.bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config.update)
+        trainer.bonus = objective.entropy_bonus(table[table["stream"] == "meta"], config.update)
         order = table.assign(late=table["stream"] == "meta").sort_values(["group", "late", "member"]).index
         first = state.process_index * len(prompts)
         return self._places(table.loc[order[first:first + len(prompts)]], len(prompts))

@@ -45,6 +45,7 @@ from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.training import evaluation, expert, safeguards
+from masa_lib.training.metrics import batch_metrics, belief_metrics
 from masa_lib.training.tensorboard import open_board
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
@@ -164,8 +165,8 @@ class Trainer:
         if gate:
             self._memory[config.method] = gate.state()
         found.table.insert(0, "step", self.step)
-        metrics = {"step": self.step, "method": config.method, **rollouts.batch_metrics(found.table),
-                   **rollouts.belief_metrics(found.table, [candidate.belief for candidate in found.candidates]),
+        metrics = {"step": self.step, "method": config.method, **batch_metrics(found.table),
+                   **belief_metrics(found.table, [candidate.belief for candidate in found.candidates]),
                    **gated, **update, **cloning, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
                    "tokens_read": engine.read_tokens, "seconds_read": engine.read_seconds,
                    "tokens_oracle": self._oracle_tokens, "tokens_anchor": self._anchor_tokens,
@@ -230,7 +231,7 @@ class Trainer:
                 candidates: Sequence[gating.Candidate] = ()) -> dict[str, float]:
         """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
         config = self._config.update
-        bonus = rollouts.entropy_bonus(table[table["stream"] == "meta"], config)
+        bonus = objective.entropy_bonus(table[table["stream"] == "meta"], config)
         weighs = "on" if objective.weighs_sampler(self._config) else "off"
         config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
         doubled = config.released_updates and configs.samples_predictions(self._config)

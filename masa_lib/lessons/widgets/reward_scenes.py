@@ -21,7 +21,7 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import Config, RewardConfig
-from masa_lib.method import prompts, rewards, rollouts
+from masa_lib.method import objective, prompts, rewards, rollouts
 from masa_lib.method.rewards import RewardTable, Solution
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
@@ -29,7 +29,7 @@ from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 #: what the lab sets: every setting of the rewards, and how advantages are made of them
 KEYS = (*(key for key in configs.settings() if key.startswith("reward.")), "update.normalise_meta")
 #: the parts of the meta reward by their column, and the setting of their weight
-WEIGHTS = dict(zip(rollouts.PARTS, ("pass_rate_weight", "length_weight", "notion_weight"), strict=True))
+WEIGHTS = dict(zip(rewards.PARTS, ("pass_rate_weight", "length_weight", "notion_weight"), strict=True))
 LENGTHS, NOTIONS, WORDS = 24, 8, 4  # answers that the probes try
 
 
@@ -221,7 +221,7 @@ def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     table["stream"], table["group"] = "meta", recorded.rollouts.loc[table.index, "group"]
     table["pass_rate"] = recorded.table.pass_rate_N
     table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
-    return table.assign(advantage=rollouts.stream_advantages(table, config))
+    return table.assign(advantage=objective.stream_advantages(table, config))
 
 
 def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.DataFrame:
@@ -252,7 +252,7 @@ def weights(config: Config) -> pd.Series:
 
 def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """See `Scene.payments` and `Scene.constant`; the parts are added, so that each has its best answer by itself."""
-    parts = list(rollouts.PARTS)
+    parts = list(rewards.PARTS)
     count = recorded.probes["answer"].max() + 1
     scored = rewards.score_table(recorded.probe_table, config.reward)[parts].to_numpy().reshape(-1, count, len(parts))
     means = scored[:, :-1].mean(axis=0)
@@ -272,7 +272,7 @@ def _drives(table: pd.DataFrame, config: Config) -> pd.Series:
     shares = weights(config)
     each = [table[["stream", "group"]].assign(reward=table[part], group=table["group"] + number * 10**9)
             for number, part in enumerate(shares.index)]  # all parts in one call, as groups of their own
-    found = rollouts.stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
+    found = objective.stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
     found = found.reshape(len(shares), -1) * shares.to_numpy()[:, None]
     advantage = table["advantage"].to_numpy()
     if mode == "contrast":  # the other parts are as in parts
