@@ -6,7 +6,7 @@ meet the same load of the machine; the first step of each warms up and is left o
 stated grid: micro-batches of 1, 1/2, 1/4 ... of a step, each with `generate` and with continuous batching. Memory is
 compared at equal micro-batch tokens: ours gets the tokens of TRL's best micro-batch as its budget. What the machine
 can do at best (matrix products a second, bytes a second) is measured in the same run, and each phase of ours is set
-against the time that it would take at that (`masa_lib.scaleout.cost`); a profile of ours says how much of its time is
+against the time that it would take at that (`masa_lib.lessons.step_cost`); a profile of ours says how much of it is
 matrix products and attention, which no other code around them makes faster. `--vocabulary` gives the model more words,
 which it says now and then: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
 """
@@ -29,9 +29,9 @@ import psutil
 import torch
 
 from masa_lib.config import Config
+from masa_lib.lessons import step_cost
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import environment
-from masa_lib.scaleout import cost
 from masa_lib.training.trainer import Trainer, memory_mb
 
 PHASES = ("generate", "grade", "update")
@@ -232,12 +232,12 @@ def from_the_limit(config: Config, rows: list[dict[str, Any]], limit: dict[str, 
     shares: dict[str, list[float]] = {"generate": [], "update": []}
     for row in rows:
         updates = config.steps - 1
-        load = cost.Load(problems=1, solutions=row["samples"] // updates, length=row["tokens"] / row["samples"],
+        load = step_cost.Load(problems=1, solutions=row["samples"] // updates, length=row["tokens"] / row["samples"],
                          prompt=row["prefill"] / updates, batch=config.sampling.batch,
                          longest=config.sampling.solution_tokens)
         itemsize = getattr(torch, config.model.precision).itemsize
-        sampled = cost.sampling(sizes, load, itemsize)
-        learned = cost.update(sizes, row["updated"] / updates, load.prompt + load.length)
+        sampled = step_cost.sampling(sizes, load, itemsize)
+        learned = step_cost.update(sizes, row["updated"] / updates, load.prompt + load.length)
         for phase, work in (("generate", sampled), ("update", learned)):
             shares[phase].append(updates * work.seconds(limit["flops"], limit["bandwidth"]) / row[phase])
     return {phase: statistics.median(values) for phase, values in shares.items()}

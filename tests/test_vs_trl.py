@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from masa_lib.lessons import step_cost
 from masa_lib.models import tiers
-from masa_lib.scaleout import cost
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "benchmarks/vs_trl.py", "--smoke", "--updates", "1", "--repeats", "1", "--grid", "1",
@@ -54,28 +54,28 @@ def test_the_scaling_page_shows_the_recorded_ratios() -> None:
 
 
 def test_the_cost_formulas_are_near_what_was_measured() -> None:
-    found = cost.check(ROOT / "data" / "runs" / "baseline")
+    found = step_cost.check(ROOT / "data" / "runs" / "baseline")
     assert found["predicted / measured"].between(0.8, 1.25).all() and (found["median error"] < 0.2).all()
 
 
 def test_the_tables_of_the_scaling_page_are_those_of_the_formulas() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf8")
-    for name, table in cost.tables(ROOT / "data" / "runs" / "baseline").items():
+    for name, table in step_cost.tables(ROOT / "data" / "runs" / "baseline").items():
         (found,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
-        assert found == table, f"`python -m masa_lib.scaleout.cost` prints the table {name} anew"
+        assert found == table, f"`python -m masa_lib.lessons.step_cost` prints the table {name} anew"
 
 
 def test_costs_grow_as_they_should() -> None:
-    sizes, hardware = tiers.TIERS["qwen3-8b"].architecture, cost.Hardware()
-    load = cost.METHODS["MASA"]
+    sizes, hardware = tiers.TIERS["qwen3-8b"].architecture, step_cost.Hardware()
+    load = step_cost.METHODS["MASA"]
 
     def step(**changes: float) -> float:
-        return sum(cost.phases(sizes, dataclasses.replace(load, **changes), hardware).values())
+        return sum(step_cost.phases(sizes, dataclasses.replace(load, **changes), hardware).values())
 
     assert step() < step(solutions=32) < 2.1 * step() and step() < step(predictions=32)
     assert step(length=8000) > step() > step(cut=0.3)
     assert step(dropped=0.5) > step()  # as many places, more predictions
-    one, two = (cost.phases(sizes, load, dataclasses.replace(hardware, gpus=gpus)) for gpus in (4, 8))
+    one, two = (step_cost.phases(sizes, load, dataclasses.replace(hardware, gpus=gpus)) for gpus in (4, 8))
     assert one["update"] == pytest.approx(2 * two["update"])
     assert two["solutions"] < one["solutions"] < 2 * two["solutions"]  # the weights are read as often
-    assert cost.update(sizes, 10, 1, True).flops == pytest.approx(cost.update(sizes, 10, 1).flops * 4 / 3)
+    assert step_cost.update(sizes, 10, 1, True).flops == pytest.approx(step_cost.update(sizes, 10, 1).flops * 4 / 3)

@@ -15,7 +15,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from masa_lib.config import Config
 from masa_lib.errors import MasaError, is_out_of_memory
 from masa_lib.models import tiers
 
@@ -173,43 +172,3 @@ def kv_bytes(config: Any, itemsize: int) -> int:
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2 * config.num_hidden_layers * heads * width * itemsize
-
-
-def engine_of(config: Config, model: Any, tokenizer: Any) -> Engine:
-    """The engine that a config asks for; see `make_engine`."""
-    sampling = config.sampling
-    return make_engine(sampling.engine, model, tokenizer, batch=sampling.batch, precision=config.model.precision,
-                       memory=sampling.gpu_memory, end_tokens=sampling.end_tokens)
-
-
-def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision: str = "float32",
-                memory: float = 0.4, end_tokens: str = "") -> Engine:
-    """The engine that samples for a policy.
-
-    Args:
-        name: `sampling.engine`.
-        model: the policy, on its device.
-        tokenizer: of the model.
-        batch: sequences decoded together, at most.
-        precision: of an engine's own copy of the weights; engines without one compute as they are called.
-        memory: `sampling.gpu_memory`.
-        end_tokens: `sampling.end_tokens`.
-
-    Raises:
-        ModelError: an end token that is no token.
-        EngineError: the engine is not installed, or its memory does not suffice.
-    """
-    from masa_lib.models import loading
-
-    ends = loading.end_tokens(model, tokenizer, end_tokens)
-    if name == "vllm":
-        from masa_lib.engines.vllm import VllmEngine
-
-        return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory)
-    if name == "paged":
-        from masa_lib.engines.paged import PagedEngine
-
-        return PagedEngine(model, ends, batch=batch, memory=memory)
-    from masa_lib.engines.in_process import TransformersEngine
-
-    return TransformersEngine(model, ends, batch=batch)

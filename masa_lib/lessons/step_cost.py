@@ -2,7 +2,7 @@
 
 A phase takes as long as its operations at the hardware's rate of matrix products, or its bytes at the rate of its
 memory, whichever is longer. Left out: kernels' own overhead, imbalance between GPUs, reading data, grading (which is
-CPU work in milliseconds a solution). `python -m masa_lib.scaleout.cost` prints the tables of docs/scaling.md.
+CPU work in milliseconds a solution). `python -m masa_lib.lessons.step_cost` prints the tables of docs/scaling.md.
 
 W: numbers in the matrices of a forward pass. L: mean solution length, tokens. M, G: predictions, solutions a problem.
 """

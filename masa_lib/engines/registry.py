@@ -1,0 +1,60 @@
+"""Which engine a config's `sampling.engine` means: the one place where a new one is entered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from masa_lib.config import Config
+from masa_lib.engines.base import Engine
+from masa_lib.models import loading
+
+
+def _transformers(model: Any, ends: frozenset[int], *, batch: int, **others: Any) -> Engine:
+    from masa_lib.engines.in_process import TransformersEngine
+
+    return TransformersEngine(model, ends, batch=batch)
+
+
+def _paged(model: Any, ends: frozenset[int], *, batch: int, memory: float, **others: Any) -> Engine:
+    from masa_lib.engines.paged import PagedEngine
+
+    return PagedEngine(model, ends, batch=batch, memory=memory)
+
+
+def _vllm(model: Any, ends: frozenset[int], *, batch: int, precision: str, memory: float) -> Engine:
+    from masa_lib.engines.vllm import VllmEngine
+
+    return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory)
+
+
+#: by name, what makes an engine of a policy and the ids that end an answer; the other arguments are `make_engine`'s
+ENGINES: dict[str, Callable[..., Engine]] = {"transformers": _transformers, "paged": _paged, "vllm": _vllm}
+
+
+def engine_of(config: Config, model: Any, tokenizer: Any) -> Engine:
+    """The engine that a config asks for; see `make_engine`."""
+    sampling = config.sampling
+    return make_engine(sampling.engine, model, tokenizer, batch=sampling.batch, precision=config.model.precision,
+                       memory=sampling.gpu_memory, end_tokens=sampling.end_tokens)
+
+
+def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision: str = "float32",
+                memory: float = 0.4, end_tokens: str = "") -> Engine:
+    """The engine that samples for a policy.
+
+    Args:
+        name: `sampling.engine`.
+        model: the policy, on its device.
+        tokenizer: of the model.
+        batch: sequences decoded together, at most.
+        precision: of an engine's own copy of the weights; engines without one compute as they are called.
+        memory: `sampling.gpu_memory`.
+        end_tokens: `sampling.end_tokens`.
+
+    Raises:
+        ModelError: an end token that is no token.
+        EngineError: the engine is not installed, or its memory does not suffice.
+    """
+    ends = loading.end_tokens(model, tokenizer, end_tokens)
+    return ENGINES[name](model, ends, batch=batch, precision=precision, memory=memory)
