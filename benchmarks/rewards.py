@@ -17,7 +17,7 @@ import pandas as pd
 
 from masa_lib.config import RewardConfig
 from masa_lib.method.rewards import Solution, meta_rewards, reward_table, score_table
-from masa_lib.tasks.predictions import parse_prediction
+from masa_lib.tasks.read_prediction import parse_prediction
 
 NOTIONS = ["carry", "borrow", "long division", "parity", "place value", "modular arithmetic", "factorisation", "zero"]
 CONFIGS = {"published": RewardConfig(), "released": RewardConfig(mode="released"),

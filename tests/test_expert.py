@@ -17,8 +17,9 @@ from small import small
 from masa_lib.engines import logprobs, make_engine
 from masa_lib.method import rollouts
 from masa_lib.models import loading
-from masa_lib.tasks.predictions import MAX_SOLUTION_LENGTH, MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.tasks.read_prediction import MAX_SOLUTION_LENGTH, parse_prediction
 from masa_lib.training import expert
 from masa_lib.training.safeguards import TokenBudget
 

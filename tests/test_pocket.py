@@ -25,7 +25,7 @@ from masa_lib.recipes import pocket
 from masa_lib.recipes.pocket import Recipe
 from masa_lib.tasks import arithmetic, grading, problems
 from masa_lib.tasks.arithmetic import LEVELS, NOTIONS, Chain, Habits
-from masa_lib.tasks.predictions import parse_prediction
+from masa_lib.tasks.read_prediction import parse_prediction
 
 FOLDER = Path(tiers.resolve(MODEL))
 HABITS = [Recipe().habits, Habits(shortcut=0, worked=1, restate=1, ramble=0.5), Habits(shortcut=0, worked=0)]

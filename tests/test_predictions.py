@@ -7,13 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from masa_lib.tasks.predictions import (
-    MAX_NOTION_LENGTH,
-    MAX_NOTIONS,
-    MAX_SOLUTION_LENGTH,
-    MetaPrediction,
-    parse_prediction,
-)
+from masa_lib.tasks.predictions import MetaPrediction
+from masa_lib.tasks.read_prediction import MAX_NOTION_LENGTH, MAX_NOTIONS, MAX_SOLUTION_LENGTH, parse_prediction
 
 PLAIN = '{"math_notion": ["carry", "borrow"], "pass_rate": 5, "solution_length": 40}'
 EXPECTED = MetaPrediction(("carry", "borrow"), 5, 40)

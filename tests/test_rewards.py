@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from masa_lib.config import RewardConfig
 from masa_lib.method.rewards import Solution, meta_rewards, reward_table, score_table, solution_reward
-from masa_lib.tasks.predictions import MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import MetaPrediction
+from masa_lib.tasks.read_prediction import parse_prediction
 
 GROUP = [Solution("First carry, then borrow.", 20, True), Solution("CARRY the one", 40, True),
          Solution("borrow, borrow\n from  zero", 30, False), Solution("guess", 60, False)]

@@ -15,8 +15,8 @@ from masa_lib.engines import Completion, Engine, make_engine
 from masa_lib.method import objective, prompts, rewards, rollouts
 from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
-from masa_lib.tasks.predictions import parse_prediction
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.tasks.read_prediction import parse_prediction
 
 CONFIG = small({"sampling.solution_tokens": 30})
 

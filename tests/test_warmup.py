@@ -18,8 +18,8 @@ from masa_lib.models import loading
 from masa_lib.recipes import warmup
 from masa_lib.recipes.warmup import Recipe
 from masa_lib.tasks import grading
-from masa_lib.tasks.predictions import parse_prediction
 from masa_lib.tasks.problems import ProblemPool
+from masa_lib.tasks.read_prediction import parse_prediction
 
 CONFIG = small({"problems.levels": "1-2", "record.final_model": "float32"})
 RECIPE = Recipe(problems=6, solutions=2, predictions=2, temperature=1.0, epochs=2, batch=3, check=4)

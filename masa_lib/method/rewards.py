@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
-from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
+from masa_lib.tasks.read_prediction import parse_prediction
 
 #: columns of the parts of the meta reward, 0 to 1
 PARTS = ("reward_difficulty", "reward_length", "reward_notion")

@@ -24,8 +24,9 @@ from masa_lib.method import beliefs, objective, prompts, rewards
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.rewards import PARTS
 from masa_lib.tasks import grading
-from masa_lib.tasks.predictions import MetaPrediction, parse_prediction
+from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.read_prediction import parse_prediction
 
 TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
 STREAMS = ("solution", "meta")

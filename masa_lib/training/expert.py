@@ -19,7 +19,8 @@ from masa_lib.config import CloningConfig, Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.method import rollouts
 from masa_lib.models import loading
-from masa_lib.tasks.predictions import PASS_RATE_STEPS, parse_prediction
+from masa_lib.tasks.predictions import PASS_RATE_STEPS
+from masa_lib.tasks.read_prediction import parse_prediction
 from masa_lib.training import safeguards
 from masa_lib.training.safeguards import TokenBudget
 
