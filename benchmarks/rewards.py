@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
-from masa_lib.method.rewards import Solution, meta_rewards, reward_table, score_table
+from masa_lib.lessons.reward_table import reward_table, score_table
+from masa_lib.method.rewards import Solution, meta_rewards
 from masa_lib.tasks.read_prediction import parse_prediction
 
 NOTIONS = ["carry", "borrow", "long division", "parity", "place value", "modular arithmetic", "factorisation", "zero"]

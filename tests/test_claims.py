@@ -10,7 +10,7 @@ import pytest
 
 from masa_lib.config import RewardConfig
 from masa_lib.lessons import exercises, paper_claims, released_rewards
-from masa_lib.method.rewards import RewardTable, score_table
+from masa_lib.lessons.reward_table import RewardTable, score_table
 from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
 

@@ -10,12 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from masa_lib.config import RewardConfig
-from masa_lib.method.rewards import Solution, meta_rewards, reward_table, score_table, solution_reward
+from masa_lib.lessons.reward_table import reward_table, score_table
+from masa_lib.method.rewards import MetaReward, Solution, meta_rewards, solution_reward
 from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.read_prediction import parse_prediction
 
 GROUP = [Solution("First carry, then borrow.", 20, True), Solution("CARRY the one", 40, True),
          Solution("borrow, borrow\n from  zero", 30, False), Solution("guess", 60, False)]
+
+
+def row(reward: MetaReward) -> list[float]:
+    """Total, difficulty, length, notion."""
+    return [reward.total, *(reward.parts[f"reward_{name}"] for name in ("difficulty", "length", "notion"))]
 
 
 def score(prediction, solutions=GROUP, problem="Add.", **settings):
@@ -30,7 +36,7 @@ def test_a_solution_earns_1_when_right_and_0_when_wrong():
     (4, {}, 1.0), (8, {}, 0.1), (0, {}, 0.1), (6, {}, 0.01**0.25), (8, {"difficulty_base": 0.25}, 0.5),
     (4, {"difficulty_mode": "brier"}, 1.0), (8, {"difficulty_mode": "brier"}, 0.75)])
 def test_the_difficulty_reward_falls_with_the_error_of_the_predicted_pass_rate(pass_rate, settings, expected):
-    assert score(MetaPrediction((), pass_rate, 0), **settings).difficulty == pytest.approx(expected)
+    assert score(MetaPrediction((), pass_rate, 0), **settings).parts["reward_difficulty"] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("length", "settings", "expected"), [
@@ -39,12 +45,12 @@ def test_the_difficulty_reward_falls_with_the_error_of_the_predicted_pass_rate(p
     (10, {"length_slack": 0.5}, 1), (60, {"length_slack": 0.5}, 1), (9, {"length_slack": 0.5}, 0),
     (10, {"length_slack": 0.5, "strict_length": True}, 0)])
 def test_the_length_reward_pays_inside_the_window_of_the_correct_solutions(length, settings, expected):
-    assert score(MetaPrediction((), 4, length), **settings).length == expected
+    assert score(MetaPrediction((), 4, length), **settings).parts["reward_length"] == expected
 
 
 def test_without_a_correct_solution_length_and_notions_pay_nothing():
     reward = score(MetaPrediction(("borrow",), 0, 30), [dataclasses.replace(one, correct=False) for one in GROUP])
-    assert (reward.difficulty, reward.length, reward.notion) == (1.0, 0.0, 0.0)
+    assert reward.parts == {"reward_difficulty": 1.0, "reward_length": 0.0, "reward_notion": 0.0}
 
 
 @pytest.mark.parametrize(("notions", "settings", "expected"), [
@@ -52,26 +58,26 @@ def test_without_a_correct_solution_length_and_notions_pay_nothing():
     (["Carry", "carry", "CARRY "], {}, 1.0), (["arry"], {}, 0.0), (["carry the"], {}, 1.0),
     (["from zero"], {}, 0.0), (["absent"], {}, 0.0)])
 def test_a_notion_pays_when_more_correct_than_wrong_solutions_contain_it_as_words(notions, settings, expected):
-    assert score(MetaPrediction(tuple(notions), 4, 0), **settings).notion == pytest.approx(expected)
+    assert score(MetaPrediction(tuple(notions), 4, 0), **settings).parts["reward_notion"] == pytest.approx(expected)
 
 
 def test_notions_that_stand_in_the_problem_leave_the_share():
     prediction = MetaPrediction(("carry", "borrow"), 4, 0)
-    assert score(prediction, problem="Borrow?").notion == 1.0
-    assert score(prediction, problem="Borrow?", exclude_problem_notions=False).notion == 0.5
-    assert score(prediction, problem="Carry and borrow.").notion == 0.0
+    assert score(prediction, problem="Borrow?").parts["reward_notion"] == 1.0
+    assert score(prediction, problem="Borrow?", exclude_problem_notions=False).parts["reward_notion"] == 0.5
+    assert score(prediction, problem="Carry and borrow.").parts["reward_notion"] == 0.0
 
 
 def test_rate_compares_shares_where_count_compares_numbers():
     solutions = [Solution("carry", 9, True), *[Solution("carry", 9, False)] * 2, Solution("", 9, False)]
-    assert score(MetaPrediction(("carry",), 4, 0), solutions).notion == 0.0
-    assert score(MetaPrediction(("carry",), 4, 0), solutions, notion_mode="rate").notion == 1.0
+    assert score(MetaPrediction(("carry",), 4, 0), solutions).parts["reward_notion"] == 0.0
+    assert score(MetaPrediction(("carry",), 4, 0), solutions, notion_mode="rate").parts["reward_notion"] == 1.0
 
 
 def test_latex_notions_are_found():
     solutions = [Solution(r"so \frac{1}{2} of it", 9, True)]
-    assert score(MetaPrediction((r"\frac{1}{2}",), 8, 9), solutions).notion == 1.0
-    assert score(MetaPrediction((r"\frac{1}{20}",), 8, 9), solutions).notion == 0.0
+    assert score(MetaPrediction((r"\frac{1}{2}",), 8, 9), solutions).parts["reward_notion"] == 1.0
+    assert score(MetaPrediction((r"\frac{1}{20}",), 8, 9), solutions).parts["reward_notion"] == 0.0
 
 
 def test_the_total_is_the_weighted_mean_of_the_three():
@@ -83,7 +89,7 @@ def test_the_total_is_the_weighted_mean_of_the_three():
 
 def test_a_prediction_that_does_not_parse_earns_nothing():
     for mode in ("ours", "released"):
-        assert dataclasses.astuple(score(None, mode=mode)) == (0, 0, 0, 0)
+        assert row(score(None, mode=mode)) == [0, 0, 0, 0]
 
 
 def test_no_weights_and_no_solutions_are_refused_with_a_sentence():
@@ -117,7 +123,7 @@ def test_released_mode_pays_what_the_authors_code_pays_for_the_same_text(text, e
     prediction = parse_prediction(text, released=True).prediction
     config = RewardConfig(mode="released", difficulty_base=0.5, notion_weight=9.0, length_slack=1.0)
     reward = meta_rewards(RELEASED_GROUP, [prediction], "", config, RELEASED_PROMPT)[0]
-    assert dataclasses.astuple(reward) == pytest.approx(expected, rel=1e-14)
+    assert row(reward) == pytest.approx(expected, rel=1e-14)
 
 
 WORDS = st.sampled_from(["carry", "Carry", "borrow", "boxes", "box", "series", r"\frac{1}{2}", "a b", "é", ""])
@@ -159,7 +165,7 @@ def test_the_vectorised_scoring_equals_the_plain_one(groups, config):
         rows = rollouts.query(f"step == {number // 2} and group == {number % 2} and stream == 'meta'")
         predictions = [parse_prediction(text, released=released).prediction for text in rows["text"]]
         plain = meta_rewards(solutions, predictions, problem, config, as_prompt(problem))
-        expected = np.array([dataclasses.astuple(reward) for reward in plain]).reshape(-1, 4)
+        expected = np.array([row(reward) for reward in plain]).reshape(-1, 4)
         np.testing.assert_allclose(scored.loc[rows.index].to_numpy(), expected, rtol=1e-12, atol=1e-300)
 
 

@@ -12,7 +12,8 @@ from small import small
 
 from masa_lib.config import Config, replace
 from masa_lib.engines import Completion, Engine, make_engine
-from masa_lib.method import objective, prompts, rewards, rollouts
+from masa_lib.lessons import reward_table
+from masa_lib.method import objective, prompts, rollouts
 from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
@@ -157,7 +158,7 @@ def test_rewards_are_those_of_the_rewards_room(table: pd.DataFrame) -> None:
     solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
     assert solved["reward"].tolist() == solved["correct"].astype(float).tolist()
     assert solved[["reward_difficulty", "reward_length", "reward_notion"]].isna().all(axis=None)
-    vectorised = rewards.score_table(rewards.reward_table(table.assign(step=1)), CONFIG.reward)
+    vectorised = reward_table.score_table(reward_table.reward_table(table.assign(step=1)), CONFIG.reward)
     for column in ("reward", "reward_difficulty", "reward_length", "reward_notion"):
         np.testing.assert_allclose(meta[column].to_numpy(), vectorised.loc[meta.index, column].to_numpy())
     assert meta["reward_difficulty"].nunique() > 3
@@ -246,7 +247,7 @@ def test_released_mode_parses_and_pays_as_released(parts) -> None:
     found = collect(parts, config)
     rollouts.score(found, config)
     meta = found[found["stream"] == "meta"]
-    vectorised = rewards.score_table(rewards.reward_table(found.assign(step=1)), config.reward)
+    vectorised = reward_table.score_table(reward_table.reward_table(found.assign(step=1)), config.reward)
     np.testing.assert_allclose(meta["reward"].to_numpy(), vectorised.loc[meta.index, "reward"].to_numpy())
 
 

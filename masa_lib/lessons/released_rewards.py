@@ -15,8 +15,9 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import RewardConfig
+from masa_lib.lessons.reward_table import RewardTable, reward_table, score_table
 from masa_lib.method.prompts import meta_messages
-from masa_lib.method.rewards import PARTS, RewardTable, reward_table, score_table
+from masa_lib.method.rewards import PARTS
 from masa_lib.runs.folder import Run
 
 PUBLISHED, RELEASED = RewardConfig(), RewardConfig(mode="released")

@@ -78,12 +78,10 @@ def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
     mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
     if mode not in ("parts", "contrast"):
         return of("reward", mode == "reward")
-    reward = rewards.effective(config.reward)
-    weights = (reward.pass_rate_weight, reward.length_weight, reward.notion_weight)
     parts = {part: of(part, True) for part in PARTS}
     if mode == "contrast":
         parts["reward_difficulty"].update(contrasted(stream[(sizes > 1) & stream["predicted_pass_rate"].notna()]))
-    return sum(weight * parts[part] for part, weight in zip(PARTS, weights, strict=True)) / sum(weights)
+    return rewards.weighted(parts, rewards.effective(config.reward))
 
 
 def contrasted(values: pd.DataFrame) -> pd.Series:

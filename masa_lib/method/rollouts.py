@@ -274,7 +274,7 @@ def _score_group(group: pd.DataFrame, config: Config) -> list[list[float]]:
     messages = prompts.meta_messages(problem, config.prompt, config.sampling.solution_tokens)
     scored = rewards.meta_rewards(solutions, found, problem, config.reward,
                                   meta_prompt="\n".join(message["content"] for message in messages))
-    return [[reward.total, reward.difficulty, reward.length, reward.notion] for reward in scored]
+    return [[reward.total, *reward.parts.values()] for reward in scored]
 
 
 def _number(value: Any) -> int | None:

@@ -209,7 +209,7 @@ def _paid(recorded: Recorded, config: Config, solved: pd.DataFrame, meta: pd.Dat
     alone = [MetaPrediction((notion,), 0, 0) for notion in notions]
     problem = solved["problem"].iloc[0]
     found = rewards.meta_rewards(solutions, alone, problem, config.reward, recorded.meta_prompt(problem))
-    return {notion: reward.notion > 0 for notion, reward in zip(notions, found, strict=True)}
+    return {notion: reward.parts["reward_notion"] > 0 for notion, reward in zip(notions, found, strict=True)}
 
 
 def _pattern(notions: dict[str, bool], mode: str) -> re.Pattern[str] | None:

@@ -21,16 +21,17 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import Config, RewardConfig
+from masa_lib.lessons import reward_table
+from masa_lib.lessons.reward_table import RewardTable
 from masa_lib.method import objective, prompts, rewards, rollouts
-from masa_lib.method.rewards import RewardTable, Solution
+from masa_lib.method.rewards import Solution
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 #: what the lab sets: every setting of the rewards, and how advantages are made of them
 KEYS = (*(key for key in configs.settings() if key.startswith("reward.")), "update.normalise_meta")
-#: the parts of the meta reward by their column, and the setting of their weight
-WEIGHTS = dict(zip(rewards.PARTS, ("pass_rate_weight", "length_weight", "notion_weight"), strict=True))
-LENGTHS, NOTIONS, WORDS = 24, 8, 4  # answers that the probes try
+#: answers that the probes try
+LENGTHS, NOTIONS, WORDS = 24, 8, 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,7 +154,7 @@ def record(table: pd.DataFrame, config: Config) -> Recorded:
     probes = _probes(table)
     solved = table[table["stream"] == "solution"]
     made = pd.concat([solved, probes.assign(stream="meta", step=0)], ignore_index=True)
-    ready = [rewards.reward_table(rows, functools.partial(_meta_prompt, config=config)) for rows in (table, made)]
+    ready = [reward_table.reward_table(rows, functools.partial(_meta_prompt, config=config)) for rows in (table, made)]
     return Recorded(config, table, groups.rename(columns={"step_recorded": "step"}), ready[0], probes, ready[1])
 
 
@@ -204,7 +205,7 @@ def scene(recorded: Recorded, settings: Mapping[str, Any], against: Mapping[str,
     """
     config = configs.replace(Config(), settings)
     table = predictions(recorded, config)
-    others = rewards.score_table(recorded.table, configs.replace(Config(), against).reward)["reward"]
+    others = reward_table.score_table(recorded.table, configs.replace(Config(), against).reward)["reward"]
     ranks = [values.round(9).groupby(table["group"]).rank() for values in (table["reward"], others)]
     table["gain"] = ranks[0] - ranks[1]
     silent = table["advantage"].eq(0).groupby(table["group"]).all()
@@ -217,7 +218,7 @@ def scene(recorded: Recorded, settings: Mapping[str, Any], against: Mapping[str,
 
 def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     """Rewards and advantages of the recorded predictions, see `Scene.predictions` (without `gain`)."""
-    table = rewards.score_table(recorded.table, config.reward)
+    table = reward_table.score_table(recorded.table, config.reward)
     table["stream"], table["group"] = "meta", recorded.rollouts.loc[table.index, "group"]
     table["pass_rate"] = recorded.table.pass_rate_N
     table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
@@ -239,14 +240,14 @@ def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.Dat
     for group, part in solved.groupby("group"):
         solutions = [Solution(row.text, row.length, bool(row.correct)) for row in part.itertuples()]
         scored = rewards.meta_rewards(solutions, alone, part["problem"].iloc[0], config)
-        rows[group] = [reward.notion > 0 for reward in scored]
+        rows[group] = [reward.parts["reward_notion"] > 0 for reward in scored]
     return pd.DataFrame.from_dict(rows, orient="index", columns=list(notions))
 
 
 def weights(config: Config) -> pd.Series:
     """The weight of each part, adding up to 1."""
     reward = rewards.effective(config.reward)
-    found = pd.Series({part: getattr(reward, name) for part, name in WEIGHTS.items()})
+    found = pd.Series({name: part.weighs(reward) for name, part in rewards.PARTS.items()})
     return found / found.sum()
 
 
@@ -254,7 +255,8 @@ def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[
     """See `Scene.payments` and `Scene.constant`; the parts are added, so that each has its best answer by itself."""
     parts = list(rewards.PARTS)
     count = recorded.probes["answer"].max() + 1
-    scored = rewards.score_table(recorded.probe_table, config.reward)[parts].to_numpy().reshape(-1, count, len(parts))
+    scored = reward_table.score_table(recorded.probe_table, config.reward)[parts].to_numpy()
+    scored = scored.reshape(-1, count, len(parts))
     means = scored[:, :-1].mean(axis=0)
     shares = weights(config)
     rows = {"best constant": means.max(axis=0), "recorded": table[parts].mean(),
