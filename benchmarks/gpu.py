@@ -30,7 +30,8 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
 from masa_lib.models import memory, tiers
 from masa_lib.runs.folder import environment
-from masa_lib.training.trainer import Trainer, memory_mb
+from masa_lib.training.clock import memory_mb
+from masa_lib.training.trainer import Trainer
 
 #: dense bfloat16 FLOPs a second by the makers' data sheets (SXM); other hardware is measured
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

@@ -32,7 +32,8 @@ from masa_lib.config import Config
 from masa_lib.lessons import step_cost
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import environment
-from masa_lib.training.trainer import Trainer, memory_mb
+from masa_lib.training.clock import memory_mb
+from masa_lib.training.trainer import Trainer
 
 PHASES = ("generate", "grade", "update")
 #: names of the profiler's events, on the CPU and on a GPU

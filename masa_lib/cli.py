@@ -246,9 +246,9 @@ def _trainer(options: argparse.Namespace) -> Any:
         from masa_lib.scaleout import run
 
         return run
-    from masa_lib.training import trainer
+    from masa_lib.training import drive
 
-    return trainer
+    return drive
 
 
 def _how_to_resume(run: Path | None) -> str:

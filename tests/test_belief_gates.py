@@ -21,7 +21,7 @@ from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import Problem, ProblemPool
-from masa_lib.training import trainer
+from masa_lib.training import drive
 from masa_lib.training.trainer import Trainer
 
 G, PLACES = 8, 10
@@ -158,11 +158,11 @@ READ = {"method": "masa-read", "belief.recheck": 0.3, "problems.levels": "1-6"}
         {"method": "history"}, {"method": "probe"}, {"method": "anchor"}, {"method": "random"}))], ids=str)
 def test_a_run_that_was_interrupted_ends_with_the_same_numbers(tmp_path, changes: dict[str, Any]) -> None:
     config = small({"steps": 4} | changes)
-    whole = trainer.train(config, tmp_path / "whole", "masa train")
+    whole = drive.train(config, tmp_path / "whole", "masa train")
     run = Run.create(tmp_path / "parts", config, "masa train")
     for _ in zip(range(3), Trainer(config, run), strict=False):
         pass
-    parts = trainer.resume(tmp_path / "parts")
+    parts = drive.resume(tmp_path / "parts")
     assert_same_run(parts, whole)
     pd.testing.assert_frame_equal(parts.beliefs(), whole.beliefs())
     if configs.reads(config):
@@ -174,7 +174,7 @@ def test_a_run_that_was_interrupted_ends_with_the_same_numbers(tmp_path, changes
 
 
 def test_what_was_believed_is_recorded_and_packed_without_loss(tmp_path) -> None:
-    run = trainer.train(small(READ), tmp_path / "run", "masa train")
+    run = drive.train(small(READ), tmp_path / "run", "masa train")
     before = run.beliefs()
     config = run.config
     assert len(before) == config.steps * round(config.belief.candidates * round(config.belief.places
@@ -194,7 +194,7 @@ def test_the_gradient_of_untrained_beliefs_is_held_to_that_of_the_solutions() ->
     trained = Trainer(small({"steps": 2} | READ))
     for result in trained:
         assert result.metrics["belief_gradient"] > 5 * result.metrics["gradient_norm"]
-        assert result.metrics["gradient_norm"] <= 3 * trained._solution_norm + 1e-6
+        assert result.metrics["gradient_norm"] <= 3 * trained.learner.solution_norm + 1e-6
 
 
 def test_twenty_steps_are_enough_for_the_pocket_model_to_know_what_it_can() -> None:
@@ -225,7 +225,7 @@ def test_the_panel_shows_each_problems_belief_and_refuses_rows_that_are_none(tmp
              "solutions": [8, 0], "weight": [1.0, 0.0]}]
     points = training_view.belief_points(rows)
     assert points[["problem", "predicted", "actual"]].values.tolist() == [["a", 1.0, 0.25]]
-    run = trainer.train(small(READ), tmp_path / "run", "masa train")
+    run = drive.train(small(READ), tmp_path / "run", "masa train")
     reader = training_view.Reader(run.path)
     drawn = training_view.figure(reader.read())
     belief = next(trace for trace in drawn.data if trace.name == "belief")

@@ -17,7 +17,8 @@ from masa_lib.config import ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
-from masa_lib.training.trainer import Trainer, resume, train
+from masa_lib.training.drive import resume, train
+from masa_lib.training.trainer import Trainer
 
 QUICK = {"steps": 6, "update.schedule": "constant", "sampling.problems": 4, "evaluation.final_problems": 2,
          "evaluation.final_samples": 2}

@@ -16,7 +16,8 @@ from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.problems import ProblemPool, held_out
 from masa_lib.training import evaluation
-from masa_lib.training.trainer import Trainer, train
+from masa_lib.training.drive import train
+from masa_lib.training.trainer import Trainer
 
 CONFIG = small({"problems.levels": "1-6"})
 

@@ -19,8 +19,8 @@ from masa_lib.models import loading
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run, RunError
 from masa_lib.training import evaluation
+from masa_lib.training.drive import train
 from masa_lib.training.export import ExportError, export
-from masa_lib.training.trainer import train
 
 
 @pytest.fixture(scope="module")

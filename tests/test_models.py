@@ -24,7 +24,7 @@ from masa_lib.config import ModelConfig
 from masa_lib.models import loading, tiers
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run
-from masa_lib.training import trainer as training
+from masa_lib.training import drive
 from masa_lib.training.trainer import Trainer
 
 FOLDER = Path(tiers.resolve(MODEL))
@@ -544,16 +544,16 @@ def test_training_moves_the_adapters_alone_and_sampler_and_trainer_agree(changes
     assert all(row["logp_gap"] < gap and row["gradient_norm"] > 0 for row in rows)
     moved = {name for name, value in trainer.model.named_parameters() if not torch.equal(value, before[name])}
     assert moved == {name for name in before if ".lora_" in name}
-    assert len(trainer.optimizer.state) == len(moved)
+    assert len(trainer.learner.optimizer.state) == len(moved)
 
 
 def test_a_run_with_adapters_goes_on_exactly_and_leaves_a_plain_model(tmp_path: Path) -> None:
     config = small(LORA | {"record.final_model": "float32"})
-    whole = training.train(config, tmp_path / "whole", "masa train")
+    whole = drive.train(config, tmp_path / "whole", "masa train")
     stopped = Trainer(config, Run.create(tmp_path / "stopped", config, "masa train"))
     for _ in range(3):
         next(stopped)
-    resumed = training.resume(tmp_path / "stopped")
+    resumed = drive.resume(tmp_path / "stopped")
     for read in (Run.metrics, Run.evaluations):
         columns = [name for name in read(whole) if not name.startswith(("seconds", "memory", "cores"))]
         pd.testing.assert_frame_equal(read(resumed)[columns], read(whole)[columns], check_exact=True)

@@ -175,7 +175,7 @@ def test_a_plan_says_first_which_settings_are_guessed_for_a_model_that_is_no_tie
 def test_a_training_that_does_not_fit_is_refused_unless_told_otherwise(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
     begun: list[str] = []
-    monkeypatch.setattr("masa_lib.training.trainer.train",
+    monkeypatch.setattr("masa_lib.training.drive.train",
                         lambda config, out, command: begun.append(config.model.name) or
                         Run(out, config))
     command = ["train", "--out", str(tmp_path / "run"), "--model", "qwen3-14b", "--engine", "transformers",

@@ -27,7 +27,9 @@ from masa_lib.crash_safe_files import seal
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
-from masa_lib.training.trainer import Trainer, read_moments, read_state, resume, train
+from masa_lib.training.checkpoint import read_moments, read_state
+from masa_lib.training.drive import resume, train
+from masa_lib.training.trainer import Trainer
 
 ROOT = Path(__file__).parents[1]
 CONFIG = small({"steps": 7, "evaluation.every": 3, "sampling.problems": 4})
@@ -277,7 +279,8 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Pa
 
 def interrupted(trainer: Trainer, where: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps until a method is about to return, when SIGINT comes so many times; the KeyboardInterrupt is caught."""
-    done = getattr(trainer, where)
+    owner = trainer.learner if where == "update" else trainer
+    done = getattr(owner, where)
 
     def late(*arguments: object) -> object:
         found = done(*arguments)
@@ -286,11 +289,11 @@ def interrupted(trainer: Trainer, where: str, times: int, monkeypatch: pytest.Mo
         return found
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(trainer, where, late)
+        patched.setattr(owner, where, late)
         next(trainer)
 
 
-@pytest.mark.parametrize("where", ["_update", "_record"])
+@pytest.mark.parametrize("where", ["update", "_record"])
 def test_an_interrupt_in_a_notebook_waits_for_the_update_and_its_record(
         where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configs.replace(CONFIG, {"steps": 3, "evaluation.every": 0, "evaluation.final_samples": 1})
@@ -309,7 +312,7 @@ def test_an_update_that_was_cut_short_is_not_done_twice(tmp_path: Path, monkeypa
     run = Run.create(tmp_path / "run", config, "a notebook")
     trainer = Trainer(config, run)
     next(trainer)
-    interrupted(trainer, "_update", 2, monkeypatch)
+    interrupted(trainer, "update", 2, monkeypatch)
     assert trainer.step == 1 and run.metrics()["step"].tolist() == [1]
     with pytest.raises(RunError, match=r"Step 2 was cut short while it moved the weights, and cannot be done again"):
         next(trainer)

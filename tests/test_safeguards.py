@@ -16,7 +16,7 @@ from masa_lib.engines import logprobs
 from masa_lib.models import loading
 from masa_lib.recipes import warmup
 from masa_lib.runs.folder import Run
-from masa_lib.training import expert, safeguards, trainer
+from masa_lib.training import drive, expert, safeguards
 from masa_lib.training.safeguards import TokenBudget, UpdateError
 from masa_lib.training.trainer import Trainer
 
@@ -76,7 +76,7 @@ def test_the_halved_budget_is_kept_over_a_resume(tmp_path: Path) -> None:
     begun = Trainer(config, Run.create(tmp_path / "run", config, "masa train"))
     short_of_memory(begun.model, 300, MemoryError)
     budget = next(begun).metrics["token_budget"]
-    assert trainer.resume(tmp_path / "run").metrics()["token_budget"].tolist() == [budget, budget]
+    assert drive.resume(tmp_path / "run").metrics()["token_budget"].tolist() == [budget, budget]
 
 
 def test_the_log_probs_before_the_first_of_several_updates_are_computed_within_the_memory_too() -> None:
@@ -154,14 +154,15 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_the_optimiser_moves(v
     run = Run.create(tmp_path / "run", config, "masa train")
     begun = Trainer(config, run)
     next(begun)
-    before, moments = weights(begun.model), [state["exp_avg"].clone() for state in begun.optimizer.state.values()]
+    states = begun.learner.optimizer.state
+    before, moments = weights(begun.model), [state["exp_avg"].clone() for state in states.values()]
     spoil(begun.model, value)
     with pytest.raises(UpdateError, match=r"^The update was left out, .* gradient is (nan|inf), .*Lower "
                        r"update\.learning_rate or set model\.precision=float32") as caught:
         next(begun)
     assert "\n" not in str(caught.value)
     assert torch.equal(weights(begun.model), before) and begun.step == 1
-    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, begun.optimizer.state.values(), strict=True))
+    assert all(torch.equal(a, b["exp_avg"]) for a, b in zip(moments, states.values(), strict=True))
     assert run.metrics()["step"].tolist() == [1] and run.latest_checkpoint()[0] == 1
 
 
@@ -176,7 +177,7 @@ def test_the_status_of_a_run_that_meets_nan_is_failed_and_says_why(tmp_path: Pat
 
     monkeypatch.setattr(loading, "load", spoiled)
     with pytest.raises(UpdateError):
-        trainer.train(small(WHOLE), tmp_path / "run", "masa train")
+        drive.train(small(WHOLE), tmp_path / "run", "masa train")
     run = Run.open(tmp_path / "run")
     assert run.status["state"] == "failed" and "Lower update.learning_rate" in run.status["message"]
     assert not (run.path / "model").exists() and run.latest_checkpoint() is None

@@ -26,7 +26,7 @@ from masa_lib.scaleout import groups
 from masa_lib.scaleout import run as scaleout
 from masa_lib.scaleout.engine import TrlEngine
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.training import trainer as trainers
+from masa_lib.training import drive
 from masa_lib.training.safeguards import UpdateError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def assert_same_training(found: Run, expected: Run, weights: float = 1e-3) -> No
 def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
     """The same runs on our own engine."""
     folder = tmp_path_factory.mktemp("own")
-    return {method: trainers.train(settings(method), folder / method, "masa train") for method in METHODS}
+    return {method: drive.train(settings(method), folder / method, "masa train") for method in METHODS}
 
 
 def start(arguments: Sequence[str], folder: Path) -> list[subprocess.Popen[bytes]]:
@@ -129,7 +129,7 @@ def test_two_processes_with_a_vllm_each_train_what_one_trains_on_our_engine(tmp_
     config = settings("masa", **{"sampling.engine": "vllm", "steps": 2, "sampling.batch": 64})
     file = config_file(tmp_path, config)
     finish(start(["train", "--config", file, "--out", str(tmp_path / "run")], tmp_path), tmp_path)
-    assert_same_training(Run.open(tmp_path / "run"), trainers.train(config, tmp_path / "own", "masa train"))
+    assert_same_training(Run.open(tmp_path / "run"), drive.train(config, tmp_path / "own", "masa train"))
 
 
 def test_a_training_that_lost_a_process_goes_on_where_it_was(tmp_path: Path, own: dict[str, Run]) -> None:
@@ -151,7 +151,7 @@ def test_one_process_is_enough_and_either_engine_goes_on_with_the_other_ones_run
     assert begun.status == {"state": "finished", "step": 1, "message": ""}
     longer = begun.path / "config.toml"
     longer.write_text(longer.read_text().replace("steps = 1\n", "steps = 2\n", 1))
-    trainers.resume(begun.path)
+    drive.resume(begun.path)
     longer.write_text(longer.read_text().replace("steps = 2\n", "steps = 3\n", 1))
     found = scaleout.resume(begun.path)
     assert [row["logp_gap"] == row["logp_gap"] for row in found.metrics().to_dict("records")] == [False, True, False]

@@ -19,7 +19,7 @@ from masa_lib import cli, config
 from masa_lib import crash_safe_files as files
 from masa_lib.analysis import study
 from masa_lib.runs.folder import Run, RunError
-from masa_lib.training.trainer import train
+from masa_lib.training.drive import train
 
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "studies").glob("*.toml"))

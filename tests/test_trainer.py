@@ -22,8 +22,10 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines import in_process
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import Run, RunError
+from masa_lib.training.drive import resume, train
+from masa_lib.training.learner import learning_rate
 from masa_lib.training.tensorboard import Board, open_board
-from masa_lib.training.trainer import StepResult, Trainer, learning_rate, resume, train
+from masa_lib.training.trainer import StepResult, Trainer
 
 
 def steps(changes=None) -> list[StepResult]:
@@ -81,7 +83,7 @@ def test_train_leaves_a_finished_run_with_its_last_checkpoint(tmp_path: Path) ->
 def test_both_methods_take_the_same_number_of_updates_unless_as_released(changes: dict, updates: int) -> None:
     trainer = Trainer(small({"steps": 2, **changes}))
     assert [result.metrics["updates"] for result in trainer] == [updates, updates]
-    taken = {int(state["step"]) for state in trainer.optimizer.state.values()}
+    taken = {int(state["step"]) for state in trainer.learner.optimizer.state.values()}
     assert taken == {2 * updates}
 
 
@@ -279,7 +281,7 @@ def test_a_step_without_any_variance_is_an_update_all_the_same(hopeless: str) ->
     for row in found:
         assert (row["updates"], row["tokens_update"], row["accuracy"], row["zero_variance_solution"]) == (1, 0, 0, 1)
         assert row["loss"] == row["gradient_norm"] == 0 and math.isnan(row["entropy"])
-    assert {int(state["step"]) for state in trainer.optimizer.state.values()} == {2}
+    assert {int(state["step"]) for state in trainer.learner.optimizer.state.values()} == {2}
     assert torch.equal(weights(trainer), before)
 
 
@@ -371,7 +373,7 @@ def test_the_optimiser_takes_the_settings_of_the_update() -> None:
     trainer = Trainer(small({"update.beta1": 0.5, "update.beta2": 0.75, "update.weight_decay": 0.25,
                              "update.warmup_steps": 3}))
     next(trainer)
-    (group,) = trainer.optimizer.param_groups
+    (group,) = trainer.learner.optimizer.param_groups
     assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.5, 0.75), 0.25, pytest.approx(1e-4))
 
 

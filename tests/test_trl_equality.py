@@ -22,7 +22,8 @@ from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.training import trainer as trainers
+from masa_lib.training.learner import samples_of
+from masa_lib.training.trainer import Trainer
 
 #: what TRL's defaults mean: advantages without the standard deviation, tokens of both streams in one mean
 PLAIN = {"update.normalise_std": False, "update.denominator": "batch", "sampling.problems": 3, "update.dual_clip": 0.0}
@@ -84,7 +85,7 @@ def trl_trainer(folder: Path, config: Config, tables: list[pd.DataFrame], **sett
 def our_gradient(table: pd.DataFrame, config: Config,
                  old: Callable[[Any], torch.Tensor] | None = None) -> tuple[float, dict[str, torch.Tensor]]:
     policy, _ = loading.load(config.model)
-    samples = trainers._samples(table, config.update, signal_only=False)
+    samples = samples_of(table, config.update, signal_only=False)
     sums = objective.accumulate_gradients(policy, samples, config.update, 1.0,
                                      {id(sample): old(sample) for sample in samples} if old else None)
     return sums["loss_solution"] + sums["loss_meta"], gradient(policy)
@@ -159,12 +160,12 @@ def test_weights_are_those_of_trl_after_three_steps(tmp_path: Path, sampled: lis
     tables = [scored(table, config) for table in sampled]
     trainer = trl_trainer(tmp_path, config, tables, loss_type="dapo", optim="adamw_torch", adam_epsilon=epsilon)
     trainer.train()
-    ours = trainers.Trainer(config)
-    for group in ours.optimizer.param_groups:
+    ours = Trainer(config)
+    for group in ours.learner.optimizer.param_groups:
         group["eps"] = epsilon
     before = {name: value.clone() for name, value in ours.model.named_parameters()}
     for table in tables:
-        ours._update(table, signal_only=False)
+        ours.learner.update(table, [], config, ours.step + 1)
         ours.step += 1
     found = dict(trainer.model.named_parameters())
     moved = apart = 0.0

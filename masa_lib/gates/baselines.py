@@ -20,7 +20,7 @@ import pandas as pd
 
 from masa_lib.config import Config
 from masa_lib.method import rollouts
-from masa_lib.method.gating import RATE, Candidate, nearest, signal_chance
+from masa_lib.method.gating import RATE, Candidate, Hidden, nearest, signal_chance
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 Solve = Callable[..., list[int]]
@@ -51,6 +51,7 @@ class Rival:
 
     rechecks = refills = cap_on = hint_on = False
     gate_on = True
+    hidden: Hidden | None = None
 
     def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
         self.config, self.pool, self.solve = config, pool, solve

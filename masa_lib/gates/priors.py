@@ -11,7 +11,7 @@ small: they measure what the choice misses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -21,10 +21,8 @@ from masa_lib.gates.baselines import Outcome, Rival, Solve
 from masa_lib.method import beliefs, rollouts
 from masa_lib.method.gating import Candidate
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problems import ProblemPool
 
-#: hidden states of prompts, one row a problem
-Hidden = Callable[[Sequence[Problem]], np.ndarray]
 #: solutions by which the anchor knows the base model's pass rate of a problem
 ANCHORED = 8
 #: groups that the probe is fitted to, and the costs of a squared weight among which it takes the best
@@ -140,7 +138,6 @@ class Probe(BeliefGate):
     def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
         super().__init__(config, pool, solve)
         self.memory |= {"states": [], "rates": []}
-        self.hidden: Hidden | None = None  # set by the trainer
         self._states: dict[str, list[float]] = {}  # of the step's candidates
 
     def prior(self, candidates: Sequence[Candidate]) -> np.ndarray:

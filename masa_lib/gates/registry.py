@@ -7,7 +7,7 @@ from typing import Any
 
 from masa_lib.config import Config
 from masa_lib.gates import baselines, priors
-from masa_lib.method.gating import Gate, MasaGate
+from masa_lib.method.gating import Gate, Hidden, MasaGate
 from masa_lib.tasks.problems import ProblemPool
 
 #: by method, what makes its gate from the config, the training problems and `solve`, see `make_gate`
@@ -16,7 +16,7 @@ GATES: dict[str, Callable[..., Gate]] = {
 
 
 def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]],
-              memory: Mapping[str, Any] | None = None) -> Gate | None:
+              memory: Mapping[str, Any] | None = None, hidden: Hidden | None = None) -> Gate | None:
     """The gate of a method; None for the methods that roll out every problem they draw.
 
     Args:
@@ -24,10 +24,12 @@ def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]]
         pool: the training problems.
         solve: how many of so many solutions are right, for each problem; no cost unless `counted` is True.
         memory: by method, the state that its gate goes on from; one without is as new.
+        hidden: the policy's last hidden states at the end of problems' prompts, for gates that want them.
     """
     gate: Gate | None = None
     if config.method in GATES:
         gate = GATES[config.method](config, pool, solve)
+        gate.hidden = hidden
     if gate and memory and config.method in memory:
         gate.restore(memory[config.method])
     return gate

@@ -25,6 +25,8 @@ from masa_lib.method.beliefs import Belief
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
 
+#: hidden states of prompts, one row a problem
+Hidden = Callable[[Sequence[Problem]], np.ndarray]
 #: what is measured of gate and cap; NaN where nothing was
 MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "predictions_collapsed",
             "belief_trust")
@@ -59,6 +61,7 @@ class Gate(Protocol):
 
     `rechecks`: what it drops is rolled out by chance. `refills`: groups without a signal do not fill the batch.
     `gate_on`, `cap_on`, `hint_on`: what acts in the step that has begun. `rng`: the step's lots, set before each step.
+    `hidden`: gives the policy's hidden states.
     """
 
     rechecks: bool
@@ -67,6 +70,7 @@ class Gate(Protocol):
     cap_on: bool
     hint_on: bool
     rng: random.Random
+    hidden: Hidden | None
 
     def begin(self, step: int) -> None:
         """Decide what acts in a step, counted from 1."""
@@ -253,6 +257,7 @@ class MasaGate:
 
     rechecks = True
     refills = False
+    hidden: Hidden | None = None
 
     def __init__(self, config: Config) -> None:
         self.config, self.rng = config, random.Random(config.seed)

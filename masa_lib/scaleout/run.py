@@ -31,8 +31,9 @@ from masa_lib.runs.folder import CONFIG, Run, RunError
 from masa_lib.runs.stopping import Stop, Stopped
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.training import evaluation, metrics, safeguards
+from masa_lib.training.checkpoint import read_moments, read_state
+from masa_lib.training.clock import memory_mb
 from masa_lib.training.tensorboard import open_board
-from masa_lib.training.trainer import memory_mb, read_moments, read_state
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the rollout function is; a test watches over it
 
@@ -95,7 +96,7 @@ def sharded() -> bool:
 
 
 def train(config: Config, out: str | Path, command: str) -> Run:
-    """Train in a new run folder; see `masa_lib.training.trainer.train`."""
+    """Train in a new run folder; see `masa_lib.training.drive.train`."""
     check(config)
     session = Session(config, Path(out))
     if session.main:
@@ -104,7 +105,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 
 
 def resume(path: str | Path) -> Run:
-    """Go on with a run of either engine from its last checkpoint; see `masa_lib.training.trainer.resume`."""
+    """Go on with a run of either engine from its last checkpoint; see `masa_lib.training.drive.resume`."""
     run = Run.open(path)
     status = run.status
     found = run.resume_point(lambda step, folder: (read_state(folder, step)["step"], folder))

@@ -29,7 +29,9 @@ from masa_lib.method import gather, gating, objective, rollouts
 from masa_lib.models import loading
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
-from masa_lib.training.trainer import ORACLE_TAG, SEED_TAG, Clock, learning_rate
+from masa_lib.training.clock import Clock
+from masa_lib.training.learner import learning_rate
+from masa_lib.training.trainer import ORACLE_TAG, SEED_TAG
 
 #: what `MasaGRPOTrainer` overrides of TRL and transformers, and the arguments that it relies on (none: passed through)
 OVERRIDES = {"_generate_and_score_completions": ("self", "inputs"),
@@ -150,7 +152,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
-        """The learning rate of `masa_lib.training.trainer`, counted from the run's first step."""
+        """The learning rate of `masa_lib.training.learner`, counted from the run's first step."""
         if self.lr_scheduler is None:
             self.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer or self.optimizer, self._rate)
         return self.lr_scheduler

@@ -8,14 +8,9 @@ and deciding which model to use are done elsewhere.
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import json
 import math
-import os
-import pickle
-import resource
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,33 +20,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
-from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import (
-    crash_safe_files as files,
-)
 from masa_lib.analysis import health
-from masa_lib.config import Config, UpdateConfig
+from masa_lib.config import Config
 from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
-from masa_lib.errors import brief
-from masa_lib.gates import priors, registry
-from masa_lib.method import beliefs, gather, gating, objective, prompts, rollouts
+from masa_lib.gates import registry
+from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import CheckpointError, Run, RunError
-from masa_lib.runs.stopping import Stop, Stopped
+from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
-from masa_lib.training import evaluation, expert, safeguards
+from masa_lib.training import evaluation, expert
+from masa_lib.training.checkpoint import read_state, restore_optimizer
+from masa_lib.training.clock import Clock, memory_mb
+from masa_lib.training.learner import Learner
 from masa_lib.training.metrics import batch_metrics, belief_metrics
-from masa_lib.training.tensorboard import open_board
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
 SEED_TAG, ORACLE_TAG = 104729, 49979687
-#: what a step renews of the running mean of the solutions' gradient norm
-NORM_RENEWED = 0.1
 
 
 @dataclass(frozen=True)
@@ -81,14 +70,11 @@ class Trainer:
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
         self.model, self.tokenizer = loading.load(config.model, checkpoint)
         self.engine = engine_of(config, self.model, self.tokenizer)
-        self._fused = self.model.device.type == "cuda"
-        self.optimizer = torch.optim.AdamW(loading.trainable(self.model), lr=config.update.learning_rate,
-                                           fused=self._fused)
+        self.learner = Learner(self.model, self.tokenizer, config.update)
         self.step = self.cursor = 0  # finished steps; problems drawn
         self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
-        self._solution_norm = 0.0  # running mean of the norm of the solutions' gradient
         self._memory: dict[str, Any] = {}  # of the gates, by method
-        self._experts, self._budget = expert.Store(), safeguards.TokenBudget()
+        self._experts = expert.Store()
         self._health = health.Watch(config.model.precision)
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self._moving = False  # whether a step has begun to move the weights and is not over
@@ -157,7 +143,9 @@ class Trainer:
             gated = gather.learn(gate, found)
             clock.lap("grade")
             self._moving = True
-            update = self._update(found.table, gate is not None and gate.refills, found.candidates)
+            update = self.learner.update(found.table, found.candidates, config, self.step + 1,
+                                         gate is not None and gate.refills)
+            self.engine.sync()
             cloning = self._clone(found.table)
             clock.lap("update")
         self.step, self._moving = self.step + 1, False
@@ -177,10 +165,8 @@ class Trainer:
 
     def _gate(self, clock: Clock, engine: Engine) -> gating.Gate | None:
         """The gate of the settings in force, with what its method remembers."""
-        gate = registry.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory)
-        if isinstance(gate, priors.Probe):
-            gate.hidden = partial(self._hidden, engine)
-        return gate
+        return registry.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory,
+                                  partial(self._hidden, engine))
 
     def _hidden(self, engine: gather.CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
         """The policy's last hidden state at the end of each problem's prompt, PD; its tokens are counted as read."""
@@ -227,84 +213,6 @@ class Trainer:
         self._evaluated = self.step
         return summary
 
-    def _update(self, table: pd.DataFrame, signal_only: bool,
-                candidates: Sequence[gating.Candidate] = ()) -> dict[str, float]:
-        """The step's optimiser updates, each over its share of the problems; see `_samples` for `signal_only`."""
-        config = self._config.update
-        bonus = objective.entropy_bonus(table[table["stream"] == "meta"], config)
-        weighs = "on" if objective.weighs_sampler(self._config) else "off"
-        config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
-        doubled = config.released_updates and configs.samples_predictions(self._config)
-        count = config.updates_per_step * (2 if doubled else 1)
-        shares = [part for _, part in table.groupby(table["group"] % count)]
-        parts = [_samples(part, config, signal_only) for part in shares]
-        old = None
-        if len(parts) > 1:
-            everything = [sample for part in parts for sample in part]
-            old = self._budget.spend(lambda budget: logprobs.reference_logps(
-                self.model, everything, dataclasses.replace(config, token_budget=budget),
-                self._config.sampling.temperature), everything, config.token_budget)
-        rate = learning_rate(self._config, self.step + 1)
-        for group in self.optimizer.param_groups:
-            group |= {"lr": rate, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
-        sums, norms, told = [], [], []
-        for share, samples in zip(shares, parts, strict=True):
-            sums.append(self._gradients(samples, config, old))
-            # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
-            for parameter in loading.trainable(self.model):
-                if parameter.grad is None:
-                    parameter.grad = torch.zeros_like(parameter)
-            told.append(self._learn_beliefs(share, candidates))
-            norms.append(safeguards.clip_gradients(loading.trainable(self.model), config.gradient_clip, sum(
-                (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
-            safeguards.move(self.optimizer)
-            torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
-        self.engine.sync()
-        total = pd.DataFrame(sums).sum()
-        tokens = total["tokens"] or math.nan
-        norm, read = torch.stack(norms).mean().item(), sum(row["tokens_belief"] for row in told)
-        return {"loss": (total["loss_solution"] + total["loss_meta"]) / len(parts),
-                "loss_solution": total["loss_solution"] / len(parts), "loss_meta": total["loss_meta"] / len(parts),
-                "clip_share": total["clipped"] / tokens, "entropy": total["entropy"] / tokens,
-                "logp_gap": total["gap"] / tokens, "gradient_norm": norm, "learning_rate": rate,
-                "updates": len(parts), "tokens_update": int(total["computed"]) + read, "tokens_belief": read,
-                "token_budget": self._budget.within(config.token_budget),
-                **pd.DataFrame(told)[["loss_belief", "belief_gradient"]].astype(float).mean()}
-
-    def _gradients(self, samples: list[logprobs.Sample], config: UpdateConfig,
-                   old: dict[int, torch.Tensor] | None) -> dict[str, float]:
-        """The gradient of an update in the parameters, and the sums of `grpo.accumulate_gradients`."""
-        def passes(budget: int) -> dict[str, float]:
-            self.optimizer.zero_grad(set_to_none=False)
-            return objective.accumulate_gradients(self.model, samples, dataclasses.replace(config, token_budget=budget),
-                                             self._config.sampling.temperature, old)
-
-        return self._budget.spend(passes, samples, config.token_budget)
-
-    def _learn_beliefs(self, table: pd.DataFrame, candidates: Sequence[gating.Candidate]) -> dict[str, float]:
-        """Add the gradient of the beliefs about the rolled-out problems to that of their solutions.
-
-        Untrained beliefs would drown the solutions (their gradient is a hundred times as long), so it is shortened to
-        the running mean of the solutions' norm, and then weighted.
-        """
-        settings, went = self._config.prediction, rollouts.outcomes(table)
-        if not configs.reads(self._config) or went.empty or not settings.weight:
-            return {"loss_belief": None, "belief_gradient": None, "tokens_belief": 0}
-        read = [candidates[group].belief for group in went.index]
-        samples = [logprobs.BeliefSample(belief.prompt + belief.suffix, *row)
-                   for belief, row in zip(read, went.itertuples(index=False), strict=True)]
-        choices = beliefs.question(self.tokenizer, self._config.prompt).choices
-        gradients, loss = self._budget.spend(
-            lambda budget: objective.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
-            self._config.update.token_budget)
-        solutions = [parameter.grad for parameter in loading.trainable(self.model)]
-        if norm := torch.nn.utils.get_total_norm(solutions).item():
-            self._solution_norm += (norm - self._solution_norm) * (NORM_RENEWED if self._solution_norm else 1.0)
-        length = torch.nn.utils.get_total_norm(gradients).item()
-        scale = settings.weight * min(1.0, self._solution_norm / length if length else 1.0)
-        torch._foreach_add_(solutions, gradients, alpha=scale)
-        return {"loss_belief": loss, "belief_gradient": length,
-                "tokens_belief": sum(sample.length for sample in samples)}
 
     def _clone(self, table: pd.DataFrame) -> dict[str, float]:
         """Collect the step's expert predictions, and clone them once there are enough."""
@@ -313,7 +221,7 @@ class Trainer:
             experts.add(group, self.tokenizer, settings)
         if not experts.full(settings):
             return {"loss_cloning": math.nan, "tokens_cloning": 0}
-        found = expert.clone(self.model, experts.samples(), self._config, self._budget)
+        found = expert.clone(self.model, experts.samples(), self._config, self.learner.budget)
         experts.clear()
         self.engine.sync()
         return found
@@ -348,9 +256,9 @@ class Trainer:
     def _save(self, folder: Path) -> None:
         loading.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
-            torch.save(self.optimizer.state_dict(), file)
+            torch.save(self.learner.optimizer.state_dict(), file)
         state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state(),
-                 "token_budget": self._budget.most, "solution_norm": self._solution_norm}
+                 "token_budget": self.learner.budget.most, "solution_norm": self.learner.solution_norm}
         (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
 
     def save_model(self) -> None:
@@ -362,7 +270,7 @@ class Trainer:
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
         self.step, self.cursor, self._memory = state["step"], state["cursor"], state["gates"]
-        self._budget.most, self._solution_norm = state["token_budget"], state["solution_norm"]
+        self.learner.budget.most, self.learner.solution_norm = state["token_budget"], state["solution_norm"]
         try:
             self._experts.restore(state["experts"])
             registry.make_gate(self._config, self.pool, partial(self._solve, Clock()), self._memory)
@@ -371,203 +279,4 @@ class Trainer:
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step
-        restore_optimizer(self.optimizer, folder)
-
-
-def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:
-    """What a checkpoint's `state.json` holds: finished `step`, `cursor` in the problems, memory of gates and experts.
-
-    Raises:
-        CheckpointError: it is not what `Trainer` writes, or not that of `step`.
-    """
-    try:
-        found = files.read_json(folder / "state.json")
-        state = {"gates": {}, "experts": [], "token_budget": None, "solution_norm": 0.0} | found
-        numbers = [state["step"], state["cursor"], 0 if state["token_budget"] is None else state["token_budget"]]
-        if (any(type(number) is not int or not 0 <= number < 2**53 for number in numbers)
-                or not isinstance(state["experts"], list) or not isinstance(state["gates"], dict)
-                or not 0.0 <= state["solution_norm"] < math.inf):
-            raise ValueError(f"it holds {brief(found)}")
-        if step not in (None, state["step"]):
-            raise ValueError(f"it is of step {state['step']}")
-    except (OSError, LookupError, TypeError, ValueError) as error:
-        raise CheckpointError(f"its state.json is not that of a training ({error})") from error
-    return state
-
-
-def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.device | str) -> dict[int, Any]:
-    """AdamW's moments of a checkpoint by the number of the parameter; nothing in the file is executed.
-
-    Args:
-        folder: of the checkpoint.
-        shapes: of the trained parameters, in their order.
-        device: of the moments.
-
-    Raises:
-        CheckpointError: the file is of another optimiser or model, or cannot be read.
-    """
-    try:
-        found = torch.load(folder / "optimizer.pt", map_location=device, weights_only=True)
-        state = found["state"]
-        fits = set(state) == set(range(len(shapes))) and all(
-            set(entry) == {"step", "exp_avg", "exp_avg_sq"} and float(entry["step"]) >= 1
-            and all(entry[name].shape == shapes[number] for name in ("exp_avg", "exp_avg_sq"))
-            for number, entry in state.items())
-        broken = fits and any(loading.not_finite(entry) for entry in state.values())
-    except (MemoryError, torch.OutOfMemoryError):
-        raise  # says nothing of the file
-    except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds
-        raise CheckpointError("its optimizer.pt cannot be read: it holds something else than tensors") from error
-    except Exception as error:  # of the unpickler, or of what a stranger's file holds: types without a common base
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise CheckpointError(f"its optimizer.pt cannot be read ({reason})") from error
-    if not fits:
-        raise CheckpointError("its optimizer.pt is of another optimiser or of another model")
-    if broken:
-        raise CheckpointError("its optimizer.pt holds NaN or infinity")
-    return state
-
-
-def restore_optimizer(optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Take up a checkpoint's moments; learning rate and the like stay those of the config and of this machine."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    moments = read_moments(folder, [parameter.shape for parameter in parameters], parameters[0].device)
-    optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-
-
-def train(config: Config, out: str | Path, command: str) -> Run:
-    """Train in a new run folder, with a progress bar.
-
-    Raises:
-        Stopped: SIGINT, SIGTERM or SIGHUP ended it; `resume` continues.
-        RunError: the folder already holds a run.
-        ModelError, ProblemError: model or problems cannot be loaded.
-    """
-    # Problems and model come first, so that a wrong name leaves no half-made run behind.
-    trainer = Trainer(config)
-    trainer.run = Run.create(out, config, command)
-    prompts.fix_date(trainer.tokenizer, trainer.run.started)  # the day may have changed while the model was loaded
-    with trainer.run.lock():
-        return _drive(trainer)
-
-
-def resume(path: str | Path) -> Run:
-    """Go on with a run from its last checkpoint; what it wrote after that is written again, on the CPU bit for bit.
-
-    Raises:
-        Stopped: SIGINT, SIGTERM or SIGHUP ended it; `resume` continues.
-        RunError: no run there, another process is at it, or a finished run is to get longer without its checkpoints.
-    """
-    run = Run.open(path)
-    with run.lock():
-        status = run.status
-        finished = status["state"] == "finished"
-        if finished and status["step"] >= run.config_at(status["step"] + 1).steps:
-            return run
-        run.check_files()
-        found = run.resume_point(lambda step, folder: read_state(folder, step) and Trainer(
-            run.config_at(step), run, folder))
-        if finished and not found:
-            raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another folder.")
-        trainer = found or Trainer(run.config_at(0), run)
-        run.begin_again(trainer.step)
-        run.rewind(found.step if found else -1)
-        return _drive(trainer)
-
-
-def _drive(trainer: Trainer) -> Run:
-    """Train to the end; the caller holds the run's lock."""
-    run, stop = trainer.run, trainer.stop
-    run.set_status("running")
-    try:
-        with stop:
-            trainer.board = open_board(run)
-            trainer.catch_up()  # before the bar, which then counts the seconds of steps alone
-            with tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
-                for result in trainer:
-                    bar.update()
-                    shown = {key: result.metrics[key] for key in ("accuracy", "reward_meta")}
-                    bar.set_postfix({key: f"{value:.2f}" for key, value in shown.items() if math.isfinite(value)})
-            if stop.signal:
-                trainer.save_checkpoint()
-                done = f"after step {trainer.step}, which is checkpointed" if trainer.step else "before the first step"
-                raise Stopped(f"Stopped {done}.", 128 + stop.signal)
-            trainer.save_model()
-    except BaseException as error:
-        # torch.save answers an interruption with an error of its own.
-        stopped = next((cause for cause in (error, error.__context__) if isinstance(cause, KeyboardInterrupt)), None)
-        run.set_status("stopped" if stopped else "failed", str(stopped or error))
-        if stopped:
-            raise stopped from None
-        raise
-    finally:
-        if trainer.board:
-            trainer.board.close()
-    run.set_status("finished")
-    return run
-
-
-def learning_rate(config: Config, step: int) -> float:
-    """The learning rate of a step (counted from 1): linear warm-up, then constant, linear or cosine to 0."""
-    update = config.update
-    if step <= update.warmup_steps:
-        return update.learning_rate * step / update.warmup_steps
-    left = 1 - (step - update.warmup_steps - 1) / max(config.steps - update.warmup_steps, 1)
-    factor = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}[update.schedule]
-    return update.learning_rate * factor
-
-
-def _samples(table: pd.DataFrame, config: UpdateConfig, signal_only: bool) -> list[logprobs.Sample]:
-    """The sequences of an update that carry a gradient; their weights count all that were scored.
-
-    Args:
-        table: the update's rollouts.
-        config: how tokens are weighted.
-        signal_only: groups without a signal do not count (dynamic sampling has drawn others for them).
-    """
-    counted = table[table["advantage"].ne(0) if signal_only else table["reward"].notna()]
-    weights = objective.token_weights(counted["tokens"].map(len).tolist(), counted["stream"].tolist(), config)
-    columns = zip(counted["prompt_ids"], counted["tokens"], counted["logps"], counted["advantage"], weights,
-                  counted["stream"], strict=True)
-    return [logprobs.Sample(*column) for column in columns if column[3] != 0.0]
-
-
-def memory_mb() -> float:
-    """Peak memory so far, MB: of the GPU where there is one, of this process otherwise."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20  # pragma: no cover
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def _others() -> float:
-    """Seconds that the cores have worked for other processes than this one."""
-    times = psutil.cpu_times()
-    return times.user + times.nice + times.system - sum(os.times()[:4])
-
-
-class Clock:
-    """Seconds by phase, and the cores that other processes used meanwhile: seconds count where those are few."""
-
-    def __init__(self) -> None:
-        self._start = self._last = self._began = time.perf_counter()
-        self._others = _others()
-        self._laps: dict[str, float] = {}
-
-    def lap(self, phase: str) -> None:
-        """End a phase that began with the last one's end."""
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # pragma: no cover
-        now = time.perf_counter()
-        self._laps[f"seconds_{phase}"] = now - self._last
-        self._last = now
-
-    def leave_out(self, seconds: float) -> None:
-        """Do not count so many seconds of the phase that runs."""
-        self._start += seconds
-        self._last += seconds
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of each phase and in all."""
-        others = (_others() - self._others) / (time.perf_counter() - self._began)
-        return {**self._laps, "seconds_total": self._last - self._start, "cores_others": max(others, 0.0)}
+        restore_optimizer(self.learner.optimizer, folder)
