@@ -1,7 +1,8 @@
 """MASA (Meta-Awareness via Self-Alignment, arXiv 2510.03259): a model learns to predict its own solutions.
 
-One module a room; a training step walks through problems, prompts, engine, predictions, grading, rewards, grpo and
-runs, and `masa_lib.training.trainer` is where it can be read. Importing the package itself loads none of them.
+Rooms, from the bottom up: tasks, models, engines, method, gates, runs, analysis, training, recipes, scaleout, lessons.
+`masa_lib.method` is to be read first, and then one step of `masa_lib.training.trainer`. Importing the package itself
+loads none of them.
 """
 
 import os

@@ -1,7 +1,7 @@
 """What a model knows of its own solutions: predictions against what came true, and what a gate makes of them.
 
 Pure functions on the tables of one run: an evaluation (a row a problem) or its metrics (a row a step). What several
-seeds say together is the business of `analysis`.
+seeds say together is the business of `compare`.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Figures of predictions at work: how well calibrated they are, what gate and cap do with them, where tokens went.
 
-In the template and with the helpers of `figures`; every frame comes from `analysis` or `replay`.
+In the template and with the helpers of `figures`; every frame comes from `compare` or `replay`.
 """
 
 from __future__ import annotations

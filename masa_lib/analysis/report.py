@@ -1,7 +1,7 @@
 """The comparison as a reader sees it: a table for the terminal, one JSON object, and one page of figures.
 
 Every sentence is computed from the numbers of the figure beside it. The page holds plotly once and opens without a
-network. Deliberately no statistics of its own: those come from `analysis`.
+network. Deliberately no statistics of its own: those come from `compare`.
 """
 
 from __future__ import annotations

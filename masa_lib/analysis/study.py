@@ -2,7 +2,7 @@
 
 What is finished is left alone and what is not is resumed, so that a study grows over days and outlives any kill. A
 finished run is made compact, to be committed. How a run trains is the business of `masa train` and `masa resume`, what
-came of it that of `analysis`.
+came of it that of `compare`.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _seeds(where: str, seeds: int | str) -> range:
 def progress(planned: Planned) -> dict[str, Any]:
     """How far a run is: state, steps done of those planned, seconds of its steps and evaluations.
 
-    The states are those of `runs.STATES`, `new` where it has not begun, `killed` where nobody is at a running or paused
+    The states are those of `folder.STATES`, `new` where it has not begun, `killed` where nobody is at a running or paused
     one. A folder with a run of other settings is a RunError.
     """
     config = planned.config

@@ -1,6 +1,6 @@
 """The model that a reader chose in notebook 00, for the notebooks after it: a name in a file, `runs/model.txt`.
 
-Deliberately no loading and no look at whether it fits: `models` and `plan` do that. Automatic checks (`MASA_SMOKE=1`)
+Deliberately no loading and no look at whether it fits: `masa_lib.models` do that. Automatic checks (`MASA_SMOKE=1`)
 neither change the choice nor follow it.
 """
 

@@ -1,6 +1,6 @@
 """The rollouts of a step or an evaluation as one table: ask, sample, grade, score.
 
-One call of the engine serves both streams of all problems (a step that gates makes several calls, see `selection`; one
+One call of the engine serves both streams of all problems (a step that gates makes several calls, see `gather`; one
 with shared beginnings two). The table has one row a rollout and whole groups only; its columns are those of the
 recorded shards, plus what the update needs (`TOKEN_COLUMNS`): token ids and log-probs, and `beginning`, how many of the
 prompt's ids the model wrote (a beginning that predictions share and that earns nothing). Which problems are asked, and

@@ -220,7 +220,7 @@ class Run:
         return frame(self._rows(METRICS))
 
     def append_beliefs(self, row: Mapping[str, Any]) -> None:
-        """Record what was believed of a step's candidates; see `selection.belief_record`."""
+        """Record what was believed of a step's candidates; see `gather.belief_record`."""
         self._append(BELIEFS, row)
 
     def beliefs(self) -> pd.DataFrame:

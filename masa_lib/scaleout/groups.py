@@ -69,7 +69,7 @@ def layout(config: Config, processes: int, longest_prompt: int) -> Layout:
 
 
 def data_set(config: Config, pool: ProblemPool, plan: Layout, *, first: int, cursor: int) -> Any:
-    """The steps from `first` (counted from 1) to the last as a data set: one row for `plan.generations` places.
+    """The steps from `first` (counted from 1) to the last as a data set: one row for `memory.generations` places.
 
     Without a gate a step's rows are its problems in the pool's order from `cursor` on, each with its solution rows,
     then its meta rows. With a gate the problems are chosen while the step runs, and rows are blank places.

@@ -45,7 +45,7 @@ LEFT, RIGHT = ("prompt_ids", "prompt_mask"), ("completion_ids", "completion_mask
 
 def arguments(config: Config, plan: Layout, processes: int, steps: int, out: Path,
               sharded: bool) -> GRPOConfig:
-    """TRL's settings for a config: a step is one generation and one update, in `plan.pieces` micro-batches.
+    """TRL's settings for a config: a step is one generation and one update, in `memory.pieces` micro-batches.
 
     Args:
         config: of the run.

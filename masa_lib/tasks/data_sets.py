@@ -2,7 +2,7 @@
 
 The ids, splits and columns were looked up in dataset cards and in public code that loads the sets; no set was ever
 downloaded while this was written, so each mapping says `fetched = "never"` until somebody has done so and says it here.
-Nothing here reads a file: `problems.py` does.
+Nothing here reads a file: `problem_rows` does.
 """
 
 from __future__ import annotations

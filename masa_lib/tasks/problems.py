@@ -9,51 +9,29 @@ by value, so of a reasoning-gym task with many right answers only the stored one
 from __future__ import annotations
 
 import difflib
-import hashlib
 import logging
 import os
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
 from masa_lib.config import ProblemsConfig
 from masa_lib.tasks import arithmetic, grading
 from masa_lib.tasks.data_sets import DATA_SETS
+from masa_lib.tasks.gym import GYM, gym_stream
 from masa_lib.tasks.problem_rows import Problem, ProblemError, read_file, read_hub
+from masa_lib.tasks.streams import Stream
 
 __all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "make_room", "sources"]
 
 Split = Literal["train", "evaluation"]
-GYM = "reasoning-gym:"
-GYM_LEVELS = range(1, 5)
 FILES = (".jsonl", ".csv", ".parquet")
 #: draws of one problem before its generator counts as exhausted: for a set without duplicates, for a fresh stream
 TRIES, FRESH_TRIES = 1000, 20
-#: reasoning-gym builds its problems in blocks of this many
-GYM_BLOCK = 1000
-#: tasks whose problems follow the hashing of strings or a global generator: no other process could draw them again
-GYM_UNSTEADY = frozenset({"codeio", "intermediate_integration", "isomorphic_strings", "list_functions",
-                          "polynomial_multiplication", "ransom_note", "word_ladder"})
-
-
 #: whether a model has room for a problem of this text
 Fits = Callable[[str], bool]
-
-
-@dataclass(frozen=True)
-class _Stream:
-    """An endless source: `draw(slot, index)` gives (text, answer); the slots (kind, level) take turns."""
-
-    slots: Sequence[tuple[str, int]]
-    draw: Callable[[tuple[str, int], int], tuple[str, str]]
-
-    def problem(self, slot: tuple[str, int], index: int, source: str) -> Problem:
-        text, answer = self.draw(slot, index)
-        digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-        return Problem(f"{slot[0]}-{digest}", text, answer, slot[1], source)
 
 
 class ProblemPool:
@@ -256,7 +234,11 @@ def _permutation(size: int, seed: str) -> list[int]:
 
 
 def _is_generated(source: str) -> bool:
-    return source == "pocket" or source.startswith(GYM)
+    return _generator(source) in GENERATORS
+
+
+def _generator(source: str) -> str:
+    return "".join(source.partition(":")[:2])
 
 
 def _is_file(source: str) -> bool:
@@ -284,76 +266,24 @@ def _level_range(levels: str) -> range | None:
     return range(int(found.group(1)), int(found.group(2) or found.group(1)) + 1)
 
 
-@lru_cache(maxsize=8)
-def _stream(source: str, seed: str, levels: str) -> _Stream:
-    wanted = _level_range(levels)
-    if source != "pocket":
-        return _gym_stream(source, seed, wanted)
+def _pocket_stream(source: str, seed: str, wanted: range | None) -> Stream:
     chosen = [level for level in arithmetic.LEVEL_SPECS if level in (arithmetic.LEVELS if wanted is None else wanted)]
     if not chosen:
-        raise ProblemError(f"problems.levels is {levels!r}; pocket has the levels 1 to "
+        raise ProblemError(f"problems.levels is {wanted.start}-{wanted.stop - 1}; pocket has the levels 1 to "
                            f"{max(arithmetic.LEVEL_SPECS)}.")
-    return _Stream([("pocket", level) for level in chosen],
-                   lambda slot, index: arithmetic.make_problem(random.Random(f"{seed}/{slot[1]}/{index}"), slot[1]))
+    return Stream([("pocket", level) for level in chosen],
+                  lambda slot, index: arithmetic.make_problem(random.Random(f"{seed}/{slot[1]}/{index}"), slot[1]))
 
 
-def _gym_stream(source: str, seed: str, wanted: range | None) -> _Stream:
-    """Tasks of reasoning-gym; with a curriculum a task has `GYM_LEVELS` (its settings 1, 2, ...), else level 1."""
-    from reasoning_gym.factory import CURRICULA, DATASETS, create_curriculum
-
-    fixed = _gym_slots(source, DATASETS, CURRICULA)
-
-    @lru_cache(maxsize=16)
-    def block(task: str, level: int, number: int) -> Any:
-        """GYM_BLOCK problems in a row: reasoning-gym makes data sets, not single problems."""
-        settings = {"size": GYM_BLOCK, "seed": random.Random(f"{seed}/{task}/{level}/{number}").getrandbits(31)}
-        generator, config = DATASETS[task]
-        if fixed[task, level] or task not in CURRICULA:
-            return generator(config=config(**fixed[task, level], **settings))
-        curriculum = create_curriculum(task)
-        curriculum.set_global_level(level - 1)
-        return generator(config=curriculum.generate_configuration(settings))
-
-    def draw(slot: tuple[str, int], index: int) -> tuple[str, str]:
-        """Problem and answer of this number, of a task and level."""
-        try:
-            item = block(*slot, index // GYM_BLOCK)[index % GYM_BLOCK]
-        except Exception as error:  # tasks raise what they like where their own settings do not fit
-            raise ProblemError(f"reasoning-gym cannot make a problem of {slot[0]}, level {slot[1]}: {error}. Leave "
-                               "the task out of problems.source or the level out of problems.levels.") from error
-        if not isinstance(item["answer"], str) or not item["answer"].strip():
-            raise ProblemError(f"reasoning-gym stores no answer for {slot[0]} (only a program can check it), and "
-                               "answers are compared by value here; leave the task out of problems.source.")
-        return item["question"].strip(), item["answer"].strip()
-
-    slots = [slot for slot in sorted(fixed, key=lambda slot: slot[1]) if wanted is None or slot[1] in wanted]
-    if not slots:
-        raise ProblemError(f"{source} has no problem of the levels in problems.levels; reasoning-gym's levels are "
-                           f"{GYM_LEVELS[0]} to {GYM_LEVELS[-1]}, a task without a curriculum has level 1.")
-    return _Stream(slots, draw)
+#: generated sources by name, or by what it begins with up to a colon: what makes the stream of a source from its whole
+#: name, a seed and the levels that are wanted (None: all)
+GENERATORS: dict[str, Callable[[str, str, range | None], Stream]] = {
+    "pocket": _pocket_stream, GYM: gym_stream}
 
 
-def _gym_slots(source: str, known: Collection[str], curricula: Collection[str]) -> dict[tuple[str, int], dict]:
-    """Settings by task and level; none: the curriculum's. `task:name=value:...` is one level, in order of mention."""
-    slots: dict[tuple[str, int], dict] = {}
-    for entry in [entry for entry in source.removeprefix(GYM).split(",") if entry.strip()] or [""]:
-        task, *settings = (part.strip() for part in entry.split(":"))
-        if task in GYM_UNSTEADY:
-            raise ProblemError(f"reasoning-gym draws other problems of {task} in every process, so that no run could "
-                               "be resumed; leave the task out of problems.source.")
-        if task not in known or task == "composite":
-            close = difflib.get_close_matches(task, known) or ["chain_sum", "gcd"]
-            raise ProblemError(f"reasoning-gym has no task {task!r} that can be used here. Did you mean "
-                               f"{' or '.join(close)}? problems.source takes {GYM}<task,task>.")
-        if not all(re.fullmatch(r"\w+=-?\d+", setting) for setting in settings):
-            raise ProblemError(f"problems.source takes a task's settings as {task}:name=number:name=number, not "
-                               f"{entry.strip()!r}.")
-        if settings:
-            level = 1 + sum(slot[0] == task for slot in slots)
-            slots[task, level] = {name: int(value) for name, _, value in (text.partition("=") for text in settings)}
-        else:
-            slots |= {(task, level): {} for level in (GYM_LEVELS if task in curricula else (1,))}
-    return slots
+@lru_cache(maxsize=8)
+def _stream(source: str, seed: str, levels: str) -> Stream:
+    return GENERATORS[_generator(source)](source, seed, _level_range(levels))
 
 
 def _finite(source: str, split: Split, seed: int, undivided: bool) -> tuple[list[Problem], list[str]]:
@@ -388,7 +318,7 @@ def _read(source: str, split: Split, seed: int) -> tuple[list[Problem], bool]:
         return read_hub(source, name, seed), not entry.evaluation
     if _is_file(source):
         return list(read_file(os.path.normpath(source))), True
-    names = ["pocket", GYM + "<task,task>", *DATA_SETS]
+    names = [*(name + ("<task,task>" if name == GYM else "") for name in GENERATORS), *DATA_SETS]
     close = difflib.get_close_matches(source, names, n=1)
     raise ProblemError(f"There is no source of problems {source!r}.{f' Did you mean {close[0]}?' if close else ''} "
                        f"problems.source takes {', '.join(names)}, or a file that ends in {', '.join(FILES[:-1])} or "

@@ -92,7 +92,7 @@ class Learner:
 
     def _gradients(self, samples: list[Sample], config: UpdateConfig, temperature: float,
                    old: dict[int, torch.Tensor] | None) -> dict[str, float]:
-        """The gradient of an update in the parameters, and the sums of `grpo.accumulate_gradients`."""
+        """The gradient of an update in the parameters, and the sums of `objective.accumulate_gradients`."""
         def passes(budget: int) -> dict[str, float]:
             self.optimizer.zero_grad(set_to_none=False)
             return objective.accumulate_gradients(self.model, samples, dataclasses.replace(config, token_budget=budget),

@@ -1,6 +1,6 @@
 """What a setting of the rewards makes of recorded rollouts: the tables that the reward lab draws.
 
-Pure functions over data frames. Rewards come from `rewards` and advantages from `rollouts`, so that the lab shows what
+Pure functions over data frames. Rewards come from `rewards` and advantages from `objective`, so that the lab shows what
 a training would do; nothing here draws, and nothing here is trained. Beside the recorded predictions stand *probes*:
 made-up predictions, the same for every problem, which show what a setting pays to a model that never reads the problem.
 """

@@ -1,6 +1,6 @@
 """The training panel: choose, start, watch and steer a training that runs in a process of its own.
 
-The panel only reads and writes files: the run's folder, and in it the control file (see `control`). So the kernel never
+The panel only reads and writes files: the run's folder, and in it the control file (see `live_control`). So the kernel never
 waits for the training, closing the page stops nothing, and a panel on the same folder finds the run again. A thread
 looks at the folder every second; it sets widget traits and does nothing else. What is drawn comes from
 `training_view`.
@@ -128,7 +128,7 @@ class TrainingPanel:
             widget.observe(lambda change, key=key: self._turned({key: change["new"]}), "value")
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
-        """The panel; where a page without widgets is made (`checks.STATIC`), a picture of the run instead."""
+        """The panel; where a page without widgets is made (`exercises.STATIC`), a picture of the run instead."""
         if not exercises.STATIC:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:

@@ -56,7 +56,7 @@ PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:
 class Records:
     """What a run has recorded so far; `rollouts` are those of its last RECENT recorded steps.
 
-    `beliefs`: the rows of its last RECENT steps' beliefs, see `selection.belief_record`; none where nothing is read.
+    `beliefs`: the rows of its last RECENT steps' beliefs, see `gather.belief_record`; none where nothing is read.
     """
 
     config: Config
