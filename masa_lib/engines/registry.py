@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from masa_lib.config import Config
@@ -30,6 +31,21 @@ def _vllm(model: Any, ends: frozenset[int], *, batch: int, precision: str, memor
 
 #: by name, what makes an engine of a policy and the ids that end an answer; the other arguments are `make_engine`'s
 ENGINES: dict[str, Callable[..., Engine]] = {"transformers": _transformers, "paged": _paged, "vllm": _vllm}
+
+
+def load_policy(config: Config, checkpoint: Path | None = None) -> tuple[Any, Any, Engine]:
+    """The model of a config, its tokenizer and the engine that samples for it; seeds and threads are set first.
+
+    Args:
+        config: of the run.
+        checkpoint: a folder to take the weights from, such as a run's checkpoint.
+
+    Raises:
+        ModelError, EngineError: one of them cannot be had; see `loading.load` and `make_engine`.
+    """
+    loading.prepare(config)
+    model, tokenizer = loading.load(config.model, checkpoint)
+    return model, tokenizer, engine_of(config, model, tokenizer)
 
 
 def engine_of(config: Config, model: Any, tokenizer: Any) -> Engine:

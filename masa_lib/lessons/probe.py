@@ -68,10 +68,8 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
     """
     if count < 1:
         raise ProbeError(f"A probe needs problems to ask; --count is {count} and must be at least 1.")
-    loading.prepare(config)
     held_out = sources.held_out(config.problems, count)
-    model, tokenizer = loading.load(config.model)
-    sampler = engines.engine_of(config, model, tokenizer)
+    model, tokenizer, sampler = engines.load_policy(config)
     held_out = sources.make_room(None, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     with loading.precision(config.model, model.device):
         table, answers = solve(held_out, sampler, tokenizer, config)

@@ -89,11 +89,9 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
     if recipe.problems < 1:
         raise WarmupError(f"A warm-up needs problems to solve; --count is {recipe.problems} and must be at least 1.")
     start, rng = time.perf_counter(), random.Random(config.seed)
-    loading.prepare(config)
     source = problems.ProblemPool(config.problems, config.seed)
     held_out = problems.held_out(config.problems, recipe.check)
-    model, tokenizer = loading.load(config.model)
-    sampler = engines.engine_of(config, model, tokenizer)
+    model, tokenizer, sampler = engines.load_policy(config)
     held_out = problems.make_room(source, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     pool = source.take(0, recipe.problems)
     with loading.precision(config.model, model.device):

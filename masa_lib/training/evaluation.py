@@ -126,10 +126,8 @@ def evaluate_model(config: Config, weights: Any = None, run: Run | None = None) 
         weights: a folder to take the weights from, such as a run's checkpoint.
         run: whose weights these are; it decides the date that a chat template may write.
     """
-    loading.prepare(config)
     held_out = problems.held_out(config.problems, config.evaluation.final_problems)
-    model, tokenizer = loading.load(config.model, weights)
-    sampler = engines.engine_of(config, model, tokenizer)
+    model, tokenizer, sampler = engines.load_policy(config, weights)
     held_out = problems.make_room(None, held_out, prompts.room(tokenizer, engines.context_of(sampler, model), config))
     if run:
         prompts.fix_date(tokenizer, run.started)

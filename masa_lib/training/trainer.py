@@ -25,7 +25,7 @@ import torch
 from masa_lib import config as configs
 from masa_lib.analysis import health
 from masa_lib.config import Config
-from masa_lib.engines import Engine, context_of, engine_of, logprobs, self_check
+from masa_lib.engines import Engine, context_of, load_policy, logprobs, self_check
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.models import loading
@@ -65,11 +65,9 @@ class Trainer:
     def __init__(self, config: Config, run: Run | None = None, checkpoint: Path | None = None) -> None:
         """Load model, problems and engine; see the class."""
         self._config, self.run = config, run
-        loading.prepare(config)
         self.pool = ProblemPool(config.problems, config.seed)
         self.held_out = held_out(config.problems, max(config.evaluation.final_problems, config.evaluation.problems))
-        self.model, self.tokenizer = loading.load(config.model, checkpoint)
-        self.engine = engine_of(config, self.model, self.tokenizer)
+        self.model, self.tokenizer, self.engine = load_policy(config, checkpoint)
         self.learner = Learner(self.model, self.tokenizer, config.update)
         self.step = self.cursor = 0  # finished steps; problems drawn
         self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
