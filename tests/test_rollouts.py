@@ -43,6 +43,7 @@ def table(parts) -> pd.DataFrame:
 
 
 def test_the_table_holds_whole_groups_of_both_streams_solutions_first(parts, table: pd.DataFrame) -> None:
+    assert list(table.columns) == list(rollouts.COLUMNS)
     assert table["stream"].tolist() == ["solution"] * 48 + ["meta"] * 32
     sizes = table.groupby(["stream", "group"])["member"].apply(list)
     assert all(sizes["solution"].map(lambda members: members == list(range(6))))

@@ -20,6 +20,7 @@ from masa_lib.config import Config
 from masa_lib.gates.baselines import Outcome, Rival, Solve
 from masa_lib.method import beliefs, rollouts
 from masa_lib.method.gating import Candidate
+from masa_lib.method.rollouts import rewarded
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import ProblemPool
 
@@ -60,7 +61,7 @@ class BeliefGate(Rival):
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
         """Measure what was chosen and left out, then learn from the groups that were rolled out."""
-        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+        solved = rewarded(table)
         groups = solved.groupby("group").agg(flat=("reward", lambda rewards: rewards.nunique() < 2),
                                              admitted=("admitted", "first"), weight=("weight", "first"))
         flat, lots = groups["weight"][groups["flat"]], groups["weight"][~groups["admitted"]]

@@ -23,6 +23,7 @@ from masa_lib.gates import registry
 from masa_lib.lessons import replay
 from masa_lib.lessons.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.method import gather, gating, rollouts
+from masa_lib.method.rollouts import solutions_of
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
@@ -244,7 +245,7 @@ def rehearse(config: Config, engine: Engine, tokenizer: Any, steps: int) -> pd.D
 
 def _tally(found: gather.Selection) -> dict[str, int]:
     """Groups and tokens of a step's rollouts."""
-    solved = found.table[found.table["stream"] == "solution"]
+    solved = solutions_of(found.table)
     share = solved[solved["admitted"]].groupby("group")["correct"].mean()
     counted = metrics.batch_metrics(found.table)
     return {"candidates": len(found.candidates), "groups": len(share), "signal": int(((share > 0) & (share < 1)).sum()),

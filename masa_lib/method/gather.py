@@ -24,7 +24,7 @@ from masa_lib.engines import Completion, Engine, Reading, Request
 from masa_lib.method import beliefs, gating, rollouts
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate, Gate
-from masa_lib.method.rollouts import Ask
+from masa_lib.method.rollouts import Ask, solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool
 
@@ -231,7 +231,7 @@ def belief_record(found: Selection) -> dict[str, Any]:
     if not found.candidates or found.candidates[0].belief is None:
         return {}
     went = rollouts.outcomes(found.table)
-    weights = found.table[found.table["stream"] == "solution"].groupby("group")["weight"].first()
+    weights = solutions_of(found.table).groupby("group")["weight"].first()
     groups = range(len(found.candidates))
     return {"problems": [candidate.problem.id for candidate in found.candidates],
             "beliefs": [beliefs.thousandths(candidate.belief.probabilities) for candidate in found.candidates],

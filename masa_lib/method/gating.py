@@ -22,6 +22,7 @@ from scipy import special
 from masa_lib import config as configs
 from masa_lib.config import BeliefConfig, Config, GateConfig
 from masa_lib.method.beliefs import Belief
+from masa_lib.method.rollouts import rewarded
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
 
@@ -234,7 +235,7 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
     rejected = np.array([not admits(candidate.predictions, config, chance_of(candidate)) for candidate in candidates])
     limits = np.array([cap(candidate.lengths, config) for candidate in candidates])
     means = [np.mean(candidate.predictions) for candidate in candidates if candidate.predictions]
-    solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+    solved = rewarded(table)
     groups = solved.groupby("group").agg(share=("reward", "mean"), weight=("weight", "first"))
     flat, dropped = groups["share"].isin([0, 1]), rejected[groups.index]
     whole = solved[(solved["reward"] > 0) & ~solved["capped"]]
@@ -305,7 +306,7 @@ class MasaGate:
         """Measure a step, see `measure`, by what was known before it; then learn from it."""
         self._window.append(measure(table, candidates, self.config, self.cap_on, self._chance))
         self._window = self._window[-self.config.gate.window:]
-        solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+        solved = rewarded(table)
         for group, right, size in solved.groupby("group")["reward"].agg(["sum", "size"]).itertuples():
             self._learn(candidates[group], int(right), int(size))
 

@@ -1,10 +1,8 @@
 """The rollouts of a step or an evaluation as one table: ask, sample, grade, score.
 
 One call of the engine serves both streams of all problems (a step that gates makes several calls, see `gather`; one
-with shared beginnings two). The table has one row a rollout and whole groups only; its columns are those of the
-recorded shards, plus what the update needs (`TOKEN_COLUMNS`): token ids and log-probs, and `beginning`, how many of the
-prompt's ids the model wrote (a beginning that predictions share and that earns nothing). Which problems are asked, and
-how far, is decided elsewhere.
+with shared beginnings two). The table has one row a rollout and whole groups only; COLUMNS says what stands in it.
+Which problems are asked, and how far, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -28,8 +26,37 @@ from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.problems import Problem
 from masa_lib.tasks.read_prediction import parse_prediction
 
+#: the table's columns; those of a recorded one, but for TOKEN_COLUMNS, which the update alone needs
+COLUMNS = {
+    "stream": "solution or meta", "group": "number of the problem in its step", "member": "number in its group",
+    "problem_id": "", "problem": "its text", "answer": "the right one", "level": "how hard it was made",
+    "prompt_ids": "token ids of what was asked", "beginning": "how many of them the model wrote: a beginning that "
+    "predictions share and that earns nothing", "admitted": "False: rolled out by lot, though the gate left it out",
+    "weight": "one over the chance to be rolled out", "cap": "tokens allowed",
+    "capped": "whether that is less than a solution's full cap", "text": "what was written", "length": "tokens sampled "
+    "for it, the end token too", "finish": "stop or length (it was truncated)", "tokens": "ids of what was sampled",
+    "logps": "their log-probs as the engine has them, nats", "correct": "of a solution",
+    "predicted_pass_rate": "eighths, of a prediction that parsed", "predicted_length": "tokens, of such a one",
+    "notions": "of such a one", "parse_error": "why another one did not",
+    "reward": "NaN: takes no part in the update", **{part: "a part of a prediction's reward" for part in PARTS},
+    "advantage": "0: has no gradient"}
 TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
 STREAMS = ("solution", "meta")
+
+
+def solutions_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the solutions."""
+    return table[table["stream"] == "solution"]
+
+
+def predictions_of(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the predictions that were sampled."""
+    return table[table["stream"] == "meta"]
+
+
+def rewarded(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of the solutions that take part in the update."""
+    return table[(table["stream"] == "solution") & table["reward"].notna()]
 
 
 @dataclass(frozen=True)
@@ -223,7 +250,7 @@ def score(table: pd.DataFrame, config: Config) -> None:
 
 def outcomes(table: pd.DataFrame) -> pd.DataFrame:
     """How each rolled-out group went, by group: `right` of `solutions`."""
-    solved = table[(table["stream"] == "solution") & table["reward"].notna()]
+    solved = rewarded(table)
     return solved.groupby("group").agg(right=("reward", "sum"), solutions=("reward", "size")).astype(int)
 
 
@@ -265,7 +292,7 @@ def _parse(table: pd.DataFrame, texts: pd.Series, config: Config) -> None:
 
 def _score_group(group: pd.DataFrame, config: Config) -> list[list[float]]:
     """The meta rewards of one problem's group, one row a prediction: the total and PARTS."""
-    solved, meta = group[group["stream"] == "solution"], group[group["stream"] == "meta"]
+    solved, meta = solutions_of(group), predictions_of(group)
     solutions = [rewards.Solution(text, length, bool(correct))
                  for text, length, correct in zip(solved["text"], solved["length"], solved["correct"], strict=True)]
     problem, columns = meta["problem"].iloc[0], meta[["notions", "predicted_pass_rate", "predicted_length"]]

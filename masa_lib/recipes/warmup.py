@@ -30,6 +30,7 @@ from masa_lib.config import Config
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
+from masa_lib.method.rollouts import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.recipes import pocket
 from masa_lib.runs.folder import environment
@@ -217,7 +218,7 @@ def check(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any, 
     table = rollouts.collect(held_out, sampler, tokenizer, config, solutions=config.sampling.solutions,
                              predictions=config.sampling.predictions, seed=[config.seed, SEED_TAG, 1],
                              temperature=config.sampling.temperature)
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
+    solved, meta = solutions_of(table), predictions_of(table)
     boxed = solved["finish"].eq("stop") & solved["text"].map(lambda text: bool(grading.extract_answer(text)))
     rates = solved.groupby("group")["correct"].sum().value_counts().sort_index()
     return {"problems": len(held_out), "solutions": len(solved), "predictions": len(meta),

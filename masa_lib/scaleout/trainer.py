@@ -26,6 +26,7 @@ from trl import GRPOConfig, GRPOTrainer
 from masa_lib.config import Config
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, objective, rollouts
+from masa_lib.method.rollouts import predictions_of
 from masa_lib.models import loading
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
@@ -216,7 +217,7 @@ class Rollouts:
         self.clock.lap("generate")
         table = self.found.table
         # Where TRL samples, it reports no log-probs, and the bonus always acts.
-        trainer.bonus = objective.entropy_bonus(table[table["stream"] == "meta"], config.update)
+        trainer.bonus = objective.entropy_bonus(predictions_of(table), config.update)
         order = table.assign(late=table["stream"] == "meta").sort_values(["group", "late", "member"]).index
         first = state.process_index * len(prompts)
         return self._places(table.loc[order[first:first + len(prompts)]], len(prompts))

@@ -19,7 +19,7 @@ from masa_lib.config import Config
 from masa_lib.engines import Engine
 from masa_lib.method import beliefs, gather, prompts, rollouts
 from masa_lib.method.gather import Sample
-from masa_lib.method.rollouts import Ask
+from masa_lib.method.rollouts import Ask, predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.tasks import problems
@@ -59,7 +59,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
                           if configs.reads(config) else ([], []))
         table = _sample_hinted(asks, sample, held_out) if hinted else sample(asks)
     by_problem = per_problem(table)
-    solved = table[table["stream"] == "solution"]
+    solved = solutions_of(table)
     mean, low, high = intervals.share_interval(by_problem["c"] / by_problem["n"])
     summary = {"step": step, "problems": len(held_out), "samples": samples, "accuracy": mean, "accuracy_low": low,
                "accuracy_high": high, "mean_length": float(solved["length"].mean()),
@@ -103,7 +103,7 @@ def per_problem(table: pd.DataFrame) -> pd.DataFrame:
     """One row a problem from a table of rollouts: how many were right, how long they were, what was predicted."""
     rows = []
     for _, group in table.groupby("group"):
-        solved, meta = group[group["stream"] == "solution"], group[group["stream"] == "meta"]
+        solved, meta = solutions_of(group), predictions_of(group)
         correct = solved["correct"].to_numpy(dtype=bool)
         lengths = solved["length"].to_numpy()
         parsed = meta.dropna(subset=["predicted_pass_rate"])

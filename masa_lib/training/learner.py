@@ -16,6 +16,7 @@ from masa_lib.engines import logprobs
 from masa_lib.engines.logprobs import BeliefSample, Sample
 from masa_lib.method import beliefs, objective, rollouts
 from masa_lib.method.gating import Candidate
+from masa_lib.method.rollouts import predictions_of
 from masa_lib.models import loading
 from masa_lib.training import safeguards
 
@@ -51,7 +52,7 @@ class Learner:
             Metrics: means over the updates, sums of tokens.
         """
         config = whole.update
-        bonus = objective.entropy_bonus(table[table["stream"] == "meta"], config)
+        bonus = objective.entropy_bonus(predictions_of(table), config)
         weighs = "on" if objective.weighs_sampler(whole) else "off"
         config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
         doubled = config.released_updates and configs.samples_predictions(whole)

@@ -11,7 +11,7 @@ import pandas as pd
 from masa_lib.analysis.awareness import correlation
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
-from masa_lib.method.rollouts import outcomes
+from masa_lib.method.rollouts import outcomes, predictions_of, solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 
@@ -20,7 +20,7 @@ def batch_metrics(table: pd.DataFrame) -> dict[str, float]:
 
     `tokens_solution` leaves out the solutions of problems that were dropped and re-checked: `tokens_recheck`.
     """
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
+    solved, meta = solutions_of(table), predictions_of(table)
     parsed = meta.dropna(subset=["predicted_pass_rate"])
     true = pd.DataFrame({
         "rate": solved.groupby("group")["reward"].mean(),

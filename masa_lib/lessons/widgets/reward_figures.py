@@ -23,6 +23,7 @@ from masa_lib.analysis.figures import BLUE, CLEAR, GREEN, GREY, ORANGE, PURPLE, 
 from masa_lib.config import Config
 from masa_lib.lessons.widgets.reward_scenes import Recorded, Scene
 from masa_lib.method import rewards
+from masa_lib.method.rollouts import predictions_of, solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 PARTS = {"reward_difficulty": ("difficulty", ORANGE), "reward_length": ("length", SKY),
@@ -183,8 +184,8 @@ def group_page(recorded: Recorded, scene: Scene, config: Config, group: int) -> 
     A notion is underlined where it stands: solid where it pays under the setting, dotted where it does not.
     """
     rows = recorded.members(group)
-    solved, about = rows[rows["stream"] == "solution"], recorded.groups.loc[group]
-    meta = rows[rows["stream"] == "meta"].assign(**scene.predictions[["reward", *PARTS, "advantage"]])
+    solved, about = solutions_of(rows), recorded.groups.loc[group]
+    meta = predictions_of(rows).assign(**scene.predictions[["reward", *PARTS, "advantage"]])
     paid = _paid(recorded, config, solved, meta)
     pattern = _pattern(paid, config.reward.mode)
     solutions = [["right" if row.correct else "wrong", str(row.length), _marked(row.text, pattern, paid, config)]

@@ -25,6 +25,7 @@ from masa_lib.lessons import reward_table
 from masa_lib.lessons.reward_table import RewardTable
 from masa_lib.method import objective, prompts, rewards, rollouts
 from masa_lib.method.rewards import Solution
+from masa_lib.method.rollouts import solutions_of
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
@@ -152,7 +153,7 @@ def record(table: pd.DataFrame, config: Config) -> Recorded:
     table["step_recorded"], table["step"] = table["step"], 0
     groups = table.groupby("group")[["seed", "step_recorded", "problem", "level", "pass_rate", "solutions"]].first()
     probes = _probes(table)
-    solved = table[table["stream"] == "solution"]
+    solved = solutions_of(table)
     made = pd.concat([solved, probes.assign(stream="meta", step=0)], ignore_index=True)
     ready = [reward_table.reward_table(rows, functools.partial(_meta_prompt, config=config)) for rows in (table, made)]
     return Recorded(config, table, groups.rename(columns={"step_recorded": "step"}), ready[0], probes, ready[1])
@@ -165,7 +166,7 @@ def _meta_prompt(problem: str, config: Config) -> str:
 
 def _probes(table: pd.DataFrame) -> pd.DataFrame:
     """Every constant answer that is tried, for every group, and behind them one that knows the group's solutions."""
-    solved = table[table["stream"] == "solution"]
+    solved = solutions_of(table)
     right = solved[solved["correct"].astype(bool)].groupby("group")["length"].agg(["min", "max"])
     every = solved["length"] if right.empty else solved.loc[solved["correct"].astype(bool), "length"]
     lengths = np.unique(every.quantile(np.linspace(0, 1, LENGTHS)).round().astype(int))
@@ -235,7 +236,7 @@ def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.Dat
     """
     config = RewardConfig(notion_mode=mode)
     alone = [MetaPrediction((notion,), 0, 0) for notion in notions]
-    solved = recorded.rollouts[recorded.rollouts["stream"] == "solution"]
+    solved = solutions_of(recorded.rollouts)
     rows = {}
     for group, part in solved.groupby("group"):
         solutions = [Solution(row.text, row.length, bool(row.correct)) for row in part.itertuples()]

@@ -29,7 +29,7 @@ from masa_lib.lessons import exercises
 from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.panel import button
 from masa_lib.method import rollouts
-from masa_lib.method.rollouts import Ask
+from masa_lib.method.rollouts import Ask, predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -97,7 +97,7 @@ def ask(problem: Problem, engine: Engine, tokenizer: Any, config: Config, *, sol
 
 def verdicts(table: pd.DataFrame) -> pd.Series:
     """Of each solution: right, wrong, or not graded where the problem has no answer."""
-    solved = table[table["stream"] == "solution"]
+    solved = solutions_of(table)
     graded = np.where(solved["correct"].fillna(False).astype(bool), "right", "wrong")
     return pd.Series(np.where(solved["answer"] == "", "not graded", graded), index=solved.index)
 
@@ -110,7 +110,7 @@ def summary(table: pd.DataFrame) -> dict[str, float]:
         (tokens; the mean of the right solutions, of all where there is no answer), `agreement` (share of the solutions
         with the most frequent boxed answer).
     """
-    meta, solved, found = table[table["stream"] == "meta"], table[table["stream"] == "solution"], verdicts(table)
+    meta, solved, found = predictions_of(table), solutions_of(table), verdicts(table)
     told = meta.dropna(subset=["predicted_pass_rate"])
     boxed = Counter(answer for answer in map(grading.extract_answer, solved["text"]) if answer)
     share = float((found == "right").mean()) if len(found) and (found != "not graded").all() else np.nan
@@ -126,7 +126,7 @@ def notions(table: pd.DataFrame) -> pd.DataFrame:
 
     Solutions without a grade count as right.
     """
-    meta, solved, found = table[table["stream"] == "meta"], table[table["stream"] == "solution"], verdicts(table)
+    meta, solved, found = predictions_of(table), solutions_of(table), verdicts(table)
     named = Counter(notion for said in meta["notions"].dropna() for notion in dict.fromkeys(said))
     rows = [{"notion": notion, "predictions": count, **{
         verdict: sum(_has(text, notion) for text in solved.loc[(found != "wrong") == (verdict == "right"), "text"])
@@ -143,7 +143,7 @@ def figure(table: pd.DataFrame, config: Config) -> go.Figure:
     """Predicted pass rates beside the true one, predicted lengths beside those of the solutions."""
     drawn = make_subplots(1, 2, horizontal_spacing=0.18, subplot_titles=("Pass rate", "Length"))
     found = summary(table)
-    meta, solved = table[table["stream"] == "meta"], table[table["stream"] == "solution"]
+    meta, solved = predictions_of(table), solutions_of(table)
     said = meta["predicted_pass_rate"].dropna().astype(int).clip(0, PASS_RATE_STEPS)
     counts = said.value_counts().reindex(range(PASS_RATE_STEPS + 1), fill_value=0)
     drawn.add_bar(x=counts.index, y=counts, name="predicted", marker_color=ORANGE, row=1, col=1,
