@@ -279,7 +279,7 @@ def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Pa
 
 def interrupted(trainer: Trainer, where: str, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps until a method is about to return, when SIGINT comes so many times; the KeyboardInterrupt is caught."""
-    owner = trainer.learner if where == "update" else trainer
+    owner = trainer.learner if where == "update" else trainer.recorder
     done = getattr(owner, where)
 
     def late(*arguments: object) -> object:
@@ -293,7 +293,7 @@ def interrupted(trainer: Trainer, where: str, times: int, monkeypatch: pytest.Mo
         next(trainer)
 
 
-@pytest.mark.parametrize("where", ["update", "_record"])
+@pytest.mark.parametrize("where", ["update", "step"])
 def test_an_interrupt_in_a_notebook_waits_for_the_update_and_its_record(
         where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = configs.replace(CONFIG, {"steps": 3, "evaluation.every": 0, "evaluation.final_samples": 1})

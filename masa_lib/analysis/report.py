@@ -9,7 +9,8 @@ from __future__ import annotations
 import html
 import json
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,39 +185,75 @@ def write_html(path: Path, title: str, head: Iterable[str], drawn: Iterable[tupl
         files.replace(path, lambda temporary: temporary.write_text(text, encoding="utf8", errors="backslashreplace"))
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """What the page's figures are drawn from: tables of a `Comparison`, whose arms' names are no tags for plotly."""
+
+    comparison: Comparison
+    summary: dict[str, Any]
+    steps: pd.DataFrame
+    curves: pd.DataFrame
+    problems: pd.DataFrame
+
+
+#: a figure and the sentences that say what is seen in it; None: the runs have nothing to show in it
+Section = tuple[go.Figure, list[str]] | None
+
+
 def sections(comparison: Comparison) -> list[tuple[go.Figure, list[str]]]:
-    """The figures of the page in order, each with the sentences that say what is seen in it."""
-    summary, steps = comparison.summary, _drawn(comparison.steps)
-    curves, problems = _drawn(comparison.curves), _drawn(comparison.problems)
-    spent = pd.DataFrame({html.escape(name): arm["tokens_of_reference"] for name, arm in summary["methods"].items()},
-                         dtype=float).T
-    after = calibration_curve(problems[problems["when"] == "after"])
-    found = [(figures.accuracy_curve(curves, "step", summary["target"]), _each(summary, _accuracy)),
-             (figures.accuracy_curve(curves, "tokens", summary["target"]),
-              [*_each(summary, _cost), *_rivals(summary)])]
-    if spent["tokens"].notna().any():
-        found.append((gate_figures.token_shares(spent.dropna()), _each(summary, _arithmetic)))
-    found += [(figures.accuracy_by_level(problems), _each(summary, _levels)),
-              (figures.pass_at_k_curve(problems), _each(summary, _pass_at_32)),
-              (figures.tokens_by_stream(steps), _each(summary, _streams)),
-              (figures.seconds_by_phase(steps), _phases(comparison.steps))]
-    if len(after):
-        found += [(figures.predictions(problems), _each(summary, _awareness)),
-                  (figures.predictions(problems, "length"), _each(summary, _lengths)),
-                  (gate_figures.calibration_curve(after), [*_each(summary, _calibration), CONSTANT])]
-    if aligning := _each(summary, _alignment):
-        found.append((gate_figures.predicted_and_true(steps), aligning))
-    if gated := _each(summary, _gate):
-        found.append((gate_figures.gate_over_steps(steps), [*gated, ON_PAPER]))
-    found.append((figures.rewards_by_part(steps), _trends(comparison.steps, figures.REWARDS)))
-    if trends := _trends(comparison.steps, figures.ALIGNMENT):
-        found.append((figures.alignment(steps), trends))
-    return found
+    """The figures of the page, in the order of FIGURES, each with its sentences."""
+    drawn = Drawn(comparison, comparison.summary, *(table.assign(arm=table["arm"].map(html.escape)) for table in (
+        comparison.steps, comparison.curves, comparison.problems)))
+    return [section for make in FIGURES if (section := make(drawn))]
 
 
-def _drawn(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose arms, named after folders, are no tags for plotly."""
-    return table.assign(arm=table["arm"].map(html.escape))
+def _by_cost(of: Drawn) -> Section:
+    drawn = figures.accuracy_curve(of.curves, "tokens", of.summary["target"])
+    return drawn, [*_each(of.summary, _cost), *_rivals(of.summary)]
+
+
+def _spent(of: Drawn) -> Section:
+    spent = pd.DataFrame({html.escape(name): arm["tokens_of_reference"]
+                          for name, arm in of.summary["methods"].items()}, dtype=float).T
+    return ((gate_figures.token_shares(spent.dropna()), _each(of.summary, _arithmetic))
+            if spent["tokens"].notna().any() else None)
+
+
+def _calibrated(of: Drawn) -> Section:
+    after = _after(of)
+    return (gate_figures.calibration_curve(after), [*_each(of.summary, _calibration), CONSTANT]) if len(after) else None
+
+
+def _after(of: Drawn) -> pd.DataFrame:
+    """The calibration of the arms that predict, after training."""
+    return calibration_curve(of.problems[of.problems["when"] == "after"])
+
+
+def _if_said(figure: Callable[[pd.DataFrame], go.Figure], of: Drawn, said: list[str]) -> Section:
+    """A figure of the steps where there is something to say of it."""
+    return (figure(of.steps), said) if said else None
+
+
+def _gated(of: Drawn) -> Section:
+    said = _each(of.summary, _gate)
+    return _if_said(gate_figures.gate_over_steps, of, [*said, ON_PAPER] if said else [])
+
+
+#: the page, from its top; a new figure is one more function here
+FIGURES: list[Callable[[Drawn], Section]] = [
+    lambda of: (figures.accuracy_curve(of.curves, "step", of.summary["target"]), _each(of.summary, _accuracy)),
+    _by_cost, _spent,
+    lambda of: (figures.accuracy_by_level(of.problems), _each(of.summary, _levels)),
+    lambda of: (figures.pass_at_k_curve(of.problems), _each(of.summary, _pass_at_32)),
+    lambda of: (figures.tokens_by_stream(of.steps), _each(of.summary, _streams)),
+    lambda of: (figures.seconds_by_phase(of.steps), _phases(of.comparison.steps)),
+    lambda of: (figures.predictions(of.problems), _each(of.summary, _awareness)) if len(_after(of)) else None,
+    lambda of: (figures.predictions(of.problems, "length"), _each(of.summary, _lengths)) if len(_after(of)) else None,
+    _calibrated,
+    lambda of: _if_said(gate_figures.predicted_and_true, of, _each(of.summary, _alignment)),
+    _gated,
+    lambda of: (figures.rewards_by_part(of.steps), _trends(of.comparison.steps, figures.REWARDS)),
+    lambda of: _if_said(figures.alignment, of, _trends(of.comparison.steps, figures.ALIGNMENT))]
 
 
 def _title(name: str, arm: dict[str, Any]) -> str:

@@ -21,19 +21,18 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib.analysis import health
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.runs.folder import CONFIG, Run, RunError
-from masa_lib.runs.stopping import Stop, Stopped
+from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.training import evaluation, metrics, safeguards
 from masa_lib.training.checkpoint import read_moments, read_state
 from masa_lib.training.clock import memory_mb
-from masa_lib.training.tensorboard import open_board
+from masa_lib.training.recorder import Recorder, check_stop, status
 
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")  # the rollout function is; a test watches over it
 
@@ -198,15 +197,12 @@ class Session:
                 run.begin_again(max(rewind, 0))
                 run.rewind(rewind)
             with self._status(run), stop:
-                recorder = Recorder(self, run, stop)
+                recorder = StepEnd(self, run, stop)
                 self.trainer.add_callback(recorder)
                 if self.rollouts.step < self.config.steps:
                     self.trainer.train()
                 recorder.close()
-                if recorder.stopped:
-                    done = f"after step {self.rollouts.step}, which is checkpointed" if self.rollouts.step else (
-                        "before the first step")
-                    raise Stopped(f"Stopped {done}.", 128 + recorder.stopped)
+                check_stop(recorder.stopped, self.rollouts.step)
                 self.save_model(run)
         return run
 
@@ -216,20 +212,14 @@ class Session:
         if not self.main:
             yield
             return
-        run.set_status("running")
         try:
-            yield
-        except BaseException as error:
-            stopped = next((cause for cause in (error, error.__context__) if isinstance(cause, KeyboardInterrupt)),
-                           None)
-            run.set_status("stopped" if stopped else "failed", str(stopped or error))
-            if stopped:
-                raise stopped from None
-            if isinstance(error, RuntimeError) and any(name in str(error) for name in BACKENDS):
+            with status(run):
+                yield
+        except RuntimeError as error:
+            if any(name in str(error) for name in BACKENDS):
                 raise ScaleoutError("Another process of this training ended or cannot be reached; its own output says "
                                     "why. `resume` goes on from the last checkpoint.") from error
             raise
-        run.set_status("finished")
 
     def evaluate(self) -> tuple[dict[str, Any], pd.DataFrame]:
         """The summary and the table of an evaluation at the current step, on all processes."""
@@ -296,7 +286,7 @@ class Session:
         return getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)
 
 
-class Recorder(TrainerCallback):
+class StepEnd(TrainerCallback):
     """After each step: what the gate learns, metrics, rollouts, evaluation, checkpoint, and whether to stop.
 
     Args:
@@ -315,8 +305,9 @@ class Recorder(TrainerCallback):
         config = session.config
         self._bar = tqdm(total=config.steps, initial=session.rollouts.step, desc=str(run.path), unit="step",
                          disable=not session.main)
-        self._board = open_board(run) if session.main else None
-        self._health = health.Watch(config.model.precision)
+        self._recorder = Recorder(run, config.model.precision)
+        if session.main:
+            self._recorder.open()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **others: Any) -> None:
         """Restore the optimiser; evaluate what has not been."""
@@ -338,7 +329,9 @@ class Recorder(TrainerCallback):
         table, metrics = self._metrics(logs)
         step, last = session.rollouts.step, session.rollouts.step == config.steps
         if session.main:
-            self._record(table, metrics, last)
+            self._recorder.step(table, metrics, config)
+            self._bar.update()
+            self._bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("accuracy", "reward_meta")})
         best = self._evaluate_if_due() and config.record.keep_best and self._is_best(step)
         signals = gather_object([self._stop.signal])
         self.stopped = max(signals)
@@ -354,7 +347,7 @@ class Recorder(TrainerCallback):
         solution = terms[table["stream"] == "solution"].sum()
         gated = steps.learn(table)
         steps.clock.lap("update")
-        table = table.drop(columns=["tokens", "logps"])
+        table = table.copy()
         table.insert(0, "step", steps.step)
         tokens = sum(gather_object([trainer.signal[1]]))
         return table, {
@@ -367,26 +360,13 @@ class Recorder(TrainerCallback):
             "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
             "tokens_oracle": steps.oracle_tokens, **NOTHING_READ, **steps.clock.seconds(), "memory_mb": memory_mb()}
 
-    def _record(self, table: pd.DataFrame, metrics: dict[str, Any], last: bool) -> None:
-        step, every = metrics["step"], self.session.config.record.rollouts_every
-        if every and (last or step == 1 or step % every == 0):
-            self.run.write_rollouts(step, table)
-        self.run.append_metrics(metrics)
-        self._health.observe(metrics)
-        if self._board:
-            self._board.add("train", metrics)
-        self._bar.update()
-        self._bar.set_postfix({name: f"{metrics[name]:.2f}" for name in ("accuracy", "reward_meta")})
-
     def _evaluate_if_due(self) -> bool:
         session, step = self.session, self.session.rollouts.step
         if not evaluation.due(session.config, step) or step in self._evaluated:
             return False
         summary, table = session.evaluate()
         if session.main:
-            self.run.write_evaluation(step, summary, table)
-            if self._board:
-                self._board.add("evaluation", summary)
+            self._recorder.evaluation(step, summary, table)
         self._evaluated.add(step)
         return True
 
@@ -396,5 +376,4 @@ class Recorder(TrainerCallback):
     def close(self) -> None:
         """End the bar and the board."""
         self._bar.close()
-        if self._board:
-            self._board.close()
+        self._recorder.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -10,9 +11,8 @@ from tqdm.auto import tqdm
 from masa_lib.config import Config
 from masa_lib.method import prompts
 from masa_lib.runs.folder import Run, RunError
-from masa_lib.runs.stopping import Stopped
 from masa_lib.training.checkpoint import read_state
-from masa_lib.training.tensorboard import open_board
+from masa_lib.training.recorder import check_stop, status
 from masa_lib.training.trainer import Trainer
 
 
@@ -26,7 +26,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
     """
     # Problems and model come first, so that a wrong name leaves no half-made run behind.
     trainer = Trainer(config)
-    trainer.run = Run.create(out, config, command)
+    trainer.run = trainer.recorder.run = Run.create(out, config, command)
     prompts.fix_date(trainer.tokenizer, trainer.run.started)  # the day may have changed while the model was loaded
     with trainer.run.lock():
         return _drive(trainer)
@@ -59,30 +59,16 @@ def resume(path: str | Path) -> Run:
 def _drive(trainer: Trainer) -> Run:
     """Train to the end; the caller holds the run's lock."""
     run, stop = trainer.run, trainer.stop
-    run.set_status("running")
-    try:
-        with stop:
-            trainer.board = open_board(run)
-            trainer.catch_up()  # before the bar, which then counts the seconds of steps alone
-            with tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
-                for result in trainer:
-                    bar.update()
-                    shown = {key: result.metrics[key] for key in ("accuracy", "reward_meta")}
-                    bar.set_postfix({key: f"{value:.2f}" for key, value in shown.items() if math.isfinite(value)})
-            if stop.signal:
-                trainer.save_checkpoint()
-                done = f"after step {trainer.step}, which is checkpointed" if trainer.step else "before the first step"
-                raise Stopped(f"Stopped {done}.", 128 + stop.signal)
-            trainer.save_model()
-    except BaseException as error:
-        # torch.save answers an interruption with an error of its own.
-        stopped = next((cause for cause in (error, error.__context__) if isinstance(cause, KeyboardInterrupt)), None)
-        run.set_status("stopped" if stopped else "failed", str(stopped or error))
-        if stopped:
-            raise stopped from None
-        raise
-    finally:
-        if trainer.board:
-            trainer.board.close()
-    run.set_status("finished")
+    with status(run), contextlib.closing(trainer.recorder), stop:
+        trainer.recorder.open()
+        trainer.catch_up()  # before the bar, which then counts the seconds of steps alone
+        with tqdm(total=trainer.config.steps, initial=trainer.step, desc=str(run.path), unit="step") as bar:
+            for result in trainer:
+                bar.update()
+                shown = {key: result.metrics[key] for key in ("accuracy", "reward_meta")}
+                bar.set_postfix({key: f"{value:.2f}" for key, value in shown.items() if math.isfinite(value)})
+        if stop.signal:
+            trainer.save_checkpoint()
+        check_stop(stop.signal, trainer.step)
+        trainer.save_model()
     return run

@@ -23,7 +23,6 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.engines import Engine, context_of, load_policy, logprobs, self_check
 from masa_lib.gates import registry
@@ -38,6 +37,7 @@ from masa_lib.training.checkpoint import read_state, restore_optimizer
 from masa_lib.training.clock import Clock, memory_mb
 from masa_lib.training.learner import Learner
 from masa_lib.training.metrics import batch_metrics, belief_metrics
+from masa_lib.training.recorder import Recorder
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
 SEED_TAG, ORACLE_TAG = 104729, 49979687
@@ -73,10 +73,10 @@ class Trainer:
         self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self._experts = expert.Store()
-        self._health = health.Watch(config.model.precision)
+        self.recorder = Recorder(run, config.model.precision)
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self._moving = False  # whether a step has begun to move the weights and is not over
-        self.stop, self.board = Stop(), None
+        self.stop = Stop()
         # As the run's first config sets it, whatever changed since: a resumed run draws what it would have drawn.
         fits = prompts.room(self.tokenizer, context_of(self.engine, self.model), run.config if run else config)
         self.held_out = make_room(self.pool, self.held_out, fits)
@@ -115,7 +115,7 @@ class Trainer:
             raise StopIteration
         with self.stop.whole():
             table, metrics = self.train_step()
-            self._record(table, metrics)
+            self.recorder.step(table, metrics, self._config)
         return StepResult(self.step, metrics, table, self._finish())
 
     def catch_up(self) -> None:
@@ -204,10 +204,7 @@ class Trainer:
         if found is None:
             return None
         summary, table = found
-        if self.run:
-            self.run.write_evaluation(self.step, summary, table)
-        if self.board:
-            self.board.add("evaluation", summary)
+        self.recorder.evaluation(self.step, summary, table)
         self._evaluated = self.step
         return summary
 
@@ -223,18 +220,6 @@ class Trainer:
         experts.clear()
         self.engine.sync()
         return found
-
-    def _record(self, table: pd.DataFrame, metrics: dict[str, Any]) -> None:
-        """Write a step down."""
-        last = self.step == self._config.steps
-        if self.run:
-            every = self._config.record.rollouts_every
-            if every and (last or self.step == 1 or self.step % every == 0):
-                self.run.write_rollouts(self.step, table.drop(columns=rollouts.TOKEN_COLUMNS))
-            self.run.append_metrics(metrics)
-        self._health.observe(metrics)
-        if self.board:
-            self.board.add("train", metrics)
 
     def _finish(self) -> dict[str, Any] | None:
         """What is due after a step: an evaluation, which is returned, and a checkpoint."""
