@@ -10,25 +10,25 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment, exercises
 from masa_lib.models import tiers
 
 
 def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
-    for line in exercises.environment_check():
+    for line in environment.environment_check():
         assert line.endswith(".")
         assert str(Path.home()) not in line
 
 
 def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(tiers, "DATA", tmp_path)
-    said = "\n".join(exercises.environment_check())
+    said = "\n".join(environment.environment_check())
     assert "The pocket model is missing (data/pocket): `masa pocket build --out data/pocket` makes it." in said
     assert "The recorded study is missing (data/runs/baseline)" in said
     for place in ("pocket/config.json", "runs/baseline/masa-s0/config.toml"):
         (tmp_path / place).parent.mkdir(parents=True)
         (tmp_path / place).touch()
-    said = "\n".join(exercises.environment_check())
+    said = "\n".join(environment.environment_check())
     assert "The pocket model is there" in said
     assert "The recorded study is there" in said
 
@@ -36,7 +36,7 @@ def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, 
 @pytest.mark.parametrize(("gigabytes", "advice"), [(1, "close other programs"), (8, "enough")])
 def test_little_memory_is_said(monkeypatch: pytest.MonkeyPatch, gigabytes: int, advice: str) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=gigabytes * 2**30))
-    assert any(advice in line for line in exercises.environment_check())
+    assert any(advice in line for line in environment.environment_check())
 
 
 def requires(lines: list[str]) -> Callable[[str], list[str]]:
@@ -45,8 +45,8 @@ def requires(lines: list[str]) -> Callable[[str], list[str]]:
 
 def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", requires(["torch<1", "pandas>=1", "pytest<1; extra == 'dev'"]))
-    assert exercises.wrong_packages() == [f"torch is {metadata.version('torch')}, wanted <1"]
-    assert "`make install` gives the right ones." in exercises.environment_check()[0]
+    assert environment.wrong_packages() == [f"torch is {metadata.version('torch')}, wanted <1"]
+    assert "`make install` gives the right ones." in environment.environment_check()[0]
 
 
 def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", missing)
-    assert exercises.wrong_packages() == ["masa-lib is not installed"]
+    assert environment.wrong_packages() == ["masa-lib is not installed"]
 
 
 @pytest.mark.parametrize("exercise", exercises.EXERCISES)
@@ -68,9 +68,9 @@ def test_an_exercise_is_right_wrong_or_open(exercise: str) -> None:
 
 @pytest.mark.parametrize(("sign", "place"), [("COLAB_RELEASE_TAG", "Colab"), ("KAGGLE_KERNEL_RUN_TYPE", "Kaggle")])
 def test_hosted_notebooks_get_advice(monkeypatch: pytest.MonkeyPatch, sign: str, place: str) -> None:
-    assert exercises.hosted_advice() == []
+    assert environment.hosted_advice() == []
     monkeypatch.setenv(sign, "yes")
-    assert exercises.environment_check()[-2].startswith(f"This is {place}: ")
+    assert environment.environment_check()[-2].startswith(f"This is {place}: ")
 
 
 @pytest.mark.parametrize(("settings", "says"), [

@@ -15,7 +15,7 @@ from synthetic import evaluation_table, rollout_table, write_run
 from masa_lib import config as configs
 from masa_lib.analysis import compare, costs, figures, gate_figures, report
 from masa_lib.engines import make_engine
-from masa_lib.lessons import exercises, gate_trials, replay
+from masa_lib.lessons import environment, exercises, gate_trials, replay
 from masa_lib.lessons.replay import Groups
 from masa_lib.lessons.widgets import gate_replay
 from masa_lib.lessons.widgets import panel as panel_module
@@ -239,7 +239,7 @@ def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pyte
     shown: list[object] = []
     monkeypatch.setattr(panel_module, "display", shown.append)
     for static in (True, False):
-        monkeypatch.setattr(exercises, "STATIC", static)
+        monkeypatch.setattr(environment, "STATIC", static)
         panel._ipython_display_()
     assert [type(entry).__name__ for entry in shown] == ["Figure", "VBox"]
     assert shown[0].layout.paper_bgcolor or shown[0].layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"

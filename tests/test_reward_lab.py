@@ -13,7 +13,7 @@ import pytest
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment, exercises
 from masa_lib.lessons.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.lessons.widgets.reward_lab import RewardLab
 from masa_lib.lessons.widgets.reward_scenes import Recorded
@@ -241,7 +241,7 @@ def test_without_widgets_the_panel_is_a_picture(lab: RewardLab, monkeypatch: pyt
     shown: list[Any] = []
     monkeypatch.setattr(panel, "display", shown.append)
     lab._ipython_display_()
-    monkeypatch.setattr(exercises, "STATIC", True)
+    monkeypatch.setattr(environment, "STATIC", True)
     lab._ipython_display_()
     assert shown[0] is lab.box
     assert type(shown[1]) is go.Figure

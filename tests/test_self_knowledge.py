@@ -9,7 +9,7 @@ import pytest
 from small import small
 
 from masa_lib.engines import make_engine
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment
 from masa_lib.lessons.widgets import self_knowledge
 from masa_lib.lessons.widgets.self_knowledge import SelfKnowledge
 from masa_lib.models import loading
@@ -190,10 +190,10 @@ def test_without_widgets_there_is_a_picture_and_the_texts(panel: SelfKnowledge,
                                                           monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[object] = []
     monkeypatch.setattr(self_knowledge, "display", lambda *things: shown.extend(things))
-    monkeypatch.setattr(exercises, "STATIC", True)
+    monkeypatch.setattr(environment, "STATIC", True)
     panel._ipython_display_()
     assert [type(entry).__name__ for entry in shown] == ["Figure", "HTML"]
     assert "Predicted: right" in shown[1].data
-    monkeypatch.setattr(exercises, "STATIC", False)
+    monkeypatch.setattr(environment, "STATIC", False)
     panel._ipython_display_()
     assert shown[2] is panel.box

@@ -16,7 +16,7 @@ from small import SETTINGS, small
 
 from masa_lib.analysis.awareness import correlation
 from masa_lib.config import ConfigError
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment
 from masa_lib.lessons.widgets import reward_lab
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.lessons.widgets.training_panel import LIVE, TrainingPanel
@@ -277,7 +277,7 @@ def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pyte
     assert panel.state == "finished" and panel.progress.value == len(Run.open(RECORDED).metrics())
     monkeypatch.setenv("PLOTLY_RENDERER", "plotly_mimetype")
     assert "application/vnd.jupyter.widget-view+json" in panel._repr_mimebundle_()  # as readers may have set it
-    monkeypatch.setattr(exercises, "STATIC", True)
+    monkeypatch.setattr(environment, "STATIC", True)
     monkeypatch.setattr(plotly.io.renderers, "default", "plotly_mimetype")
     assert set(panel._repr_mimebundle_()) == {"application/vnd.plotly.v1+json"}
     panel.out.value = str(tmp_path / "none")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from masa_lib import crash_safe_files as files
-from masa_lib.lessons.exercises import SMOKE
+from masa_lib.lessons.environment import SMOKE
 from masa_lib.models import tiers
 from masa_lib.models.tiers import DATA
 

@@ -12,7 +12,7 @@ from typing import Any
 import ipywidgets as widgets
 from IPython.display import display
 
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment
 
 
 class Panel:
@@ -40,7 +40,7 @@ class Panel:
             self.redraw()
 
     def _ipython_display_(self) -> None:
-        display(self.static() if exercises.STATIC else self.box)
+        display(self.static() if environment.STATIC else self.box)
 
 
 def button(label: str, act: Callable[[], Any], **more: Any) -> widgets.Button:

@@ -25,7 +25,7 @@ from plotly.subplots import make_subplots
 from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION
 from masa_lib.config import Config
 from masa_lib.engines import Engine, engine_of
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment
 from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.panel import button
 from masa_lib.method import rollouts
@@ -371,7 +371,7 @@ class SelfKnowledge:
             Keys()])
 
     def _ipython_display_(self) -> None:
-        if exercises.STATIC:
+        if environment.STATIC:
             drawn, texts = self.static()
             display(drawn, HTML(f"<p>{self.note.value}</p>{texts}"))
         else:

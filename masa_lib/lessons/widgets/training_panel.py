@@ -25,7 +25,7 @@ from masa_lib import config as configs
 from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.lessons import exercises
+from masa_lib.lessons import environment
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.panel import button
@@ -128,8 +128,8 @@ class TrainingPanel:
             widget.observe(lambda change, key=key: self._turned({key: change["new"]}), "value")
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
-        """The panel; where a page without widgets is made (`exercises.STATIC`), a picture of the run instead."""
-        if not exercises.STATIC:
+        """The panel; where a page without widgets is made (`environment.STATIC`), a picture of the run instead."""
+        if not environment.STATIC:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:
             return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}
