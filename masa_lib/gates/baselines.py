@@ -20,7 +20,8 @@ import pandas as pd
 
 from masa_lib.config import Config
 from masa_lib.method import rollouts
-from masa_lib.method.gating import RATE, Candidate, Hidden, nearest, signal_chance
+from masa_lib.method.beliefs import signal_chance
+from masa_lib.method.gating import RATE, Candidate, Hidden, nearest
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 Solve = Callable[..., list[int]]

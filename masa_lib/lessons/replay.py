@@ -21,7 +21,8 @@ from masa_lib import crash_safe_files as files
 from masa_lib.analysis import gate_figures, report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.method.gating import aggregate_lengths, caps, rule_scores, signal_chance
+from masa_lib.method.beliefs import signal_chance
+from masa_lib.method.gating import aggregate_lengths, caps, rule_scores
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 

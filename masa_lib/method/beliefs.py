@@ -153,9 +153,15 @@ def posterior(prior_PV: np.ndarray, counts_P2: np.ndarray) -> np.ndarray:
     return normalised(logs_PV)
 
 
+def signal_chance(pass_rate: Any, solutions: int) -> Any:
+    """Chance that a group of so many solutions has right and wrong ones: 1 - p^G - (1 - p)^G, element by element."""
+    rate = np.asarray(pass_rate, dtype=float)
+    return 1 - rate**solutions - (1 - rate)**solutions
+
+
 def mixed_chance(beliefs_PV: np.ndarray, solutions: int) -> np.ndarray:
     """The chance that a group of so many solutions has right and wrong ones: the mean over the belief, P."""
-    return np.asarray(beliefs_PV) @ (1 - RATES_V**solutions - (1 - RATES_V)**solutions)
+    return np.asarray(beliefs_PV) @ signal_chance(RATES_V, solutions)
 
 
 class Trust:

@@ -21,7 +21,7 @@ from scipy import special
 
 from masa_lib import config as configs
 from masa_lib.config import BeliefConfig, Config, GateConfig
-from masa_lib.method.beliefs import Belief
+from masa_lib.method.beliefs import Belief, signal_chance
 from masa_lib.method.rollouts import rewarded
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
@@ -109,12 +109,6 @@ class Gate(Protocol):
 def limits(config: Config) -> GateConfig | BeliefConfig:
     """The section whose `places`, `candidates` and `recheck` hold for the method."""
     return config.belief if config.method in configs.CHOOSING else config.gate
-
-
-def signal_chance(pass_rate: Any, solutions: int) -> Any:
-    """Chance that a group of so many solutions has right and wrong ones: 1 - p^G - (1 - p)^G, element by element."""
-    rate = np.asarray(pass_rate, dtype=float)
-    return 1 - rate**solutions - (1 - rate)**solutions
 
 
 def beta_signal_chance(right: float, wrong: float, solutions: int) -> float:
