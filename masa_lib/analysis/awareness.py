@@ -229,7 +229,7 @@ def gate_quality(steps: pd.DataFrame, window: int) -> dict[str, float]:
             the gate acted in all of them, so that they were measured by re-checks.
 
     Returns:
-        The names of GATE and CAP, `dropped` (share of the candidates while the gate acted; a rival's acts always),
+        The names of GATE and CAP, `dropped` (share of the candidates while the gate acted; a baseline's acts always),
         `gate_steps` and `cap_steps` (shares of the run), `gate_start` (first step), `gate_switches` (how often it went
         off again) and `collapsed` (share of the steps with collapsed predictions); NaN where nothing acted.
     """

@@ -103,7 +103,7 @@ def compare(paths: Iterable[str | Path], page: Path | None = None, as_json: bool
 def text(summary: dict[str, Any]) -> str:
     """What the terminal shows of a comparison: the table, warnings, settings that differ, and sentences."""
     said = [*(f"Warning: {warning}" for warning in summary["warnings"]), *_settings(summary),
-            *_each(summary, _accuracy, _cost, _awareness, _gate), *_rivals(summary), "", NOTES]
+            *_each(summary, _accuracy, _cost, _awareness, _gate), *_beaten(summary), "", NOTES]
     return "\n".join([table_text(summary), "", *(textwrap.fill(part, 110) for part in said)])
 
 
@@ -209,7 +209,7 @@ def sections(comparison: Comparison) -> list[tuple[go.Figure, list[str]]]:
 
 def _by_cost(of: Drawn) -> Section:
     drawn = figures.accuracy_curve(of.curves, "tokens", of.summary["target"])
-    return drawn, [*_each(of.summary, _cost), *_rivals(of.summary)]
+    return drawn, [*_each(of.summary, _cost), *_beaten(of.summary)]
 
 
 def _spent(of: Drawn) -> Section:
@@ -331,7 +331,7 @@ def _and(parts: Sequence[str]) -> str:
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
-def _rivals(summary: dict[str, Any]) -> list[str]:
+def _beaten(summary: dict[str, Any]) -> list[str]:
     """Which arms need fewer tokens at equal accuracy than masa-efficient, or reach the target in more of the seeds."""
     said = []
     for efficient in (EFFICIENT, EFFICIENT + FRESH):

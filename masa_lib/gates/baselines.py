@@ -41,8 +41,8 @@ class Outcome:
     solutions: int
 
 
-class Rival:
-    """What the rivals have in common: all that they remember is `memory`, which JSON can hold; see `gating.Gate`.
+class Baseline:
+    """What the baselines have in common: all that they remember is `memory`, which JSON can hold; see `gating.Gate`.
 
     Args:
         config: of the run.
@@ -64,7 +64,7 @@ class Rival:
         return wanted
 
     def asks(self, problem: Problem) -> bool:
-        """No: a rival has no predictions."""
+        """No: a baseline has no predictions."""
         return False
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
@@ -72,7 +72,7 @@ class Rival:
         return _first((True for _ in candidates), wanted)
 
     def begin(self, step: int) -> None:
-        """Nothing: a rival always acts."""
+        """Nothing: a baseline always acts."""
 
     def observe(self, table: pd.DataFrame, candidates: Sequence[Candidate]) -> None:
         """Learn from the groups that were rolled out."""
@@ -83,7 +83,7 @@ class Rival:
         """Nothing; history gates override it."""
 
     def measures(self) -> dict[str, float]:
-        """None: what a rival drops, nobody looks at."""
+        """None: what a baseline drops, nobody looks at."""
         return {}
 
     def state(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class Rival:
         self.memory = copy.deepcopy(state)
 
 
-class Dapo(Rival):
+class Dapo(Baseline):
     """Dynamic sampling: admits everything, and groups without a signal do not fill the batch.
 
     Source: 2503.14476, section 3.2. Exactly the missing problems are drawn, so no surplus is rolled out.
@@ -104,7 +104,7 @@ class Dapo(Rival):
     refills = True
 
 
-class Mopps(Rival):
+class Mopps(Baseline):
     """Of `gate.candidates` times as many problems as wanted, those whose pass rate is guessed nearest to the target.
 
     The guess is drawn from a Beta distribution over each problem's pass rate (Thompson sampling), whose counts fade
@@ -132,7 +132,7 @@ class Mopps(Rival):
                                                for old, prior, new in zip(before, PRIOR, counts, strict=True)]
 
 
-class Greso(Rival):
+class Greso(Baseline):
     """Skips problems whose last z groups had no signal with chance 1 - p^z; new ones are admitted.
 
     There are two p, for problems whose last group was all right (easy) or all wrong (hard). After a step each moves
@@ -165,7 +165,7 @@ class Greso(Rival):
             rows[outcome.problem.id] = sign * (abs(rows.get(outcome.problem.id, 0)) + 1)
 
 
-class LevelTable(Rival):
+class LevelTable(Baseline):
     """Drops problems of levels whose groups rarely have a signal; privileged: it is told the task and the level.
 
     A dropped level's problems are admitted with chance `gate.recheck`, so that no level is forgotten. `memory`: by task
@@ -186,7 +186,7 @@ class LevelTable(Rival):
             self.memory[level] = share + RATE * (signal - share)
 
 
-class Oracle(Rival):
+class Oracle(Baseline):
     """Drops problems by their true pass rate; privileged: measured with `rivals.samples` solutions that cost nothing.
 
     A pool is measured as a whole every `rivals.refresh` steps, a fresh stream candidate by candidate. `memory`: by
@@ -219,7 +219,7 @@ class Oracle(Rival):
                 for problem, right in zip(problems, self.solve(problems, samples), strict=True)}
 
 
-GATES: dict[str, type[Rival]] = {"dapo": Dapo, "mopps": Mopps, "greso": Greso, "level-table": LevelTable,
+GATES: dict[str, type[Baseline]] = {"dapo": Dapo, "mopps": Mopps, "greso": Greso, "level-table": LevelTable,
                                  "oracle": Oracle}
 
 

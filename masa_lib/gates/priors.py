@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import Config
-from masa_lib.gates.baselines import Outcome, Rival, Solve
+from masa_lib.gates.baselines import Baseline, Outcome, Solve
 from masa_lib.method import beliefs, rollouts
 from masa_lib.method.gating import Candidate
 from masa_lib.method.rollouts import rewarded
@@ -30,7 +30,7 @@ ANCHORED = 8
 FITTED, PENALTIES = 320, (1.0, 10.0, 100.0, 1000.0)
 
 
-class BeliefGate(Rival):
+class BeliefGate(Baseline):
     """What they have in common; `memory` keeps `counts` (by problem, faded right and wrong solutions) and `window`.
 
     `beliefs`: of the step's candidates, the posterior that it went by and the chance of a mixed group, for the record.
@@ -178,11 +178,11 @@ class Anchor(BeliefGate):
                                             else beliefs.log_binomial(right, ANCHORED) for right in known]))
 
 
-class Random(Rival):
+class Random(Baseline):
     """The control: rolls out as few problems a step as the others, those that come next."""
 
 
-GATES: dict[str, type[Rival]] = {"masa-read": Read, "history": History, "probe": Probe, "anchor": Anchor,
+GATES: dict[str, type[Baseline]] = {"masa-read": Read, "history": History, "probe": Probe, "anchor": Anchor,
                                  "random": Random}
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from small import small
 
 from masa_lib.config import Config
-from masa_lib.gates.baselines import GATES, Outcome, Rival
+from masa_lib.gates.baselines import GATES, Baseline, Outcome
 from masa_lib.method.gating import Candidate
 from masa_lib.tasks.problems import Problem, ProblemPool
 
@@ -60,7 +60,7 @@ class World:
         return decisions, groups
 
 
-def make(config: Config, pool: ProblemPool, solve: Callable[[Sequence[Problem], int], list[int]]) -> Rival:
+def make(config: Config, pool: ProblemPool, solve: Callable[[Sequence[Problem], int], list[int]]) -> Baseline:
     return GATES[config.method](config, pool, solve)
 
 
