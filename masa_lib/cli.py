@@ -164,8 +164,8 @@ def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
     table, defaults = config.settings(), tiers.config()
     for name in short:
         field = table[SHORT[name]]
-        choices = ", ".join(field.metadata["choices"])
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.metadata['doc']}"
+        choices = ", ".join(field.choices)
+        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.doc}"
                             f"{': ' + choices if choices else ''} (default: {config.get(defaults, SHORT[name])})")
     parser.add_argument("--config", metavar="FILE", type=Path, help="settings as TOML; the options here override it")
     parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="any other setting")
@@ -176,8 +176,7 @@ def _settings_help() -> str:
     defaults = tiers.config()
     lines = []
     for key, field in config.settings().items():
-        choices = field.metadata["choices"]
-        about = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
+        about = field.doc + (f" ({', '.join(field.choices)})" if field.choices else "")
         lines.append(f"  {key}={config.get(defaults, key)}: {about}")
     title = "settings and their defaults for the pocket model (another tier has defaults of its own):\n"
     return title + "\n".join(lines).replace("%", "%%")
