@@ -1,8 +1,8 @@
 """The training panel: choose, start, watch and steer a training that runs in a process of its own.
 
-The panel only reads and writes files: the run's folder, and in it the control file (see `live_control`). So the kernel never
-waits for the training, closing the page stops nothing, and a panel on the same folder finds the run again. A thread
-looks at the folder every second; it sets widget traits and does nothing else. What is drawn comes from
+The panel only reads and writes files: the run's folder, and in it the control file (see `live_control`). So the kernel
+never waits for the training, closing the page stops nothing, and a panel on the same folder finds the run again. A
+thread looks at the folder every second; it sets widget traits and does nothing else. What is drawn comes from
 `training_view`.
 """
 
