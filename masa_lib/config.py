@@ -467,16 +467,16 @@ def read(path: str | Path) -> dict[str, Any]:
         raise ConfigError(f"The config {path} cannot be read: {error}") from error
     except RecursionError as error:
         raise ConfigError(f"The config {path} cannot be read: it nests too deep") from error
-    return current(flatten(tree))
+    return flatten(tree)
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries as dotted keys."""
+    """Nested dictionaries as dotted keys, in today's settings; see `current`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         inside = isinstance(value, Mapping)
         flat |= {f"{key}.{name}": entry for name, entry in value.items()} if inside else {key: value}
-    return flat
+    return current(flat)
 
 
 def save(config: Config, path: str | Path) -> None:
