@@ -1,4 +1,4 @@
-"""The commands: arguments in, one call into the rooms, text out.
+"""The commands: arguments in, one call into the rooms, text out. Each stands under its own options.
 
 A config is complete and valid before the first heavy import, so that a wrong value costs no waiting. Every error that
 the rooms raise themselves is a sentence and is shown as one; anything else is a defect and keeps its traceback.
@@ -10,7 +10,7 @@ import argparse
 import os
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -18,11 +18,41 @@ from masa_lib import ROOT, __version__, config
 from masa_lib.errors import MasaError, check_system
 from masa_lib.models import tiers
 
-RAW = {"formatter_class": argparse.RawDescriptionHelpFormatter}
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
-#: options that are short names of settings
+#: options that are short names of settings, and those of commands that only measure
 SHORT = {"model": "model.name", "problems": "problems.source", "method": "method", "steps": "steps", "seed": "seed",
          "engine": "sampling.engine"}
+MEASURED = ("model", "problems", "seed", "engine")
+SIGNALS = ("SIGINT, SIGTERM or SIGHUP lets running steps finish and checkpoints them (exit code 130, 143 or 129); a "
+           "second one drops them (75).")
+#: by name: the function, its help, its options, those of SHORT that it has (None: no settings at all), its defaults
+COMMANDS: dict[str, tuple[Callable[..., None], str, Sequence[tuple], Sequence[str] | None, dict[str, Any]]] = {}
+
+
+def command(name: str, about: str, *options: tuple, short: Sequence[str] | None = None, **defaults: Any) -> Callable:
+    """Enter the function below as a command; the default `interrupted` says how to go on, `epilog` ends its help."""
+    def enter(run: Callable[..., None]) -> Callable[..., None]:
+        COMMANDS[name] = run, about, options, short, defaults
+        return run
+
+    return enter
+
+
+def option(*names: str, about: str = "", **how: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """An option as `add_argument` takes it; what is called RUN, FILE or FOLDER is a path."""
+    path = {"type": Path} if how.get("metavar", "").endswith(("RUN", "FILE", "FOLDER")) else {}
+    return names, {"help": about} | path | how
+
+
+RUN = option("run", metavar="RUN")
+JSON = option("--json", action="store_true", about="print one JSON object")
+BESIDE = option("--out", metavar="FOLDER", about="default: runs/MODEL-COMMAND")
+BACKEND = option("--backend", choices=("own", "trl"), default="own",
+                 about="trl: on TRL and accelerate, also for several processes (docs/scaling.md)")
+CHECKPOINT = option("--checkpoint", choices=("last", "best"), default="last", about=(
+    "the run's newest checkpoint, or that of the highest held-out accuracy (default: last)"))
+CONFIG = (option("--config", metavar="FILE", about="settings as TOML; the options here override it"),
+          option("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], about="any other setting"))
 
 
 class Parser(argparse.ArgumentParser):
@@ -31,6 +61,29 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Leave with exit code 2."""
         self.exit(EXIT_USAGE, f"masa: {message}; `{self.prog} --help` lists what there is.\n")
+
+
+def build_parser() -> Parser:
+    """All commands and their options."""
+    parser = Parser(prog="masa", description="Train a model to predict its own solutions, and measure it.",
+                    allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"masa_lib {__version__}")
+    added, defaults = parser.add_subparsers(metavar="COMMAND", required=True), tiers.config()
+    about = {key: known.doc + (f" ({', '.join(known.choices)})" if known.choices else "")
+             for key, known in config.settings().items()}
+    every = "\n".join(["settings and their defaults for the pocket model (another tier has defaults of its own):",
+                       *(f"  {key}={config.get(defaults, key)}: {text}" for key, text in about.items())])
+    for name, (run, does, options, short, more) in COMMANDS.items():
+        epilog = f"{more.get('epilog', '')}\n\n{every if short == tuple(SHORT) else ''}".strip()
+        one = added.add_parser(name, help=does, description=does, epilog=epilog, allow_abbrev=False,
+                               formatter_class=argparse.RawDescriptionHelpFormatter)
+        one.set_defaults(**{"interrupted": lambda options: ""} | more, run_command=run)
+        for key in short or ():
+            one.add_argument(f"--{key}", metavar=key.upper(),
+                             help=f"{about[SHORT[key]]} (default: {config.get(defaults, SHORT[key])})")
+        for names, how in [*(() if short is None else CONFIG), *options]:
+            one.add_argument(*names, **how)
+    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -60,129 +113,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def build_parser() -> Parser:
-    """All commands and their options."""
-    parser = Parser(prog="masa", description="Train a model to predict its own solutions, and measure it.",
-                    allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"masa_lib {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, run: Any, about: str, parent: Any = commands, **more: Any) -> Parser:
-        added = parent.add_parser(name, help=about, description=about, allow_abbrev=False, **more)
-        added.set_defaults(run_command=run, interrupted=lambda options: "")
-        return added
-
-    _add_training(command)
-    _add_measuring(command)
-    _add_studies(command)
-    compare = command("compare", _compare, "compare runs: accuracy, tokens, seconds, meta-awareness")
-    compare.add_argument("runs", metavar="RUN|FOLDER", nargs="+", type=Path, help="runs, or a folder of runs")
-    compare.add_argument("--json", action="store_true", help="print one JSON object; no page unless --out names it")
-    compare.add_argument("--out", metavar="FILE", type=Path, help="the page of plots (default: report.html in FOLDER)")
-    command("models", _models, "list the model tiers and their defaults")
-    planned = command("plan", _plan, "the memory that a training needs, before anything is loaded")
-    _add_config_options(planned, SHORT)
-    planned.add_argument("--gpu", metavar="SIZE", type=_gigabytes, default=0.0,
-                         help="of the GPU, as 80GB (default: what this computer has)")
-    planned.add_argument("--table", action="store_true", help="all tiers on GPUs of several sizes, as Markdown")
-    problems = command("problems", _problems, "list the problem sources, or show examples of one")
-    problems.add_argument("source", metavar="SOURCE", nargs="?", help="show examples of this one")
-    problems.add_argument("--count", type=int, default=5, help="how many examples (default: 5)")
-    problems.add_argument("--split", choices=("train", "evaluation"), default="train", help="default: train")
-    pocket = command("pocket", _pocket_build, "the bundled model").add_subparsers(metavar="ACTION", required=True)
-    build = command("build", _pocket_build, "make the pocket model from nothing (under an hour)", pocket)
-    build.add_argument("--out", metavar="FOLDER", type=Path, default=Path("runs/pocket"), help="default: runs/pocket")
-    build.add_argument("--seed", type=int, default=0)
-    command("lab", _lab, "open the notebooks in JupyterLab; other options are passed on to it")
-    return parser
-
-
-def _add_training(command: Callable[..., Parser]) -> None:
-    codes = ("SIGINT, SIGTERM or SIGHUP lets the running step finish and checkpoints it (exit code 130, 143 or 129); a "
-             "second one drops the step (75).")
-    train = command("train", _train, "train a model", epilog=f"{codes}\n\n{_settings_help()}", **RAW)
-    _add_config_options(train, SHORT)
-    train.add_argument("--out", metavar="FOLDER", type=Path, help="the run (default: runs/MODEL-METHOD-sSEED)")
-    _add_backend(train)
-    train.add_argument("--ignore-plan", action="store_true", help="begin although the memory plan does not fit")
-    train.set_defaults(interrupted=lambda options: _how_to_resume(options.out))
-    resume = command("resume", _resume, "continue a run that was stopped", epilog=codes, **RAW)
-    resume.add_argument("run", metavar="RUN", type=Path)
-    _add_backend(resume)
-    resume.set_defaults(interrupted=lambda options: _how_to_resume(options.run))
-
-
-def _add_backend(parser: Parser) -> None:
-    parser.add_argument("--backend", choices=("own", "trl"), default="own",
-                        help="trl: on TRL and accelerate, also for several processes (docs/scaling.md)")
-
-
-def _add_measuring(command: Callable[..., Parser]) -> None:
-    which = "the run's newest checkpoint, or that of the highest held-out accuracy"
-    evaluate = command("eval", _eval, "measure a model, or a run's checkpoint, on held-out problems",
-                       epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... "
-                       "evaluation.predictions=... ; the other settings stand in `masa train --help`.", **RAW)
-    _add_config_options(evaluate, ("model", "problems", "seed", "engine"))
-    evaluate.add_argument("--run", metavar="RUN", type=Path, help="take the config and the weights of a run")
-    evaluate.add_argument("--checkpoint", choices=("last", "best"), default="last", help=f"{which} (default: last)")
-    evaluate.add_argument("--out", metavar="FOLDER", type=Path, help="keep the table there, one row a problem")
-    evaluate.add_argument("--json", action="store_true", help="print one JSON object")
-    probe = command("probe", _probe, "ask what an untrained model believes of its own solutions, and what is true")
-    warmup = command("warmup", _warmup, "teach a model the form of both answers, from its own solutions")
-    for added, default, about in ((probe, 200, "held-out problems"), (warmup, 128, "training problems")):
-        _add_config_options(added, ("model", "problems", "seed", "engine"))
-        added.add_argument("--count", metavar="N", type=int, default=default, help=f"{about} (default: {default})")
-        added.add_argument("--out", metavar="FOLDER", type=Path, help="default: runs/MODEL-COMMAND")
-    export = command("export", _export, "write a run's model as a Hugging Face folder with a model card")
-    export.add_argument("run", metavar="RUN", type=Path)
-    export.add_argument("--out", metavar="FOLDER", type=Path, required=True, help="a new or empty folder")
-    export.add_argument("--checkpoint", choices=("last", "best"), default="last", help=f"{which} (default: last)")
-
-
-def _add_studies(command: Callable[..., Parser]) -> None:
-    study = command("study", _study, "train a grid of arms and seeds; what is finished is left alone", **RAW,
-                    epilog="SIGINT, SIGTERM or SIGHUP lets the running steps finish and checkpoints them (exit code "
-                    "130, 143 or 129); a second one drops them (75).")
-    study.add_argument("file", metavar="FILE", type=Path, help="the study, as studies/baseline.toml")
-    study.add_argument("--only", metavar="ARM", nargs="+", default=[], help="these arms alone")
-    study.add_argument("--seeds", metavar="0-3", help="these seeds alone, of those that the study has")
-    study.add_argument("--jobs", metavar="N", type=int, help="runs at a time (default: what the study says)")
-    study.add_argument("--commit", action="store_true", help="commit each finished record to git")
-    instead = study.add_mutually_exclusive_group()
-    instead.add_argument("--dry-run", action="store_true", help="only show how far every run is")
-    instead.add_argument("--smoke", action="store_true", help="only try a few tiny steps of every arm, elsewhere")
-    study.add_argument("--set", metavar="KEY=VALUE", dest="changes", nargs="+", action="extend", default=[],
-                       help="of --smoke: other settings, such as model.name=pocket")
-    study.set_defaults(interrupted=lambda options: "The same command goes on.")
-    replay = command("replay", _replay, "what gates and caps would have saved in a recorded run")
-    replay.add_argument("run", metavar="RUN", type=Path)
-    replay.add_argument("--out", metavar="FILE", type=Path, help="also write a page of plots")
-    replay.add_argument("--json", action="store_true", help="print one JSON object")
-
-
-def _add_config_options(parser: Parser, short: Iterable[str]) -> None:
-    table, defaults = config.settings(), tiers.config()
-    for name in short:
-        field = table[SHORT[name]]
-        choices = ", ".join(field.metadata["choices"])
-        parser.add_argument(f"--{name}", metavar=name.upper(), help=f"{field.metadata['doc']}"
-                            f"{': ' + choices if choices else ''} (default: {config.get(defaults, SHORT[name])})")
-    parser.add_argument("--config", metavar="FILE", type=Path, help="settings as TOML; the options here override it")
-    parser.add_argument("--set", metavar="KEY=VALUE", nargs="+", action="extend", default=[], help="any other setting")
-
-
-def _settings_help() -> str:
-    """Every setting, for `masa train --help`."""
-    defaults = tiers.config()
-    lines = []
-    for key, field in config.settings().items():
-        choices = field.metadata["choices"]
-        about = field.metadata["doc"] + (f" ({', '.join(choices)})" if choices else "")
-        lines.append(f"  {key}={config.get(defaults, key)}: {about}")
-    title = "settings and their defaults for the pocket model (another tier has defaults of its own):\n"
-    return title + "\n".join(lines).replace("%", "%%")
-
-
 def config_from(options: argparse.Namespace, base: config.Config | None = None) -> config.Config:
     """The config that the options describe: `base` or the model tier's defaults, file, short options, `--set`.
 
@@ -204,6 +134,9 @@ def _set(entries: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (entry.partition("=") for entry in entries)}
 
 
+@command("train", "train a model", option("--out", metavar="FOLDER", about="default: runs/MODEL-METHOD-sSEED"), BACKEND,
+         option("--ignore-plan", action="store_true", about="begin although the memory plan does not fit"),
+         short=tuple(SHORT), epilog=SIGNALS, interrupted=lambda options: _how_to_resume(options.out))
 def _train(options: argparse.Namespace) -> None:
     settings = config_from(options)
     model = Path(settings.model.name).name or "model"
@@ -235,6 +168,8 @@ def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
                              "says, or try it all the same with --ignore-plan.")
 
 
+@command("resume", "continue a run that was stopped", RUN, BACKEND, epilog=SIGNALS,
+         interrupted=lambda options: _how_to_resume(options.run))
 def _resume(options: argparse.Namespace) -> None:
     run = _trainer(options).resume(options.run)
     print(f"Finished: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
@@ -257,6 +192,11 @@ def _how_to_resume(run: Path | None) -> str:
     return f"`masa resume {shlex.quote(str(run))}` continues from the last checkpoint."
 
 
+@command("eval", "measure a model, or a run's checkpoint, on held-out problems",
+         option("--run", metavar="RUN", about="take the config and the weights of a run"), CHECKPOINT,
+         option("--out", metavar="FOLDER", about="keep the table there, one row a problem"), JSON, short=MEASURED,
+         epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... evaluation.predictions=... "
+                "(`masa train --help` has the other settings).")
 def _eval(options: argparse.Namespace) -> None:
     base = weights = run = None
     if options.run:
@@ -281,25 +221,30 @@ def _eval(options: argparse.Namespace) -> None:
         with files.writing(options.out, "evaluate again, or choose another folder with --out"):
             options.out.mkdir(parents=True, exist_ok=True)
             files.write_table(options.out / "evaluation.parquet", table)
-    print(files.line(summary).decode().strip() if options.json
-          else _table([{"measure": key, "value": value} for key, value in summary.items()]))
+    print(files.line(summary).decode().strip() if options.json else _measures(summary))
 
 
+@command("probe", "ask what an untrained model believes of its own solutions, and what is true",
+         option("--count", metavar="N", type=int, default=200, about="held-out problems (default: 200)"), BESIDE,
+         short=MEASURED)
 def _probe(options: argparse.Namespace) -> None:
     settings, out = _settings_and_out(options, "probe")
     from masa_lib.lessons import probe
 
     summary = probe.build(settings, options.count, out, options.command)
-    print(_table([{"measure": key, "value": value} for key, value in summary.items() if isinstance(value, float)]))
+    print(_measures({key: value for key, value in summary.items() if isinstance(value, float)}))
     print(f"Probed: {out}. {out / 'probe.html'} is the picture.")
 
 
+@command("warmup", "teach a model the form of both answers, from its own solutions",
+         option("--count", metavar="N", type=int, default=128, about="training problems (default: 128)"), BESIDE,
+         short=MEASURED)
 def _warmup(options: argparse.Namespace) -> None:
     settings, out = _settings_and_out(options, "warmup")
     from masa_lib.recipes import warmup
 
     made = warmup.build(settings, out, warmup.Recipe(problems=options.count), options.command)
-    print(_table([{"measure": key, "value": value} for key, value in made["check"].items()]))
+    print(_measures(made["check"]))
     print(f"Made: {out}. `masa train --config {shlex.quote(str(out / 'settings.toml'))}` trains it.")
 
 
@@ -308,6 +253,8 @@ def _settings_and_out(options: argparse.Namespace, name: str) -> tuple[config.Co
     return settings, options.out or Path("runs") / f"{Path(settings.model.name).name or 'model'}-{name}"
 
 
+@command("export", "write a run's model as a Hugging Face folder with a model card", RUN, CHECKPOINT,
+         option("--out", metavar="FOLDER", required=True, about="a new or empty folder"))
 def _export(options: argparse.Namespace) -> None:
     from masa_lib.training import export
 
@@ -315,6 +262,10 @@ def _export(options: argparse.Namespace) -> None:
     print(f"Exported: {options.out} holds the model of step {step} and README.md, its model card.")
 
 
+@command("compare", "compare runs: accuracy, tokens, seconds, meta-awareness",
+         option("runs", metavar="RUN|FOLDER", nargs="+", about="runs, or a folder of runs"),
+         option("--json", action="store_true", about="print one JSON object; no page unless --out names it"),
+         option("--out", metavar="FILE", about="the page of plots (default: report.html in FOLDER)"))
 def _compare(options: argparse.Namespace) -> None:
     from masa_lib.analysis import report
 
@@ -324,9 +275,22 @@ def _compare(options: argparse.Namespace) -> None:
     print(report.compare(options.runs, html, options.json))
 
 
+@command("study", "train a grid of arms and seeds; what is finished is left alone",
+         option("file", metavar="FILE", about="the study, as studies/baseline.toml"),
+         option("--only", metavar="ARM", nargs="+", default=[], about="these arms alone"),
+         option("--seeds", metavar="0-3", about="these seeds alone, of those that the study has"),
+         option("--jobs", metavar="N", type=int, about="runs at a time (default: what the study says)"),
+         option("--commit", action="store_true", about="commit each finished record to git"),
+         option("--dry-run", action="store_true", about="only show how far every run is"),
+         option("--smoke", action="store_true", about="only try a few tiny steps of every arm, elsewhere"),
+         option("--set", metavar="KEY=VALUE", dest="changes", nargs="+", action="extend", default=[],
+                about="of --smoke: other settings, such as model.name=pocket"),
+         epilog=SIGNALS, interrupted=lambda options: "The same command goes on.")
 def _study(options: argparse.Namespace) -> None:
     from masa_lib.analysis import study
 
+    if options.dry_run and options.smoke:
+        raise config.ConfigError("--dry-run only looks and --smoke trains; give one of them.")
     if options.changes and not options.smoke:
         raise config.ConfigError("--set goes with --smoke alone; what a study trains stands in its file.")
     chosen = study.load(options.file).select(options.only, options.seeds, options.jobs)
@@ -338,16 +302,35 @@ def _study(options: argparse.Namespace) -> None:
     print(study.overview(chosen))
 
 
+@command("replay", "what gates and caps would have saved in a recorded run", RUN, JSON,
+         option("--out", metavar="FILE", about="also write a page of plots"))
 def _replay(options: argparse.Namespace) -> None:
     from masa_lib.lessons import replay
 
     print(replay.replay(options.run, options.out, options.json))
 
 
+@command("models", "list the model tiers and their defaults")
 def _models(options: argparse.Namespace) -> None:
     print(_table(tiers.table()))
 
 
+def _gigabytes(text: str) -> float:
+    """`80GB`, `80 GB` or `80` as a number; argparse turns the errors into a sentence."""
+    size = float(text.upper().removesuffix("GB"))
+    if not 0 < size < 10**6:
+        raise ValueError
+    return size
+
+
+_gigabytes.__name__ = "size"  # argparse names it in its sentence
+
+
+@command("plan", "the memory that a training needs, before anything is loaded",
+         option("--gpu", metavar="SIZE", type=_gigabytes, default=0.0,
+                about="of the GPU, as 80GB (default: what this computer has)"),
+         option("--table", action="store_true", about="all tiers on GPUs of several sizes, as Markdown"),
+         short=tuple(SHORT))
 def _plan(options: argparse.Namespace) -> None:
     from masa_lib.models import memory
 
@@ -363,17 +346,10 @@ def _plan(options: argparse.Namespace) -> None:
         raise
 
 
-def _gigabytes(text: str) -> float:
-    """`80GB`, `80 GB` or `80` as a number; argparse turns the errors into a sentence."""
-    size = float(text.upper().removesuffix("GB"))
-    if not 0 < size < 10**6:
-        raise ValueError
-    return size
-
-
-_gigabytes.__name__ = "size"  # argparse names it in its sentence
-
-
+@command("problems", "list the problem sources, or show examples of one",
+         option("source", metavar="SOURCE", nargs="?", about="show examples of this one"),
+         option("--count", type=int, default=5, about="how many examples (default: 5)"),
+         option("--split", choices=("train", "evaluation"), default="train", about="default: train"))
 def _problems(options: argparse.Namespace) -> None:
     from masa_lib.tasks import problems
 
@@ -384,6 +360,10 @@ def _problems(options: argparse.Namespace) -> None:
         print(f"{problem.id} (level {problem.level})\n{problem.text}\n  answer: {problem.answer}\n")
 
 
+@command("pocket", "make the bundled model from nothing (under an hour)",
+         option("action", choices=("build",), metavar="build"),
+         option("--out", metavar="FOLDER", default=Path("runs/pocket"), about="default: runs/pocket"),
+         option("--seed", type=int, default=0))
 def _pocket_build(options: argparse.Namespace) -> None:
     from masa_lib.recipes import pocket
 
@@ -391,6 +371,7 @@ def _pocket_build(options: argparse.Namespace) -> None:
     print(f"Made: {options.out}. `masa train --model {shlex.quote(str(options.out))}` trains it.")
 
 
+@command("lab", "open the notebooks in JupyterLab; other options are passed on to it")
 def _lab(options: argparse.Namespace) -> None:
     # The root, as the notebooks show pictures from docs, beside their own folder.
     there = (ROOT / "notebooks").exists()
@@ -398,6 +379,10 @@ def _lab(options: argparse.Namespace) -> None:
     sys.stdout.flush()
     # In the place of this process, so that a signal that is meant to end it ends JupyterLab.
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options.rest, *place])
+
+
+def _measures(values: dict[str, Any]) -> str:
+    return _table([{"measure": key, "value": value} for key, value in values.items()])
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> str:

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from small import small
 
 from masa_lib.config import Config
+from masa_lib.gates import baselines
 from masa_lib.gates.baselines import GATES, Baseline, Outcome
-from masa_lib.method.gating import Candidate
+from masa_lib.method.gating import TARGET, Candidate
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 G, PLACES = 8, 16
@@ -144,14 +145,13 @@ def test_mopps_counts_fade_towards_the_prior() -> None:
     assert world.gate.memory == {problem.id: [10.5, 3.5]}
 
 
-@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(0, 25), st.sampled_from([0.2, 0.5, 0.9]))
-def test_mopps_admits_the_nearest_to_the_target(right: list[int], wanted: int, target: float) -> None:
-    config = settings("mopps", {"rivals.target": target})
-    gate = make(config, POOL, lambda problems, samples: [])
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=20), st.integers(0, 25))
+def test_mopps_admits_the_nearest_to_the_target(right: list[int], wanted: int) -> None:
+    gate = make(settings("mopps"), POOL, lambda problems, samples: [])
     problems = POOL.take(0, len(right))
     gate.learn([Outcome(problem, 10**12 * count, 10**15) for problem, count in zip(problems, right, strict=True)])
     admitted = gate.admit([Candidate(problem) for problem in problems], wanted)
-    distances = [abs(count / 1000 - target) for count in right]
+    distances = [abs(count / 1000 - TARGET) for count in right]
     inside, outside = ([distance for distance, kept in zip(distances, admitted, strict=True) if kept is side]
                        for side in (True, False))
     assert len(inside) == min(wanted, len(right))
@@ -175,8 +175,10 @@ def test_greso_skips_with_a_chance_that_grows_with_the_groups_in_a_row() -> None
     assert kept[2:] == [pytest.approx(0.6**3, abs=0.03), pytest.approx(0.3, abs=0.03)]
 
 
-def test_greso_explores_less_where_groups_without_a_signal_are_too_many_and_only_once_problems_come_back() -> None:
-    gate = World(settings("greso", {"rivals.skipped": 0.3})).gate  # a tenth easy, two tenths hard
+def test_greso_explores_less_where_groups_without_a_signal_are_too_many_and_only_once_problems_come_back(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "SKIPPED", 0.3)  # a tenth easy, two tenths hard
+    gate = World(settings("greso")).gate
     problems = POOL.take(0, 10)
     groups = [Outcome(problem, right, G) for problem, right in zip(problems, [G, 0] + [4] * 8, strict=True)]
     gate.learn(groups)

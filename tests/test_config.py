@@ -1,4 +1,4 @@
-"""Settings: limits, types, documentation, files."""
+"""Settings: what is ours beside pydantic. Messages, dotted keys, texts, files, and the settings of earlier versions."""
 
 from __future__ import annotations
 
@@ -11,67 +11,65 @@ from typing import Any
 import pytest
 
 from masa_lib import config as configs
-from masa_lib.config import Config, ConfigError, RewardConfig, UpdateConfig, replace
+from masa_lib.config import Config, ConfigError, RewardConfig, Setting, UpdateConfig, replace
 
 TABLE = configs.settings()
+ROOT = Path(__file__).resolve().parent.parent
+#: the config of every recorded run
+RECORDS = sorted((ROOT / "data" / "runs").rglob("config.toml"))
 
 
-def outside(field: dataclasses.Field) -> list[Any]:
-    """Values just beyond each limit of a field."""
-    limits, step = field.metadata, 1 if type(field.default) is int else 0.001
-    values = [limits["low"] - step] if limits["low"] is not None else []
-    values += [limits["high"] + step] if limits["high"] is not None else []
-    values += [limits["above"]] if limits["above"] is not None else []
-    return values + (["something else"] if limits["choices"] else [])
+def beyond(setting: Setting) -> list[Any]:
+    """A value just beyond each limit of a setting."""
+    step = 1 if setting.kind is int else 0.001
+    values = [limit + side for limit, side in ((setting.ge, -step), (setting.le, step), (setting.gt, 0))
+              if limit is not None]
+    return values + (["something else"] if setting.choices else [])
 
 
-def inside(field: dataclasses.Field) -> list[Any]:
-    """The outermost values that a field takes."""
-    limits, kind = field.metadata, type(field.default)
-    values = [kind(limits[name]) for name in ("low", "high") if limits[name] is not None]
-    return values + ([limits["above"] + 1e-9] if limits["above"] is not None else []) + list(limits["choices"])
+def another(setting: Setting) -> Any:
+    """A value that is allowed and not the default."""
+    if setting.choices:
+        return next(choice for choice in setting.choices if choice != setting.default)
+    if setting.kind in (bool, str):
+        return not setting.default if setting.kind is bool else 'é "x" \\ #\n'
+    if setting.kind is int:
+        return setting.default + 1
+    return setting.default / 2 or 0.25
 
 
-def test_every_setting_has_a_doc_and_an_allowed_default() -> None:
+def test_every_setting_is_documented_and_its_default_is_allowed() -> None:
     assert len(TABLE) > 50
-    for key, field in TABLE.items():
-        assert len(field.metadata["doc"]) > 5, key
-        assert configs.get(Config(), key) == field.default
-
-
-def test_every_section_of_the_config_is_in_the_table_of_settings() -> None:
+    assert [key for key, setting in TABLE.items() if len(setting.doc) <= 5] == []
+    assert replace(Config(), {key: setting.default for key, setting in TABLE.items()}) == Config()
     sections = {key.rpartition(".")[0] for key in TABLE} - {""}
     assert sections == {field.name for field in dataclasses.fields(Config)} - set(TABLE)
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, field in TABLE.items() for value in outside(field)])
-def test_a_value_beyond_a_limit_is_refused_with_what_is_allowed(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError) as caught:
-        replace(Config(), {key: value})
-    message = str(caught.value)
-    assert message.startswith(f"{key} is {value!r}; it takes ")
-    assert TABLE[key].metadata["doc"] in message
-    assert f"--set {key}=" in message
-    assert re.search(r"at least|at most|above|one of", message)
+def test_a_value_beyond_any_limit_is_refused_in_a_sentence_with_what_is_allowed_and_where_to_set_it() -> None:
+    for key, value in ((key, value) for key, setting in TABLE.items() for value in beyond(setting)):
+        with pytest.raises(ConfigError, match=r"at least|at most|above|one of") as caught:
+            replace(Config(), {key: value})
+        message = str(caught.value)
+        assert message.startswith(f"{key} is {value!r}; it takes ")
+        assert TABLE[key].doc in message and f"--set {key}=" in message and "\n" not in message
 
 
-@pytest.mark.parametrize(("key", "value"), [(key, value) for key, field in TABLE.items() for value in inside(field)])
-def test_the_limits_themselves_are_allowed(key: str, value: Any) -> None:
-    base = {"prompt.max_length": 0, "prompt.min_length": 1}
-    assert configs.get(replace(Config(), base | {key: value}), key) == value
-
-
-@pytest.mark.parametrize(("key", "value"), [
-    ("steps", 1.5), ("steps", True), ("steps", None), ("steps", "3.0"), ("steps", "9" * 5000), ("seed", 10**400),
-    ("model.name", 5), ("update.normalise_std", 1), ("update.normalise_std", "yes"),
-    ("update.learning_rate", "small"), ("update.learning_rate", "nan"), ("update.learning_rate", "inf"),
-    ("update.gradient_clip", float("inf")), ("update.learning_rate", True), ("sampling.problems", [4])])
-def test_a_value_of_another_type_is_refused(key: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=f"^{re.escape(key)} is "):
+@pytest.mark.parametrize(("key", "value", "takes"), [
+    ("steps", 1.5, "a whole number at least 1"), ("steps", True, "a whole"), ("steps", None, "a whole"),
+    ("steps", "3.0", "a whole"), ("steps", "9" * 5000, "a whole"),
+    ("seed", 10**400, "a whole number at least 0 and at most 4.29497e+09"), ("model.name", 5, "a text"),
+    ("update.normalise_std", 1, "true or false"), ("update.normalise_std", "yes", "true or false"),
+    ("update.learning_rate", "small", "a number above 0 and at most 1"), ("update.learning_rate", "nan", "a number"),
+    ("update.learning_rate", "inf", "a number"), ("update.gradient_clip", float("inf"), "a number above 0"),
+    ("update.learning_rate", True, "a number"), ("sampling.problems", [4], "a whole"), ("method", "ppo", "one of grpo"),
+    ("sampling.engine", "abacus", "one of transformers, paged, vllm")])
+def test_a_value_of_another_type_is_refused(key: str, value: Any, takes: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(key)} is .*; it takes {re.escape(takes)}"):
         replace(Config(), {key: value})
 
 
-def test_texts_are_read_as_the_type_of_the_field() -> None:
+def test_texts_are_read_as_the_type_of_the_setting() -> None:
     read = replace(Config(), {"steps": "12", "update.learning_rate": "2e-4", "update.normalise_std": "False",
                               "reward.strict_length": "1", "model.name": "12", "update.weight_decay": 1})
     assert (read.steps, read.update.learning_rate, read.model.name) == (12, 2e-4, "12")
@@ -89,10 +87,10 @@ def test_an_unknown_key_is_refused_with_the_nearest_ones(key: str, near: str) ->
 
 def test_replace_changes_only_what_it_names_and_not_its_argument() -> None:
     before = Config()
-    after = replace(before, {"seed": 4, "update.beta1": 0.5, "update.beta2": 0.75})
+    after = replace(before, {"seed": 4, "update.clip_low": 0.5, "update.clip_high": 0.75})
     assert before == Config()
     changed = [key for key in TABLE if configs.get(after, key) != configs.get(before, key)]
-    assert changed == ["seed", "update.beta1", "update.beta2"]
+    assert changed == ["seed", "update.clip_low", "update.clip_high"]
 
 
 @pytest.mark.parametrize(("changes", "says"), [
@@ -109,27 +107,26 @@ def test_grpo_needs_no_meta_reward() -> None:
     assert Config(method="grpo", reward=nothing).reward == nothing
 
 
-def test_a_config_made_by_hand_is_checked_too() -> None:
-    with pytest.raises(ConfigError, match=r"update\.learning_rate is -1"):
+def test_a_config_made_by_hand_is_checked_too_and_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="learning_rate"):
         Config(update=UpdateConfig(learning_rate=-1.0))
+    with pytest.raises(ValueError, match="dual_clip"):
+        dataclasses.replace(Config().update, dual_clip=0.5)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Config().steps = 3
 
 
 def test_a_config_survives_its_file_with_every_value_changed(tmp_path: Path) -> None:
-    changes: dict[str, Any] = {}
-    for key, field in TABLE.items():
-        choices = field.metadata["choices"]
-        changes[key] = (choices[-1] if choices else not field.default if type(field.default) is bool
-                        else 'é "x" \\ #\n' if type(field.default) is str else inside(field)[0])
-    changes |= {"reward.notion_weight": 0.3, "prompt.max_length": 7}
-    changed = replace(Config(), changes)
+    changed = replace(Config(), {key: another(setting) for key, setting in TABLE.items()} | {
+        "update.dual_clip": 3.5, "prompt.max_length": 7})
+    assert [key for key, setting in TABLE.items() if configs.get(changed, key) == setting.default] == []
     configs.save(changed, tmp_path / "c.toml")
     assert configs.load(tmp_path / "c.toml") == changed
     assert tomllib.loads((tmp_path / "c.toml").read_text(encoding="utf8"))["update"]["loss_mean"] == "sequence"
-    assert configs.from_dict(configs.to_dict(changed)) == changed
 
 
 def test_a_file_names_only_what_it_changes(tmp_path: Path) -> None:
-    (tmp_path / "c.toml").write_text("steps = 7\n[update]\nlearning_rate = 1\n", encoding="utf8")
+    (tmp_path / "c.toml").write_text("steps = 7\n[gate]\n[update]\nlearning_rate = 1\n", encoding="utf8")
     assert configs.load(tmp_path / "c.toml") == replace(Config(), {"steps": 7, "update.learning_rate": 1.0})
 
 
@@ -155,3 +152,33 @@ def test_what_is_loaded_before_the_first_step_is_refused_between_steps() -> None
         with pytest.raises(ConfigError, match=f"^{re.escape(key)} cannot change within a run"):
             configs.check_live({"update.learning_rate": 1e-5, key: 1})
     configs.check_live({"steps": 9, "method": "grpo", "update.learning_rate": 1e-5, "sampling.problems": 4})
+
+
+# Settings of earlier versions.
+
+def test_settings_of_earlier_versions_are_read_at_what_is_built_in_and_refused_by_name_at_another_value(
+        tmp_path: Path) -> None:
+    assert not set(configs.REMOVED) & set(TABLE)
+    assert {key for new in configs.INSTEAD.values() for key in new} <= set(TABLE)
+    for form in (lambda value: value, str):
+        assert replace(Config(), {key: form(value) for key, value in configs.REMOVED.items()}) == Config()
+    for key in configs.REMOVED.keys() - configs.INSTEAD.keys():
+        with pytest.raises(ConfigError, match=rf"^{re.escape(key)} is 'other'; that setting is gone, and "):
+            replace(Config(), {key: "other"})
+    (tmp_path / "c.toml").write_text("[rivals]\ntarget = 0.5\nrefresh = 9\n", encoding="utf8")
+    assert configs.read(tmp_path / "c.toml") == {"rivals.refresh": 9}
+
+
+def test_a_guard_that_was_off_is_one_that_allows_everything() -> None:
+    old = replace(Config(), {"gate.guard": False, "gate.lost": 0.2, "cap.cut": 0.05, "cap.guard": "false"})
+    assert (old.gate.lost, old.cap.cut) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: "/".join(path.parts[-3:-1]))
+def test_every_record_says_what_it_said_when_it_was_made(path: Path) -> None:
+    tree, config = tomllib.loads(path.read_text(encoding="utf8")), configs.load(path)
+    told = {f"{part}.{key}": value for part, values in tree.items() if isinstance(values, dict)
+            for key, value in values.items()} | {key: tree[key] for key in TABLE.keys() & tree.keys()}
+    kept = {key: value for key, value in told.items() if key in TABLE}
+    assert {key: configs.get(config, key) for key in kept} == kept
+    assert {key: value for key, value in told.items() if key not in TABLE}.items() <= configs.REMOVED.items()

@@ -23,8 +23,7 @@ from masa_lib.tasks.read_prediction import MAX_SOLUTION_LENGTH, parse_prediction
 from masa_lib.training import expert
 from masa_lib.training.safeguards import TokenBudget
 
-CONFIG = small({"problems.levels": "1-3", "sampling.solutions": 8, "sampling.predictions": 8, "cloning.store": 4,
-                "cloning.learning_rate": 1e-4, "cloning.updates": 3})
+CONFIG = small({"problems.levels": "1-3", "sampling.solutions": 8, "sampling.predictions": 8, "cloning.store": 4})
 PLAIN = '{"math_notion": ["carry"], "pass_rate": 5, "solution_length": 40}'
 
 
@@ -96,7 +95,7 @@ def test_the_expert_has_the_best_notions_and_the_true_numbers(scored: tuple) -> 
     rows = [{"reward_notion": 0.5, "text": "x " + PLAIN, "prompt_ids": (1, 2, 7, 7), "beginning": 2},
             {"reward_notion": 0.9, "finish": "length"}, {"reward_notion": 1.0, "text": "{" + PLAIN[:-1]},
             {"reward_notion": 0.5}]
-    sample = expert.expert_sample(group(rows, [10, 21], 4), tokenizer, CONFIG.cloning)
+    sample = expert.expert_sample(group(rows, [10, 21], 4), tokenizer)
     assert sample.prompt == (1, 2) and sample.stream == "meta"
     assert sample.completion[-1] == tokenizer.eos_token_id
     # 2 of 6 are 2.67 eighths; the lengths' mean is 15.5
@@ -108,7 +107,7 @@ def test_the_expert_has_the_best_notions_and_the_true_numbers(scored: tuple) -> 
     ([{}], []), ([{"reward_notion": float("nan")}], [10])])
 def test_a_problem_without_good_notions_or_right_solutions_has_no_expert(rows: list, right: list,
                                                                          scored: tuple) -> None:
-    assert expert.expert_sample(group(rows or [{"text": ""}], right, 2), scored[1], CONFIG.cloning) is None
+    assert expert.expert_sample(group(rows or [{"text": ""}], right, 2), scored[1]) is None
 
 
 def test_a_store_keeps_what_a_cloning_needs_and_survives_a_checkpoint(scored: tuple) -> None:
@@ -135,7 +134,7 @@ def test_experts_of_real_rollouts_say_what_was_true(scored: tuple) -> None:
     _, tokenizer, table = scored
     experts = 0
     for _, rows in table.groupby("group"):
-        sample = expert.expert_sample(rows, tokenizer, CONFIG.cloning)
+        sample = expert.expert_sample(rows, tokenizer)
         right = rows[rows["correct"].eq(True).fillna(False)]
         if sample:
             found = parse_prediction(tokenizer.decode(sample.completion[:-1])).prediction
@@ -155,7 +154,7 @@ def test_cloning_makes_the_expert_texts_more_likely_and_counts_its_tokens(scored
     tokens = sum(len(sample.completion) for sample in samples)
     assert metrics["loss_cloning"] == pytest.approx(-before.sum().item() / tokens, rel=1e-5)
     prompts = {sample.prompt for sample in samples}  # all fit into one micro-batch, where they go through once
-    assert metrics["tokens_cloning"] == 3 * (tokens + sum(map(len, prompts)))
+    assert metrics["tokens_cloning"] == expert.UPDATES * (tokens + sum(map(len, prompts)))
     assert not model.training
 
 

@@ -139,7 +139,7 @@ def test_after_training_the_oracle_foresees_best_and_blind_predictions_do_not() 
 
 @pytest.mark.parametrize("method", ["grpo", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle"])
 def test_a_rehearsal_counts_what_each_gate_chooses_and_pays(method: str, pocket: tuple) -> None:
-    config = small({"method": method, "problems.pool": 6, "sampling.problems": 3, "gate.start": 1, "gate.guard": False,
+    config = small({"method": method, "problems.pool": 6, "sampling.problems": 3, "gate.start": 1, "gate.lost": 1.0,
                     "sampling.predictions": 2, "gate.threshold": 0.6, "rivals.samples": 4})
     model, tokenizer = pocket
     found = gate_trials.rehearse(config, make_engine("transformers", model, tokenizer, batch=64), tokenizer, 3)

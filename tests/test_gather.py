@@ -20,11 +20,11 @@ from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
-from masa_lib.training import evaluation, metrics
+from masa_lib.training import evaluation, expert, metrics
 from masa_lib.training.trainer import Trainer
 
 #: gate and cap act from step 2 on, whatever they cost
-ACTS = {"method": "masa-efficient", "gate.start": 1, "gate.guard": False, "cap.guard": False, "gate.threshold": 0.6,
+ACTS = {"method": "masa-efficient", "gate.start": 1, "gate.lost": 1.0, "cap.cut": 1.0, "gate.threshold": 0.6,
         "sampling.solution_tokens": 40}
 #: everything is dropped, and solutions cost next to nothing
 DROPS = ACTS | {"gate.threshold": 1.0, "sampling.predictions": 2, "sampling.solutions": 2,
@@ -196,8 +196,10 @@ def test_groups_without_a_signal_do_not_fill_the_batch_of_dynamic_sampling(parts
 
 # Caps and hints.
 
-def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictions(parts: Parts) -> None:
-    changes = ACTS | {"cap.multiplier": 0.7, "cap.aggregate": "mean", "cap.uncapped": 0.0, "gate.recheck": 0.5}
+def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictions(
+        parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ACTS | {"cap.multiplier": 0.7, "cap.aggregate": "mean", "gate.recheck": 0.5}
+    monkeypatch.setattr(gating, "UNCAPPED", 0.0)
     found, _, table = parts.gather(changes)
     rows, config = solved(table), small(changes)
     expected = rows["group"].map(lambda group: gating.cap(found.candidates[group].lengths, config))
@@ -211,43 +213,27 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     assert (meta["cap"] == 64).all() and not meta["capped"].any()
 
 
-def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts) -> None:
-    changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.1, "cap.uncapped": 0.25, "sampling.solutions": 40}
+def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.1, "sampling.solutions": 40}
+    monkeypatch.setattr(gating, "UNCAPPED", 0.25)
     rows = solved(parts.gather(changes)[2])
     limited = rows[rows.groupby("group")["capped"].transform("any")]
     assert len(limited) > 150 and (limited.loc[~limited["capped"], "cap"] == 40).all()
     assert limited["capped"].mean() == pytest.approx(0.75, abs=3 * np.sqrt(0.25 * 0.75 / len(limited)))
 
 
-def test_a_stopped_solution_is_wrong_or_left_out_and_one_with_an_answer_counts_as_usual(parts: Parts) -> None:
-    changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.5, "cap.aggregate": "mean", "cap.uncapped": 0.3,
-                      "sampling.solutions": 8}
-    wrong, left = (parts.gather(changes | {"cap.stopped": how})[2] for how in ("wrong", "left out"))
-    rows = solved(left)
-    stopped = rows["capped"] & (rows["finish"] == "length") & ~rows["text"].str.contains(ANSWER)
-    assert 0 < stopped.sum() < len(rows)
-    assert rows["reward"].isna().equals(stopped) and (rows.loc[stopped, "advantage"] == 0).all()
-    assert (solved(wrong).loc[stopped, "reward"] == 0).all() and solved(wrong)["reward"].notna().all()
-    for _, group in rows[~stopped].groupby("group"):
-        reward = group["reward"]
-        expected = 0 if reward.nunique() == 1 else (reward - reward.mean()) / (reward.std() + 1e-6)
-        np.testing.assert_allclose(group["advantage"], expected, atol=1e-6)
-    rates = rows.groupby("group")["reward"].mean()
-    meta = left[(left["stream"] == "meta") & left["predicted_pass_rate"].notna()]
-    errors = (meta["predicted_pass_rate"].astype(float) / 8 - meta["group"].map(rates)).abs()
-    np.testing.assert_allclose(meta["reward_difficulty"].astype(float), 0.01**errors, atol=1e-6)
-
-
-def test_solutions_that_have_an_answer_when_they_are_stopped_are_graded(parts: Parts) -> None:
-    found, _, table = parts.gather(ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.0, "sampling.solutions": 8})
-    config = small(ACTS | {"cap.stopped": "left out"})
-    table["capped"], table["finish"] = table["stream"] == "solution", "length"  # as if each had been stopped at its end
-    rollouts.score(table, config)
+def test_a_solution_that_a_cap_stopped_is_wrong_unless_it_has_an_answer_and_cut_ones_are_read(parts: Parts) -> None:
+    changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.5, "cap.aggregate": "mean", "sampling.solutions": 8}
+    found, _, table = parts.gather(changes)
     rows = solved(table)
-    assert rows["reward"].notna().equals(rows["text"].str.contains(ANSWER))
-    assert (rows["reward"] == 1).sum() == rows["correct"].sum() > 0 and found.admitted == 6
-    rollouts.score(table, small(ACTS | {"cap.stopped": "left out", "sampling.cut": "wrong"}))  # a cut one has no answer
-    assert solved(table)["reward"].isna().all()
+    stopped = rows["capped"] & (rows["finish"] == "length")
+    answered = rows["text"].str.contains(ANSWER)
+    assert 0 < (stopped & ~answered).sum() < len(rows) and (rows.loc[stopped & ~answered, "reward"] == 0).all()
+    assert rows["reward"].notna().all() and found.admitted == 6
+    assert (rows["reward"] == rows["correct"].astype(float)).all() and rows.loc[answered, "correct"].any()
+    cut = solved(parts.gather(changes | {"sampling.cut": "wrong"})[2])
+    assert (cut.loc[stopped, "reward"] == 0).all()
+    assert cut.loc[~stopped, "reward"].equals(rows.loc[~stopped, "reward"])
 
 
 def test_notions_that_half_of_the_predictions_name_stand_behind_the_problem(parts: Parts) -> None:
@@ -279,14 +265,15 @@ def test_an_evaluation_with_hints_predicts_first_and_counts_those_tokens(parts: 
 # The account of tokens, in training.
 
 METHODS = {method: {} for method in configs.METHODS} | {
-    "masa-efficient": ACTS | {"gate.recheck": 0.4, "cloning.store": 3, "cloning.threshold": 0.0},
+    "masa-efficient": ACTS | {"gate.recheck": 0.4, "cloning.store": 3},
     "oracle": {"rivals.samples": 2, "rivals.refresh": 2},
     "posterior": ACTS | {"gate.rule": "posterior", "gate.threshold": 0.3, "gate.candidates": 2.0, "cap.multiplier": 0.0,
                          "sampling.shared_beginning": True, "problems.pool": 20}}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_token_is_counted_in_the_stream_that_it_belongs_to(name: str) -> None:
+def test_every_token_is_counted_in_the_stream_that_it_belongs_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert, "LEAST_NOTION", 0.0)
     trainer = Trainer(small({"evaluation.final_problems": 1, "evaluation.final_samples": 1, "method": name,
                              **METHODS[name]}))
     method = trainer.config.method
@@ -326,7 +313,7 @@ def test_a_harmful_gate_and_a_harmful_cap_act_only_without_their_guards() -> Non
     assert (guarded[["gate_on", "cap_on", "dropped", "stopped"]] == 0).all(axis=None)
     assert (guarded[["signal_lost", "right_cut"]] > 0.5).all(axis=None)  # on paper
     gate, cap = (pd.DataFrame([result.metrics for result in Trainer(small(HARMFUL | changes))]) for changes in (
-        {"gate.guard": False}, {"cap.guard": False, "gate.threshold": 0.0}))
+        {"gate.lost": 1.0}, {"cap.cut": 1.0, "gate.threshold": 0.0}))
     assert gate["gate_on"].tolist() == cap["cap_on"].tolist() == [0, 1, 1, 1]
     assert (gate["dropped"][1:] > 0.5).all() and (gate["signal_lost"] > 0.5).all()
     assert (cap["stopped"][1:] > 0.3).all() and cap["accuracy"][1:].max() < guarded["accuracy"].min()
@@ -335,16 +322,16 @@ def test_a_harmful_gate_and_a_harmful_cap_act_only_without_their_guards() -> Non
 def test_a_cap_does_not_make_a_harmful_gate_look_right() -> None:
     """Everything is dropped, so that all groups are re-checks: a cap would take their signal away."""
     rows = pd.DataFrame([result.metrics for result in Trainer(small(
-        HARMFUL | {"gate.guard": False, "cap.guard": False}))])
+        HARMFUL | {"gate.lost": 1.0, "cap.cut": 1.0}))])
     assert rows["cap_on"].tolist() == [0, 1, 1, 1] and (rows["stopped"] == 0).all()
     assert (rows["signal_lost"] > 0.5).all() and (rows["gate_precision"] < 0.6).all()
 
 
 def test_gate_and_cap_obey_changes_made_live() -> None:
-    trainer = Trainer(small(HARMFUL | {"gate.guard": False, "cap.guard": False, "steps": 8}))
+    trainer = Trainer(small(HARMFUL | {"gate.lost": 1.0, "cap.cut": 1.0, "steps": 8}))
     found = [next(trainer).metrics for _ in range(2)]
-    for changes in ({"gate.threshold": 0.0}, {"cap.multiplier": 0.0}, {"gate.guard": True, "gate.threshold": 1.0},
-                    {"gate.candidates": 1.5, "gate.guard": False}):
+    for changes in ({"gate.threshold": 0.0}, {"cap.multiplier": 0.0}, {"gate.lost": 0.2, "gate.threshold": 1.0},
+                    {"gate.candidates": 1.5, "gate.lost": 1.0}):
         trainer.config = configs.replace(trainer.config, changes)
         found.append(next(trainer).metrics)
     rows = pd.DataFrame(found)

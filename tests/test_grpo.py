@@ -183,14 +183,16 @@ def test_peak_memory_stays_far_below_that_of_full_logits_with_a_large_vocabulary
     assert peak["chunks"] < peak["full"] / 3
 
 
-def test_tokens_weigh_their_probability_under_the_learner_over_that_under_the_sampler_up_to_the_cap(model):
+def test_tokens_weigh_their_probability_under_the_learner_over_that_under_the_sampler_up_to_the_cap(
+        model, monkeypatch):
     samples = make_samples(model, torch.tensor([[1.0, 0.0, 0.0]]))
     with torch.no_grad():
         own = logprobs.reference_logps(model, samples, CONFIG, 1.0)
     apart = {id(sample): torch.linspace(-1.0, 2.0, len(sample.completion)) for sample in samples}
     told = [dataclasses.replace(sample, sampler_logps=tuple((own[id(sample)] - apart[id(sample)]).tolist()))
             for sample in samples]
-    weighed = dataclasses.replace(CONFIG, sampler_weight="on", sampler_cap=2.0)
+    weighed = dataclasses.replace(CONFIG, sampler_weight="on")
+    monkeypatch.setattr(objective, "SAMPLER_CAP", 2.0)
     expected = torch.zeros(())
     for sample in samples:
         logps, _ = logprobs.completion_logps(model, [sample], 1.0, 64)

@@ -136,10 +136,10 @@ def test_what_is_asked_before_it_is_in_force_is_kept_and_the_newest_value_wins(t
     wanted = {"reward.difficulty_base": 0.2, "cap.multiplier": 3}
     assert run.changes() == [{"step": 1, "changes": wanted, "request": 2}]
     assert trainer.config.reward.difficulty_base == 0.2 and trainer.config.cap.multiplier == 3.0
-    assert live_control.change(run.path, {"gate.guard": False}) == 3
+    assert live_control.change(run.path, {"gate.lost": 1.0}) == 3
     next(trainer)
     next(trainer)
-    assert run.changes()[1:] == [{"step": 2, "changes": {"gate.guard": False}, "request": 3}]
+    assert run.changes()[1:] == [{"step": 2, "changes": {"gate.lost": 1.0}, "request": 3}]
 
 
 def test_a_change_asked_of_a_resumed_run_comes_after_those_that_it_takes_over(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from masa_lib.crash_safe_files import seal
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
+from masa_lib.training import expert
 from masa_lib.training.checkpoint import read_moments, read_state
 from masa_lib.training.drive import resume, train
 from masa_lib.training.trainer import Trainer
@@ -128,10 +129,12 @@ def test_a_change_made_live_is_replayed_after_the_checkpoint_before_or_behind_it
 
 
 @pytest.mark.parametrize(("method", "changes"), [
-    ("masa-efficient", {"gate.start": 2, "gate.threshold": 0.6, "gate.recheck": 0.5, "gate.guard": False,
-                        "cap.guard": False, "cloning.store": 10, "cloning.threshold": 0.0}),
+    ("masa-efficient", {"gate.start": 2, "gate.threshold": 0.6, "gate.recheck": 0.5, "gate.lost": 1.0,
+                        "cap.cut": 1.0, "cloning.store": 10}),
     ("greso", {"problems.pool": 8}), ("oracle", {"rivals.samples": 2, "rivals.refresh": 4})])
-def test_gates_and_experts_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path) -> None:
+def test_gates_and_experts_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(expert, "LEAST_NOTION", 0.0)
     config = configs.replace(CONFIG, {"steps": 6, "evaluation.every": 0, "method": method, **changes})
     run = Run.create(tmp_path / "run", config, "masa train")
     for result in Trainer(config, run):

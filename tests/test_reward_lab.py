@@ -216,7 +216,7 @@ def test_controls_without_effect_are_off(lab: RewardLab) -> None:
 def test_every_control_has_a_label_and_says_what_it_does(lab: RewardLab) -> None:
     for key, control in lab.controls.items():
         assert control.description
-        assert control.tooltip == configs.settings()[key].metadata["doc"]
+        assert control.tooltip == configs.settings()[key].doc
 
 
 def test_a_move_sets_nothing_that_another_trace_keeps(lab: RewardLab, monkeypatch: pytest.MonkeyPatch) -> None:

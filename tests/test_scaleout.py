@@ -33,10 +33,10 @@ ROOT = Path(__file__).resolve().parent.parent
 #: 5 problems with 8 rollouts on two processes: the third problem's group is split; two micro-batches
 SETTINGS: dict[str, Any] = {
     "sampling.problems": 5, "sampling.solution_tokens": 40, "sampling.meta_tokens": 48, "update.token_budget": 1024,
-    "update.meta_entropy": 0.03, "update.entropy_floor": 5.0,
+    "update.meta_entropy": 0.03,
     "evaluation.final_problems": 4, "evaluation.final_samples": 2, "record.checkpoint_every": 1}
 #: a gate that acts from the second step on, whatever it measures
-GATE: dict[str, Any] = {"gate.start": 1, "gate.guard": False, "cap.guard": False,
+GATE: dict[str, Any] = {"gate.start": 1, "gate.lost": 1.0, "cap.cut": 1.0,
                         "cap.multiplier": 0.6, "cap.aggregate": "mean",
                         "cap.hint": "training", "gate.threshold": 0.5, "sampling.problems": 3, "gate.recheck": 0.5}
 METHODS = {"grpo": {}, "masa": {"update.normalise_meta": "contrast"}, "masa-efficient": GATE}
@@ -197,7 +197,7 @@ def test_a_signal_stops_every_process_after_the_same_step(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("key", ["update.updates_per_step=2", "cloning.store=8", "sampling.shared_beginning=true",
-                                 "model.lora_rank=4", "update.released_updates=true"])
+                                 "model.lora_rank=4"])
 def test_what_trl_has_no_place_for_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                            key: str) -> None:
     assert cli.main(["train", "--backend", "trl", "--set", key, "--out", str(tmp_path / "run")]) == cli.EXIT_USAGE

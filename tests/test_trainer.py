@@ -20,6 +20,7 @@ from small import MODEL, small, timeless
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import in_process
+from masa_lib.method import gating, objective
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import Run, RunError
 from masa_lib.training.drive import resume, train
@@ -78,9 +79,8 @@ def test_train_leaves_a_finished_run_with_its_last_checkpoint(tmp_path: Path) ->
 
 @pytest.mark.parametrize(("changes", "updates"), [
     ({"method": "grpo"}, 1), ({"method": "masa"}, 1), ({"method": "grpo", "update.updates_per_step": 3}, 3),
-    ({"method": "masa", "update.updates_per_step": 3}, 3), ({"method": "grpo", "update.released_updates": True}, 1),
-    ({"method": "masa", "update.released_updates": True}, 2)])
-def test_both_methods_take_the_same_number_of_updates_unless_as_released(changes: dict, updates: int) -> None:
+    ({"method": "masa", "update.updates_per_step": 3}, 3)])
+def test_both_methods_take_the_same_number_of_updates(changes: dict, updates: int) -> None:
     trainer = Trainer(small({"steps": 2, **changes}))
     assert [result.metrics["updates"] for result in trainer] == [updates, updates]
     taken = {int(state["step"]) for state in trainer.learner.optimizer.state.values()}
@@ -233,9 +233,11 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     {"method": "grpo"}, {"method": "masa"}, {"method": "masa", "update.updates_per_step": 2},
     {"method": "masa", "sampling.shared_beginning": True},
     {"method": "masa", "update.gradient_clip": 0.1, "sampling.temperature": 0.8},
-    {"method": "dapo"}, {"method": "masa-efficient", "gate.precision": 0.0, "gate.guard": False, "cap.guard": False,
-                         "gate.threshold": 0.4, "cap.multiplier": 0.3, "cap.stopped": "left out"}])
-def test_groups_without_variance_stay_out_and_the_update_is_the_naive_one_with_them(changes: dict) -> None:
+    {"method": "dapo"}, {"method": "masa-efficient", "gate.lost": 1.0, "cap.cut": 1.0, "gate.threshold": 0.4,
+                         "cap.multiplier": 0.3}])
+def test_groups_without_variance_stay_out_and_the_update_is_the_naive_one_with_them(
+        changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gating, "PRECISION", 0.0)  # the gate acts from the first step on
     config = small({"update.gradient_clip": 1e9, **changes})
     trainer = Trainer(config)
     naive, before = copy.deepcopy(trainer.model), weights(trainer)
@@ -306,10 +308,11 @@ def test_a_second_update_of_a_step_sees_the_weights_of_the_first_and_is_clipped(
     assert row["clip_share"] > 0.05  # with the old weights it is 0.003
 
 
-def test_the_entropy_bonus_acts_only_where_the_predictions_have_less_entropy_than_the_floor() -> None:
+def test_the_entropy_bonus_acts_only_where_the_predictions_have_less_entropy_than_the_floor(
+        monkeypatch: pytest.MonkeyPatch) -> None:
     def gradient_norm(bonus: float, floor: float) -> float:
-        changes = {"steps": 1, "method": "masa", "update.meta_entropy": bonus, "update.entropy_floor": floor}
-        return metrics(changes)[0]["gradient_norm"]
+        monkeypatch.setattr(objective, "ENTROPY_FLOOR", floor)
+        return metrics({"steps": 1, "method": "masa", "update.meta_entropy": bonus})[0]["gradient_norm"]
 
     assert gradient_norm(0.5, floor=0.0) == gradient_norm(0.0, floor=9.0) != gradient_norm(0.5, floor=9.0)
 
@@ -370,11 +373,10 @@ def test_a_warm_up_as_long_as_the_run_and_none_at_all_are_fine() -> None:
 
 
 def test_the_optimiser_takes_the_settings_of_the_update() -> None:
-    trainer = Trainer(small({"update.beta1": 0.5, "update.beta2": 0.75, "update.weight_decay": 0.25,
-                             "update.warmup_steps": 3}))
+    trainer = Trainer(small({"update.weight_decay": 0.25, "update.warmup_steps": 3}))
     next(trainer)
     (group,) = trainer.learner.optimizer.param_groups
-    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.5, 0.75), 0.25, pytest.approx(1e-4))
+    assert (group["betas"], group["weight_decay"], group["lr"]) == ((0.9, 0.999), 0.25, pytest.approx(1e-4))
 
 
 # Repetition.

@@ -128,12 +128,12 @@ def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
     assert panel.knobs["reward.difficulty_base"].value == 0.05 and panel.knobs["cap.multiplier"].value == 5.0
     assert panel.knobs["reward.difficulty_mode"].value == "brier"  # of the tier
     assert set(panel.knobs) == set(LIVE) and "Memory plan of pocket" in panel.memory.value
-    panel.setup["seed"].value, panel.knobs["gate.guard"].value = 3, False
+    panel.setup["seed"].value, panel.knobs["gate.lost"].value = 3, 1.0
     wanted = {"model.name": "pocket", "reward.difficulty_base": 0.05, "cap.multiplier": 5.0, "steps": 9, "seed": 3,
-              "method": "masa-efficient", "gate.guard": False}
+              "method": "masa-efficient", "gate.lost": 1.0}
     assert {key: value for key, value in panel.chosen().items() if not key.startswith("record.")} == wanted
     panel.reset()
-    assert panel.knobs["gate.guard"].value is True and panel.setup["seed"].value == 3
+    assert panel.knobs["gate.lost"].value == 0.2 and panel.setup["seed"].value == 3
     with pytest.raises(ConfigError, match="no setting"):
         TrainingPanel(tmp_path / "run", {"reward.bass": 0.1})
 

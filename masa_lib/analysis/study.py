@@ -190,7 +190,7 @@ def progress(planned: Planned) -> dict[str, Any]:
     """How far a run is: state, steps done of those planned, seconds of its steps and evaluations.
 
     The states are those of `folder.STATES`, `new` where it has not begun, `killed` where nobody is at a running or
-    one. A folder with a run of other settings is a RunError.
+    paused one. A folder with a run of other settings is a RunError.
     """
     config = planned.config
     row = {"arm": planned.arm, "run": planned.path.name, "state": "new", "steps": 0, "planned": config.steps,

@@ -21,13 +21,15 @@ import pandas as pd
 from masa_lib.config import Config
 from masa_lib.method import rollouts
 from masa_lib.method.beliefs import signal_chance
-from masa_lib.method.gating import RATE, Candidate, Hidden, nearest
+from masa_lib.method.gating import DECAY, RATE, TARGET, Candidate, Hidden, nearest
 from masa_lib.tasks.problems import Problem, ProblemPool
 
 Solve = Callable[..., list[int]]
 
-#: of GRESO's chances to explore: what an update changes them by, and where they stay (as released)
-EXPLORE_STEP, EXPLORE_LIMITS = 0.01, (0.05, 0.95)
+#: of GRESO's chances to explore: the first, what an update changes them by, and where they stay (as released)
+EXPLORE, EXPLORE_STEP, EXPLORE_LIMITS = 0.5, 0.01, (0.05, 0.95)
+#: GRESO's share of groups without a signal that both chances are moved towards
+SKIPPED = 0.25
 #: MoPPS's counts of right and wrong solutions of a problem that was never rolled out: a uniform distribution
 PRIOR = (1.0, 1.0)
 
@@ -117,18 +119,17 @@ class Mopps(Baseline):
         return math.ceil(self.config.gate.candidates * wanted)
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
-        """The nearest to `rivals.target`."""
+        """The nearest to TARGET."""
         beliefs = {number: self.memory.get(candidate.problem.id, PRIOR) for number, candidate in enumerate(candidates)}
-        chosen = nearest(beliefs, self.config.rivals.target, wanted, self.rng)
+        chosen = nearest(beliefs, TARGET, wanted, self.rng)
         return [number in chosen for number in range(len(candidates))]
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
-        """Fade the old counts by `rivals.decay`, add the new ones."""
-        decay = self.config.rivals.decay
+        """Fade the old counts by DECAY, add the new ones."""
         for outcome in outcomes:
             counts = (outcome.right, outcome.solutions - outcome.right)
             before = self.memory.get(outcome.problem.id, PRIOR)
-            self.memory[outcome.problem.id] = [decay * old + (1 - decay) * prior + new
+            self.memory[outcome.problem.id] = [DECAY * old + (1 - DECAY) * prior + new
                                                for old, prior, new in zip(before, PRIOR, counts, strict=True)]
 
 
@@ -137,14 +138,14 @@ class Greso(Baseline):
 
     There are two p, for problems whose last group was all right (easy) or all wrong (hard). After a step each moves
     down where its kind has at least its share of the groups of problems that came back, else up; a third of
-    `rivals.skipped` is the easy ones' share. Source: 2506.02177, algorithm 1. `memory`: both p, and by problem z, below
+    SKIPPED is the easy ones' share. Source: 2506.02177, algorithm 1. `memory`: both p, and by problem z, below
     0 for hard.
     """
 
     def __init__(self, config: Config, pool: ProblemPool, solve: Solve) -> None:
         super().__init__(config, pool, solve)
         self.refills = config.rivals.refill
-        self.memory = {"easy": config.rivals.explore, "hard": config.rivals.explore, "rows": {}}
+        self.memory = {"easy": EXPLORE, "hard": EXPLORE, "rows": {}}
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """By lot."""
@@ -154,10 +155,10 @@ class Greso(Baseline):
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """Count on each problem's groups in a row, and move both p."""
-        rows, skipped = self.memory["rows"], self.config.rivals.skipped
+        rows = self.memory["rows"]
         signs = [(outcome.right == outcome.solutions) - (outcome.right == 0) for outcome in outcomes]
         back = [sign for outcome, sign in zip(outcomes, signs, strict=True) if outcome.problem.id in rows]
-        for kind, sign, target in (("easy", 1, skipped / 3), ("hard", -1, skipped * 2 / 3)) if back else ():
+        for kind, sign, target in (("easy", 1, SKIPPED / 3), ("hard", -1, SKIPPED * 2 / 3)) if back else ():
             step = -EXPLORE_STEP if back.count(sign) / len(back) >= target else EXPLORE_STEP
             low, high = EXPLORE_LIMITS
             self.memory[kind] = min(max(self.memory[kind] + step, low), high)

@@ -77,7 +77,7 @@ def account(groups: Groups, config: Config, draws: int = replay.DRAWS) -> pd.Dat
         shares of all recorded solution tokens `solutions`, `rechecks` and `predictions` (spent), `dropped_tokens` and
         `cap_tokens` (not spent) and `tokens_saved` (net: 1 less what is spent). `gain` is the number of groups with a
         signal per token, relative to rolling out everything without predictions. That a share of the solutions is left
-        uncapped (`cap.uncapped`) is not played.
+        uncapped (`UNCAPPED`) is not played.
     """
     members, recheck = _members(groups, config), config.gate.recheck
     dropped_DP = scores(groups, config, draws) < threshold(config)

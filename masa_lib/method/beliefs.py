@@ -5,7 +5,7 @@ over `0` to `8` is a belief about how many eighths of its solutions will be righ
 A group's outcome has a likelihood, k of G right under the rate v is Bin(k; G, v), so the belief is learned by the log
 score of what happened: strictly proper, exact, without sampling, advantages or groups without a signal. The same nine
 numbers are a prior: multiplied by the likelihood of a problem's earlier groups they say how likely its next one is to
-have right and wrong solutions. Which problems that makes a gate choose stands in `masa_lib.gates`. Nothing samples.
+have right and wrong solutions. Which problems a gate then chooses stands in `masa_lib.gates`; nothing here samples.
 
 The suffix legend: P problem, V the nine rates.
 """

@@ -202,7 +202,7 @@ class _Gathering:
         full = config.sampling.solution_tokens
         limit = gating.cap(candidate.lengths, config) if gate.cap_on and group not in self.rechecked else full
         hint = candidate.notions if gate.hint_on else ()
-        caps = [full if limit < full and gate.rng.random() < config.cap.uncapped else limit
+        caps = [full if limit < full and gate.rng.random() < gating.UNCAPPED else limit
                 for _ in range(config.sampling.solutions)]
         return Ask("solution", group, candidate.problem, tuple(caps), hint)
 

@@ -34,6 +34,14 @@ MEASURES = ("gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cu
 #: predictions whose mean differs less than this from problem to problem (standard deviation) say the same of all; in
 #: recorded runs it is 0.03 while they are collapsed, 0.09 when they are blind and 0.2 when they know
 COLLAPSED = 0.05
+#: least precision, measured on the steps before, at which a gate without a step to start at begins
+PRECISION = 0.9
+#: share of a step's solutions that a cap spares, by chance, so that what it cuts can be measured
+UNCAPPED = 0.1
+#: of MoPPS and the rule `posterior`: the pass rate sought, and the share of a problem's counts that survives a visit
+TARGET, DECAY = 0.5, 0.5
+#: of the rule `posterior`: how many solutions a prediction counts for
+PRIOR = 4.0
 #: share of a running share that one more group renews
 RATE = 0.1
 #: in place of a prediction, where none could be read
@@ -235,7 +243,7 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
     whole = solved[(solved["reward"] > 0) & ~solved["capped"]]
     limits = limits[whole["group"]]
     by_lot = np.asarray(whole.get("admitted", True), dtype=bool)  # a re-checked group has no cap
-    chance = np.where(capping & by_lot & (limits < config.sampling.solution_tokens), config.cap.uncapped, 1.0)
+    chance = np.where(capping & by_lot & (limits < config.sampling.solution_tokens), UNCAPPED, 1.0)
     return {"asked": len(candidates), "rejected": int(rejected.sum()),
             "signal": float(groups["weight"][~flat].sum()), "flat": float(groups["weight"][flat].sum()),
             "drops": float(groups["weight"][dropped].sum()), "hits": float(groups["weight"][flat & dropped].sum()),
@@ -264,12 +272,12 @@ class MasaGate:
     def begin(self, step: int) -> None:
         """Decide what acts in a step (counted from 1)."""
         gate, limits, seen = self.config.gate, self.config.cap, self._sums()
-        self._started |= seen["hits"] / (seen["drops"] + 1) >= gate.precision
+        self._started |= seen["hits"] / (seen["drops"] + 1) >= PRECISION
         started = step > gate.start if gate.start else self._started
         lost = (seen["drops"] - seen["hits"] + 1) / (seen["signal"] + 1)
-        self.gate_on = started and not (gate.guard and lost > gate.lost)
+        self.gate_on = started and (gate.lost == 1 or lost <= gate.lost)  # whatever rounding makes of it
         cut = (seen["cut"] + 1) / (seen["right"] + 1)
-        self.cap_on = started and limits.multiplier > 0 and not (limits.guard and cut > limits.cut)
+        self.cap_on = started and limits.multiplier > 0 and (limits.cut == 1 or cut <= limits.cut)
         self.hint_on = started and limits.hint in ("training", "both")
 
     def draw(self, wanted: int) -> int:
@@ -291,7 +299,7 @@ class MasaGate:
         chosen = promising[:wanted]
         if self._competes:
             chosen = nearest({number: self._posterior(candidates[number]) for number in promising},
-                             self.config.rivals.target, wanted, self.rng)
+                             TARGET, wanted, self.rng)
         last = chosen[-1] if len(chosen) == wanted and not self._competes else len(candidates)
         return [True if number in chosen else None if number in promising or number > last else False
                 for number in range(len(candidates))]
@@ -306,13 +314,13 @@ class MasaGate:
 
     def _learn(self, candidate: Candidate, right: int, size: int) -> None:
         """How a group went, for what was predicted of it and for its problem."""
-        decay, told = self.config.rivals.decay, NOTHING
+        told = NOTHING
         if candidate.predictions:
             told = said(candidate.predictions)
             seen, rate = self._told_of(told)
             self._told[str(told)] = seen + 1, rate + max(RATE, 1 / (seen + 1)) * (right / size - rate)
         _, *before = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
-        self._met[candidate.problem.id] = told, decay * before[0] + right, decay * before[1] + size - right
+        self._met[candidate.problem.id] = told, DECAY * before[0] + right, DECAY * before[1] + size - right
 
     def _told_of(self, eighths: int) -> tuple[int, float]:
         """Of the groups of which this was predicted: how many, and their mean pass rate; a running one from the tenth.
@@ -332,12 +340,12 @@ class MasaGate:
     def _posterior(self, candidate: Candidate) -> tuple[float, float]:
         """Of a problem's pass rate, as a Beta distribution: what its last group was predicted, how its groups went.
 
-        The prior is Jeffreys's, and `gate.prior` solutions with the pass rate that came of such predictions.
+        The prior is Jeffreys's, and PRIOR solutions with the pass rate that came of such predictions.
         """
         eighths, right, wrong = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
         if candidate.problem.id not in self._met and candidate.predictions:
             eighths = said(candidate.predictions)
-        rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._told_of(eighths)[1], self.config.gate.prior)
+        rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._told_of(eighths)[1], PRIOR)
         return 0.5 + weight * rate + right, 0.5 + weight * (1 - rate) + wrong
 
     def measures(self) -> dict[str, float]:

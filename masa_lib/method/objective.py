@@ -29,6 +29,10 @@ from masa_lib.method.rewards import PARTS
 
 #: turns of taking off averages until neither is left; what is below the second number is rounding
 _ROUNDS, _ROUNDING = 20, 1e-9
+#: nats a token; `meta_entropy` acts in steps whose meta tokens have less
+ENTROPY_FLOOR = 0.5
+#: a token's largest weight where those of the sampler are corrected
+SAMPLER_CAP = 3.0
 #: what a predicted pass rate gains by being said seldom, a nat of its surprise
 _RARE = 0.2
 
@@ -109,9 +113,9 @@ def contrasted(values: pd.DataFrame) -> pd.Series:
 
 
 def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:
-    """`meta_entropy` in a step whose predictions have less entropy than `entropy_floor`, by their log-probs; else 0."""
+    """`meta_entropy` in a step whose predictions have less entropy than ENTROPY_FLOOR, by their log-probs; else 0."""
     entropy, tokens = -meta["logps"].map(sum).sum(), meta["tokens"].map(len).sum()
-    return 0.0 if entropy >= config.entropy_floor * tokens else config.meta_entropy
+    return 0.0 if entropy >= ENTROPY_FLOOR * tokens else config.meta_entropy
 
 
 def token_weights(lengths: Sequence[int], streams: Sequence[str], config: UpdateConfig) -> list[float]:
@@ -163,17 +167,16 @@ def weighs_sampler(config: Config) -> bool:
     return setting == "on" or (setting == "auto" and other)
 
 
-def sampler_weights(old_logps_N: torch.Tensor, sampler_logps_N: torch.Tensor, cap: float) -> torch.Tensor:
-    """The truncated importance weight of each token: its probability under the learner over that under the sampler.
+def sampler_weights(old_logps_N: torch.Tensor, sampler_logps_N: torch.Tensor) -> torch.Tensor:
+    """What each token weighs: its probability under the learner over that under the sampler, at most SAMPLER_CAP.
 
     Args:
         old_logps_N: under the policy before the step's first update, without gradient.
         sampler_logps_N: as the engine reported them; where it did not (NaN), the weight is 1.
-        cap: the largest weight.
 
     Source: truncated importance sampling (Ionides 2008); between sampler and learner as in TRL's `token_truncate`.
     """
-    return torch.exp(old_logps_N - sampler_logps_N).nan_to_num(nan=1.0).clamp(max=cap)
+    return torch.exp(old_logps_N - sampler_logps_N).nan_to_num(nan=1.0).clamp(max=SAMPLER_CAP)
 
 
 def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateConfig, temperature: float,
@@ -203,7 +206,7 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
         sampler_N = put(torch.tensor([logp for sample in batch for logp in sample.sampler_logps]), model.device)
         loss_N, clipped_N = clipped_loss(logps_N, old_N, advantage_N, config)
         if config.sampler_weight == "on":
-            loss_N = loss_N * sampler_weights(old_N, sampler_N, config.sampler_cap)
+            loss_N = loss_N * sampler_weights(old_N, sampler_N)
         if config.meta_entropy:
             loss_N = loss_N - config.meta_entropy * meta_N * entropy_N
         (weight_N * loss_N).sum().backward()

@@ -226,18 +226,13 @@ def read(rows: Sequence[dict[str, Any]], completions: Sequence[Completion], toke
 def score(table: pd.DataFrame, config: Config) -> None:
     """Add rewards and advantages to a table in place; each stream's groups are normalised by themselves.
 
-    What takes no part in the update has reward NaN and advantage 0: predictions of a problem without solutions, and
-    solutions that a predicted cap stopped where `cap.stopped` leaves those out, but for one that had answered and is
-    read as far as it goes (`sampling.cut`). The length reward's window is that of all right solutions. A cap hides only
-    longer ones, so the window never moves away from a prediction below the cap: at most one above every right solution
-    seen goes unpaid.
+    What takes no part in the update has reward NaN and advantage 0: predictions of a problem without solutions. A
+    solution that a predicted cap stopped is graded as one cut at its end is (`sampling.cut`). The length reward's
+    window is that of all right solutions. A cap hides only longer ones, so the window never moves away from a
+    prediction below the cap: at most one above every right solution seen goes unpaid.
     """
     is_meta = table["stream"] == "meta"
     table["reward"] = np.where(is_meta, np.nan, table["correct"].eq(True).astype(float))
-    if config.cap.stopped == "left out":
-        stopped = table["capped"] & (table["finish"] == "length")
-        answered = table["text"].map(lambda text: bool(grading.extract_answer(text))) & (config.sampling.cut == "read")
-        table.loc[stopped & ~answered, "reward"] = np.nan
     table[list(PARTS)] = np.nan
     for _, group in table[is_meta | table["reward"].notna()].groupby("group"):
         if group["stream"].nunique() == len(STREAMS):

@@ -56,7 +56,7 @@ except ImportError as error:
                       "masa_lib's folder brings it.") from error
 
 #: settings that a training on TRL takes at one value only
-ONLY = {"update.updates_per_step": 1, "update.released_updates": False, "cloning.store": 0, "model.lora_rank": 0,
+ONLY = {"update.updates_per_step": 1, "cloning.store": 0, "model.lora_rank": 0,
         "sampling.shared_beginning": False, "prediction.mode": "sampled"}
 #: what a step's metrics say of beliefs, which have no place here
 NOTHING_READ = {"tokens_read": 0, "seconds_read": 0.0, "tokens_anchor": 0, "tokens_belief": 0, "loss_belief": math.nan,

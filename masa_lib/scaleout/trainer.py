@@ -149,7 +149,7 @@ class MasaGRPOTrainer(GRPOTrainer):
             update, wrapped = self.config.update, self.model if model is None else model
             self.optimizer = torch.optim.AdamW(
                 loading.trainable(wrapped), lr=update.learning_rate, weight_decay=update.weight_decay,
-                betas=(update.beta1, update.beta2), fused=self.args.device.type == "cuda")
+                fused=self.args.device.type == "cuda")
         return self.optimizer
 
     def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:

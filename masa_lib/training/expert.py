@@ -24,6 +24,11 @@ from masa_lib.tasks.read_prediction import parse_prediction
 from masa_lib.training import safeguards
 from masa_lib.training.safeguards import TokenBudget
 
+#: least notion reward of an expert prediction
+LEAST_NOTION = 0.2
+#: gradient updates on a full store, as published, and their learning rate
+UPDATES, LEARNING_RATE = 5, 1e-5
+
 
 def expert_text(text: str, pass_rate: int, length: int) -> str:
     """A prediction with other numbers in it, every other character as the model wrote it.
@@ -42,13 +47,12 @@ def expert_text(text: str, pass_rate: int, length: int) -> str:
     return text
 
 
-def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> logprobs.Sample | None:
+def expert_sample(group: pd.DataFrame, tokenizer: Any) -> logprobs.Sample | None:
     """The expert prediction of a problem, ready for a cross-entropy update.
 
     Args:
         group: the scored rollouts of one problem, both streams.
         tokenizer: of the model.
-        config: the least notion reward.
 
     Returns:
         None without a right solution, whose length would be the true one, or without a meta rollout that parses, ended
@@ -57,7 +61,7 @@ def expert_sample(group: pd.DataFrame, tokenizer: Any, config: CloningConfig) ->
     solved, meta = (group[group["stream"] == stream] for stream in rollouts.STREAMS)
     right = solved[solved["correct"].eq(True)]
     parses = np.array([bool(parse_prediction(text).spans) for text in meta["text"]], dtype=bool)
-    good = meta[parses & (meta["finish"] == "stop") & (meta["reward_notion"] >= config.threshold)]
+    good = meta[parses & (meta["finish"] == "stop") & (meta["reward_notion"] >= LEAST_NOTION)]
     if right.empty or good.empty:
         return None
     best = good.loc[good["reward_notion"].idxmax()]
@@ -75,7 +79,7 @@ class Store:
 
     def add(self, group: pd.DataFrame, tokenizer: Any, config: CloningConfig) -> None:
         """Take the expert prediction of one problem's scored rollouts, if it has one and there is room."""
-        if len(self._samples) < config.store and (sample := expert_sample(group, tokenizer, config)):
+        if len(self._samples) < config.store and (sample := expert_sample(group, tokenizer)):
             self._samples.append(sample)
 
     def full(self, config: CloningConfig) -> bool:
@@ -101,7 +105,7 @@ class Store:
 
 
 def clone(model: Any, samples: Sequence[logprobs.Sample], config: Config, budget: TokenBudget) -> dict[str, float]:
-    """Behaviour cloning: `cloning.updates` gradient updates, each on all samples.
+    """Behaviour cloning: UPDATES gradient updates, each on all samples.
 
     Their AdamW is a new one each time: the moments of reinforcement belong to another loss and must not be mixed with
     these, and those of the last cloning are from many steps ago; so a checkpoint needs no second optimiser either.
@@ -115,9 +119,8 @@ def clone(model: Any, samples: Sequence[logprobs.Sample], config: Config, budget
     Returns:
         `loss_cloning`: before the first update, nats a token; `tokens_cloning`: tokens through all updates.
     """
-    optimizer = torch.optim.AdamW(loading.trainable(model), lr=config.cloning.learning_rate, weight_decay=0.0,
-                                  betas=(config.update.beta1, config.update.beta2))
-    done = [imitate(model, optimizer, samples, config.update, budget) for _ in range(config.cloning.updates)]
+    optimizer = torch.optim.AdamW(loading.trainable(model), lr=LEARNING_RATE, weight_decay=0.0)
+    done = [imitate(model, optimizer, samples, config.update, budget) for _ in range(UPDATES)]
     return {"loss_cloning": done[0][0], "tokens_cloning": sum(tokens for _, tokens in done)}
 
 

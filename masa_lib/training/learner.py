@@ -55,9 +55,7 @@ class Learner:
         bonus = objective.entropy_bonus(predictions_of(table), config)
         weighs = "on" if objective.weighs_sampler(whole) else "off"
         config = dataclasses.replace(config, meta_entropy=bonus, sampler_weight=weighs)
-        doubled = config.released_updates and configs.samples_predictions(whole)
-        count = config.updates_per_step * (2 if doubled else 1)
-        shares = [part for _, part in table.groupby(table["group"] % count)]
+        shares = [part for _, part in table.groupby(table["group"] % config.updates_per_step)]
         parts = [samples_of(part, config, signal_only) for part in shares]
         old = None
         if len(parts) > 1:
@@ -67,7 +65,7 @@ class Learner:
                 whole.sampling.temperature), everything, config.token_budget)
         rate = learning_rate(whole, step)
         for group in self.optimizer.param_groups:
-            group |= {"lr": rate, "weight_decay": config.weight_decay, "betas": (config.beta1, config.beta2)}
+            group |= {"lr": rate, "weight_decay": config.weight_decay}
         sums, norms, told = [], [], []
         for share, samples in zip(shares, parts, strict=True):
             sums.append(self._gradients(samples, config, whole.sampling.temperature, old))

@@ -226,7 +226,7 @@ class GateReplay(Panel):
         most = self.groups.rates_PM.shape[1]
 
         def about(text: str, key: str) -> dict[str, Any]:
-            return {"description": text, "tooltip": configs.settings()[key].metadata["doc"], "style": _STYLE}
+            return {"description": text, "tooltip": configs.settings()[key].doc, "style": _STYLE}
 
         return {
             "gate.rule": widgets.Dropdown(options=list(AXES), **about("gate: rule", "gate.rule")),

@@ -217,11 +217,11 @@ def saved_settings(path: Path = SETTINGS_FILE) -> dict[str, Any]:
 def _control(key: str) -> Any:
     """The control of a setting, made from the setting's own documentation and limits."""
     field = configs.settings()[key]
-    about = {"description": LABELS[key], "tooltip": field.metadata["doc"], "style": _STYLE, "layout": {"width": "auto"}}
-    if field.metadata["choices"]:
-        return widgets.Dropdown(options=field.metadata["choices"], value=field.default, **about)
+    about = {"description": LABELS[key], "tooltip": field.doc, "style": _STYLE, "layout": {"width": "auto"}}
+    if field.choices:
+        return widgets.Dropdown(options=field.choices, value=field.default, **about)
     if isinstance(field.default, bool):
         return widgets.Checkbox(field.default, **about | {"style": {"description_width": "initial"}})
     if key == "reward.difficulty_base":
         return widgets.FloatLogSlider(field.default, min=LEAST_BASE, max=0, step=0.05, readout_format=".3g", **about)
-    return widgets.FloatSlider(field.default, min=0.0, max=field.metadata["high"] or MOST_WEIGHT, step=0.05, **about)
+    return widgets.FloatSlider(field.default, min=0.0, max=field.le or MOST_WEIGHT, step=0.05, **about)

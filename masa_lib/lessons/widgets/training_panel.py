@@ -14,7 +14,6 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import Field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -25,6 +24,7 @@ from masa_lib import config as configs
 from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.gates.baselines import GATES
 from masa_lib.lessons import environment
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.lessons.widgets.keyboard import Keys
@@ -185,7 +185,7 @@ class TrainingPanel:
     def _offer(self, config: Config) -> None:
         """Show the knobs that do something under the config's method, and say what of the settings handed over does."""
         for key, knob in self.knobs.items():
-            knob.layout.display = None if configs.acts(config, key) else "none"
+            knob.layout.display = None if _acts(config, key) else "none"
         shown = [title for title, page in self.pages.items()
                  if any(knob.layout.display != "none" for knob in page.children)]
         if shown != list(self.tabs.titles):
@@ -193,7 +193,7 @@ class TrainingPanel:
             self.tabs.selected_index = 0
         name, settings = self._taken
         listed = ", ".join(f"{key} = {value}" for key, value in settings.items())
-        idle = ", ".join(key for key in settings if not configs.acts(config, key))
+        idle = ", ".join(key for key in settings if not _acts(config, key))
         said = f" Nothing under the method {config.method}: {idle}." if idle else ""
         self.handed.value = html.escape(f"Begins with the settings of {name}: {listed}.{said}")
 
@@ -374,37 +374,55 @@ class TrainingPanel:
         self.message.value = html.escape(text[:view.LONGEST])
 
 
+def _acts(config: Config, key: str) -> bool:
+    """Whether a setting of rewards, gates, caps, beliefs or the meta stream does anything under the config's method."""
+    part, method = key.partition(".")[0], config.method
+    if key == "reward.mode":  # solutions are graded by it, too
+        return True
+    if part == "reward" or key in ("update.meta_weight", "update.meta_entropy", "update.normalise_meta"):
+        return configs.samples_predictions(config)
+    if part == "prediction":
+        return configs.reads(config)
+    if part == "belief":
+        return method in configs.CHOOSING and (method != "random" or key == "belief.places")
+    if key == "gate.window":
+        return method not in ("grpo", "masa")
+    if part == "gate" and method in GATES:
+        return key in ("gate.places", "gate.candidates") or (method, key) == ("level-table", "gate.recheck")
+    return method == "masa-efficient" if part in ("gate", "cap") else True
+
+
 def _shared(tooltip: str) -> dict[str, Any]:
     return {"tooltip": tooltip, "style": {"description_width": "140px"}, "layout": widgets.Layout(width="335px")}
 
 
-def _setup(key: str, label: str, field: Field) -> widgets.ValueWidget:
+def _setup(key: str, label: str, field: configs.Setting) -> widgets.ValueWidget:
     """A control for what is fixed before the first step: a menu, a menu with free text, or a whole number."""
-    more = _shared(field.metadata["doc"]) | {"description": label}
-    if field.metadata["choices"]:
-        return widgets.Dropdown(options=field.metadata["choices"], **more)
+    more = _shared(field.doc) | {"description": label}
+    if field.choices:
+        return widgets.Dropdown(options=field.choices, **more)
     if isinstance(field.default, int):
-        return widgets.BoundedIntText(min=field.metadata["low"], max=2**32 - 1, **more)
+        return widgets.BoundedIntText(min=field.ge, max=2**32 - 1, **more)
     names = [row["name"] for row in (tiers.table() if key == "model.name" else problems.sources())]
     return widgets.Combobox(options=[name for name in names if "<" not in name], continuous_update=False, **more)
 
 
-def _knob(key: str, field: Field) -> widgets.ValueWidget:
+def _knob(key: str, field: configs.Setting) -> widgets.ValueWidget:
     """A control for a setting that may change live, by its type and limits; it acts when a move ends."""
-    limits, low = field.metadata, field.metadata["low"] or 0
+    low = field.ge or 0
     section, _, name = key.partition(".")
-    more = _shared(limits["doc"]) | {"description": f"{'belief ' * (section == 'prediction')}{name.replace('_', ' ')}"}
-    if limits["choices"]:
-        return widgets.Dropdown(options=limits["choices"], **more)
+    more = _shared(field.doc) | {"description": f"{'belief ' * (section == 'prediction')}{name.replace('_', ' ')}"}
+    if field.choices:
+        return widgets.Dropdown(options=field.choices, **more)
     if isinstance(field.default, bool):
         return widgets.Checkbox(indent=True, **more)
     if isinstance(field.default, int):
         return widgets.BoundedIntText(min=low, max=10**6, continuous_update=False, **more)
-    if limits["high"] is not None and 0 < field.default < 0.005:  # a learning rate: a slider is too coarse
-        return widgets.BoundedFloatText(min=low, max=limits["high"], step=field.default / 10, **more)
-    high = limits["high"] or max(4.0, 2 * field.default)
-    step = 0.001 if limits["above"] is not None else 0.01
-    return widgets.FloatSlider(min=low if limits["above"] is None else step, max=high, step=step,
+    if field.le is not None and 0 < field.default < 0.005:  # a learning rate: a slider is too coarse
+        return widgets.BoundedFloatText(min=low, max=field.le, step=field.default / 10, **more)
+    high = field.le or max(4.0, 2 * field.default)
+    step = 0.001 if field.gt is not None else 0.01
+    return widgets.FloatSlider(min=low if field.gt is None else step, max=high, step=step,
                                readout_format=".3f" if step < 0.01 else ".2f", continuous_update=False, **more)
 
 
