@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args
@@ -18,12 +18,28 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 import pydantic
 import tomli_w
 from pydantic.dataclasses import dataclass
+from pydantic_core import core_schema
 
 from masa_lib.errors import MasaError, brief
 
-Method = Literal["grpo", "masa", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle", "masa-read",
-                 "history", "probe", "anchor", "random"]
-METHODS: tuple[str, ...] = get_args(Method)
+#: how to train, by name; what chooses the problems of a method is entered in `masa_lib.gates.registry`
+METHODS = {
+    "grpo": "the reference: every problem is rolled out, and nothing is predicted",
+    "masa": "every problem is rolled out, and predictions are learned beside the solutions",
+    "masa-efficient": "sampled predictions choose problems and stop solutions, once they are good",
+    "dapo": "groups without a signal are replaced by others until the batch is full",
+    "mopps": "problems whose remembered pass rate, drawn from a Beta posterior, is nearest to a half",
+    "greso": "problems whose last groups had no signal are skipped by chance",
+    "level-table": "privileged: by the share of groups with a signal at a problem's level",
+    "oracle": "privileged: by the true pass rate",
+    "masa-read": "the belief about the pass rate is read in one forward pass, learned, and chooses from the first step",
+    "history": "the rule of masa-read without a belief: by what is remembered of a problem alone",
+    "probe": "that rule with a ridge regression on the policy's hidden states",
+    "anchor": "that rule with the base model's own pass rates, measured before the first step",
+    "random": "as few problems a step as masa-read, chosen by nothing"}
+#: who samples, by name; how an engine is made is entered in `masa_lib.engines.registry`
+ENGINES = {"transformers": "in this process, sequences padded", "paged": "in this process, paged keys and values",
+           "vllm": "vLLM, with a copy of the weights"}
 #: the methods that predict: by a meta stream, or by a belief that is read
 PREDICTING = ("masa", "masa-efficient", "masa-read")
 #: the methods that choose by a belief about the pass rate, and their control; `belief.` has their settings
@@ -50,6 +66,22 @@ class ConfigError(MasaError, ValueError):
 def option(default: Any, doc: str, **limits: float) -> Any:
     """One setting: its default, what it means, and its limits (`ge` <= value <= `le`, value > `gt`)."""
     return pydantic.Field(default, description=doc, **limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Marks a setting that takes a name of a table, which may grow while a program runs."""
+
+    table: Mapping[str, str]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: pydantic.GetCoreSchemaHandler) -> Any:
+        """A text that is then looked up."""
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def _known(self, name: str) -> str:
+        if name not in self.table:
+            raise ValueError("no such name")
+        return name
 
 
 #: a part of a whole
@@ -107,7 +139,7 @@ class PromptConfig:
 class SamplingConfig:
     """How rollouts are sampled."""
 
-    engine: Literal["transformers", "paged", "vllm"] = option("transformers", "who samples")
+    engine: Annotated[str, OneOf(ENGINES)] = option("transformers", "who samples")
     gpu_memory: float = option(0.4, "share of the GPU's memory for vLLM, of the free memory for paged keys and values",
                                gt=0, le=0.95)
     problems: int = option(16, "problems a step", ge=1)
@@ -300,7 +332,7 @@ class RecordConfig:
 class Config:
     """One run."""
 
-    method: Method = option("masa-read", "how to train")
+    method: Annotated[str, OneOf(METHODS)] = option("masa-read", "how to train")
     steps: int = option(150, "training steps", ge=1)
     seed: int = option(0, "of everything random in the run", ge=0, le=2**32 - 1)
     model: ModelConfig = ModelConfig()
@@ -333,7 +365,7 @@ class Setting(NamedTuple):
     kind: type
     default: Any
     doc: str
-    choices: tuple[str, ...]
+    choices: Collection[str]
     ge: float | None = None
     le: float | None = None
     gt: float | None = None
@@ -367,8 +399,11 @@ def settings() -> Mapping[str, Setting]:
 
 
 def _setting(field: pydantic.fields.FieldInfo) -> Setting:
-    limits = {key: value for limit in field.metadata for key, value in dataclasses.asdict(limit).items()}
-    return Setting(type(field.default), field.default, field.description, get_args(field.annotation), **limits)
+    tables = [limit.table for limit in field.metadata if isinstance(limit, OneOf)]
+    limits = {key: value for limit in field.metadata if not isinstance(limit, OneOf)
+              for key, value in dataclasses.asdict(limit).items()}
+    choices = [*tables, get_args(field.annotation)][0]
+    return Setting(type(field.default), field.default, field.description, choices, **limits)
 
 
 def reads(config: Config) -> bool:

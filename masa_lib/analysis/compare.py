@@ -241,7 +241,7 @@ def find_runs(paths: Iterable[str | Path]) -> list[Path]:
 def arm_rank(arm: str) -> tuple[bool, int, str]:
     """Sorting key of arms: the methods in their order, then others by name; arms on a fresh stream come last."""
     base = arm.removesuffix(FRESH)
-    return base != arm, METHODS.index(base) if base in METHODS else len(METHODS), arm
+    return base != arm, [*METHODS].index(base) if base in METHODS else len(METHODS), arm
 
 
 def reference(arm: str) -> str:

@@ -56,7 +56,7 @@ TEMPLATE = go.layout.Template(layout={
 def arm_places(arms: Iterable[str]) -> dict[str, int]:
     """A place in PALETTE and SYMBOLS an arm, in drawing order: a method has its own, others take those left over."""
     ordered = sorted(set(arms), key=arm_rank)
-    own = {method: place for place, method in enumerate(METHODS[:len(PALETTE)])
+    own = {method: place for place, method in enumerate([*METHODS][:len(PALETTE)])
            if method in {*ordered, "grpo", "masa", "masa-read"}}
     free = [place for place in range(len(PALETTE)) if place not in own.values()] or list(range(len(PALETTE)))
     others = [arm for arm in ordered if arm not in own]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from masa_lib.config import Config
+from masa_lib.config import ENGINES, Config
 from masa_lib.engines.base import Engine
 from masa_lib.models import loading
 
@@ -30,7 +30,18 @@ def _vllm(model: Any, ends: frozenset[int], *, batch: int, precision: str, memor
 
 
 #: by name, what makes an engine of a policy and the ids that end an answer; the other arguments are `make_engine`'s
-ENGINES: dict[str, Callable[..., Engine]] = {"transformers": _transformers, "paged": _paged, "vllm": _vllm}
+MAKERS: dict[str, Callable[..., Engine]] = {"transformers": _transformers, "paged": _paged, "vllm": _vllm}
+
+
+def register(name: str, about: str, make: Callable[..., Engine]) -> None:
+    """Enter an engine, which `sampling.engine` then takes.
+
+    Args:
+        name: of the engine.
+        about: a sentence.
+        make: see MAKERS.
+    """
+    MAKERS[name], ENGINES[name] = make, about
 
 
 def load_policy(config: Config, checkpoint: Path | None = None) -> tuple[Any, Any, Engine]:
@@ -73,4 +84,4 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
         EngineError: the engine is not installed, or its memory does not suffice.
     """
     ends = loading.end_tokens(model, tokenizer, end_tokens)
-    return ENGINES[name](model, ends, batch=batch, precision=precision, memory=memory)
+    return MAKERS[name](model, ends, batch=batch, precision=precision, memory=memory)

@@ -1,11 +1,11 @@
-"""Which gate a method has: the one place where a new one is entered."""
+"""Which gate a method has: the one place where a new one is entered, see `register`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from masa_lib.config import Config
+from masa_lib.config import METHODS, Config
 from masa_lib.gates import baselines, priors
 from masa_lib.method.gating import Gate, Hidden, MasaGate
 from masa_lib.tasks.problems import ProblemPool
@@ -13,6 +13,17 @@ from masa_lib.tasks.problems import ProblemPool
 #: by method, what makes its gate from the config, the training problems and `solve`, see `make_gate`
 GATES: dict[str, Callable[..., Gate]] = {
     "masa-efficient": lambda config, pool, solve: MasaGate(config), **baselines.GATES, **priors.GATES}
+
+
+def register(name: str, about: str, make: Callable[..., Gate]) -> None:
+    """Enter a gate, and the method of its name that trains with it.
+
+    Args:
+        name: of the method.
+        about: a sentence.
+        make: see GATES.
+    """
+    GATES[name], METHODS[name] = make, about
 
 
 def make_gate(config: Config, pool: ProblemPool, solve: Callable[..., list[int]],

@@ -219,7 +219,7 @@ def _control(key: str) -> Any:
     field = configs.settings()[key]
     about = {"description": LABELS[key], "tooltip": field.doc, "style": _STYLE, "layout": {"width": "auto"}}
     if field.choices:
-        return widgets.Dropdown(options=field.choices, value=field.default, **about)
+        return widgets.Dropdown(options=list(field.choices), value=field.default, **about)
     if isinstance(field.default, bool):
         return widgets.Checkbox(field.default, **about | {"style": {"description_width": "initial"}})
     if key == "reward.difficulty_base":

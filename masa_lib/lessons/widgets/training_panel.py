@@ -400,7 +400,7 @@ def _setup(key: str, label: str, field: configs.Setting) -> widgets.ValueWidget:
     """A control for what is fixed before the first step: a menu, a menu with free text, or a whole number."""
     more = _shared(field.doc) | {"description": label}
     if field.choices:
-        return widgets.Dropdown(options=field.choices, **more)
+        return widgets.Dropdown(options=list(field.choices), **more)
     if isinstance(field.default, int):
         return widgets.BoundedIntText(min=field.ge, max=2**32 - 1, **more)
     names = [row["name"] for row in (tiers.table() if key == "model.name" else problems.sources())]
@@ -413,7 +413,7 @@ def _knob(key: str, field: configs.Setting) -> widgets.ValueWidget:
     section, _, name = key.partition(".")
     more = _shared(field.doc) | {"description": f"{'belief ' * (section == 'prediction')}{name.replace('_', ' ')}"}
     if field.choices:
-        return widgets.Dropdown(options=field.choices, **more)
+        return widgets.Dropdown(options=list(field.choices), **more)
     if isinstance(field.default, bool):
         return widgets.Checkbox(indent=True, **more)
     if isinstance(field.default, int):
