@@ -22,6 +22,9 @@ from masa_lib.errors import MasaError
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf8")
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").glob("*/README.md")])
+#: beginnings of what a text names in code as a file of the repository
+FOLDERS = ("masa_lib/", "studies/", "benchmarks/", "configs/", "notebooks/", "site/", "tests/", "docs/", "data/")
 
 
 def repository_files() -> list[Path]:
@@ -83,39 +86,75 @@ def test_no_file_names_a_machine_path_or_a_registry() -> None:
     assert not found
 
 
-def test_every_make_command_in_the_readme_is_a_target() -> None:
+def code_in(text: str) -> list[str]:
+    """Code blocks, line by line without comments, and inline code."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.split(r"\s+#", line)[0] for line in lines] + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def code_in_texts() -> list[str]:
+    return [code for path in TEXTS for code in code_in(path.read_text(encoding="utf8"))]
+
+
+def test_every_make_command_in_the_texts_is_a_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(code_in_readme())))
+    named = {name for code in code_in_texts() for name in re.findall(r"^make ([a-z][a-z-]*)", code)}
     assert {"install", "run", "test", "test-all", "lab", "clean"} <= targets
     assert named <= targets
-    assert {"run", "test"} <= named
+    assert {"run", "test", "lab"} <= {name for code in code_in(README) for name in re.findall(r"^make ([a-z-]+)", code)}
 
 
-def code_in_readme() -> list[str]:
-    """Code blocks, line by line, and inline code."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()] + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", README)
-
-
-def test_every_masa_command_in_the_readme_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_masa_command_in_the_texts_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    lines = [line.split(" #")[0] for line in code_in_readme() if line.startswith("masa ") and "--help" not in line]
-    assert len(lines) >= 8
+    lines = [code for code in code_in_texts() if code.startswith("masa ") and "--help" not in code]
+    assert len(lines) >= 20
     for line in lines:
         options = cli.build_parser().parse_args(shlex.split(line)[1:])
         if hasattr(options, "set"):
             cli.config_from(options)
 
 
-def test_every_link_in_the_readme_leads_to_a_file() -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", README)
-    missing = [link for pair in links for link in pair
-               if link and not link.startswith(("http:", "https:")) and not (ROOT / link).exists()]
+def test_every_setting_that_the_texts_set_is_one() -> None:
+    named = {key for code in code_in_texts() for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_0-9]+)=", code)}
+    assert len(named) > 5
+    assert named <= set(config.settings())
+
+
+def test_every_link_in_the_texts_leads_to_a_file() -> None:
+    missing = []
+    for path in TEXTS:
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", path.read_text(encoding="utf8"))
+        missing += [(path.name, link) for pair in links for link in pair
+                    if link and not link.startswith(("http:", "https:")) and not (path.parent / link).exists()]
     assert not missing
+
+
+def test_every_file_that_the_texts_name_is_there() -> None:
+    words = {word.rstrip(",;:/") for code in code_in_texts() for word in code.split() if word.startswith(FOLDERS)}
+    assert len(words) > 20
+    assert [word for word in sorted(words) if not any(ROOT.glob(word)) and not recorded_run(word)] == []
+
+
+def recorded_run(name: str) -> bool:
+    """Whether it is a run of a recorded study, which may be packed."""
+    return name.startswith("data/runs/") and (ROOT / name).parent.exists()
 
 
 def test_every_notebook_is_in_the_readme() -> None:
     assert [book.name for book in (ROOT / "notebooks").glob("*.ipynb") if book.name not in README] == []
+
+
+def test_every_method_study_and_extra_has_a_line_in_the_texts() -> None:
+    reference, results = ((ROOT / "docs" / name).read_text(encoding="utf8") for name in ("reference.md", "results.md"))
+    assert [name for name in config.METHODS if f"| `{name}`" not in reference] == []
+    assert [path.name for path in (ROOT / "studies").glob("*.toml") if f"| `studies/{path.name}`" not in results] == []
+
+
+def test_the_readme_is_read_to_its_end_and_a_number_written_into_a_text_begins_no_line() -> None:
+    assert len(README.splitlines()) <= 130
+    # In Markdown a line that begins with a comment is no part of its paragraph.
+    assert not re.search(r"^\s*<!--\w+\.", "\n".join(path.read_text(encoding="utf8") for path in TEXTS), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)
