@@ -1,7 +1,8 @@
-"""Print the versions of what pyproject.toml names and of what that pulls in: `python .ci/constraints.py > constraints.txt`.
+"""Print the versions of what pyproject.toml names and of what that pulls in, for constraints.txt.
 
-They are read from the environment that runs this, so that what was tested is what is held. `setuptools` is left to pip, a
-release of torch for one kind of hardware (`2.13.0+cpu`) is its plain one, and `vllm` for CUDA is not looked into.
+They are read from the environment that runs this (`python .ci/constraints.py > constraints.txt`), so that what was
+tested is what is held. `setuptools` is left to pip, a release of torch for one kind of hardware (`2.13.0+cpu`) is its
+plain one, and `vllm` for CUDA is not looked into.
 """
 
 import tomllib

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import masa_lib
 from masa_lib import cli, config
@@ -37,24 +39,43 @@ def repository_files() -> list[Path]:
 
 
 def requirements(lines: list[str]) -> dict[str, str]:
-    """Package to version specifier."""
-    return {(parsed := Requirement(line)).name: str(parsed.specifier) for line in lines}
+    """Package, named as in a lock, to version specifier."""
+    return {canonicalize_name((parsed := Requirement(line)).name): str(parsed.specifier) for line in lines}
 
 
 def modules() -> list[Path]:
     return sorted((ROOT / "masa_lib").rglob("*.py"))
 
 
-def test_environment_yml_has_the_versions_of_pyproject() -> None:
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
-    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+def named() -> list[str]:
+    """What pyproject.toml asks for where the tests run."""
     extras = PROJECT["optional-dependencies"]
-    theirs = requirements([line for line in pip if not line.startswith("-e")])
-    ours = requirements([*PROJECT["dependencies"], *extras["vllm"], *extras["scaleout"], *extras["dev"]])
-    locked, allowed = theirs.pop("torch"), ours.pop("torch")
-    assert theirs == ours
-    assert Requirement(f"torch{allowed}").specifier.contains(locked.removeprefix("=="))
-    assert f"TORCH := torch{locked}\n" in (ROOT / "Makefile").read_text(encoding="utf8")
+    return [*PROJECT["dependencies"], *extras["lab"], *extras["scaleout"], *extras["dev"]]
+
+
+def test_the_locked_versions_are_allowed_and_complete() -> None:
+    locked = requirements([line for line in (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+                           if not line.startswith("#")])
+    wanted = [Requirement(line) for line in [*named(), *PROJECT["optional-dependencies"]["vllm-cpu"]]]
+    assert [str(entry) for entry in wanted if entry.name != "masa-lib"
+            and not entry.specifier.contains(locked[entry.name].removeprefix("=="))] == []
+    written = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))["installed"]()
+    assert set(written) - set(locked) == set()
+
+
+def test_what_a_library_user_gets_is_a_range_and_leaves_a_hosted_kernel_alone() -> None:
+    asked = requirements(PROJECT["dependencies"])
+    assert not {"jupyterlab", "ipykernel", "notebook"} & set(asked)
+    assert [name for name, specifier in asked.items() if "==" in specifier] == ["reasoning-gym"]
+    assert all("<" in specifier and ">=" in specifier for name, specifier in asked.items() if name != "reasoning-gym")
+
+
+def test_environment_yml_takes_the_locked_torch_and_extras_that_there_are() -> None:
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+    torch, ours = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert torch in (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+    extras = re.fullmatch(r"-e \.\[([\w,-]+)\]", ours)[1].split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
     python = next(entry for entry in conda["dependencies"] if str(entry).startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.removeprefix("python="))
 
@@ -62,10 +83,15 @@ def test_environment_yml_has_the_versions_of_pyproject() -> None:
 def test_installed_packages_are_those_that_pyproject_asks_for() -> None:
     from importlib.metadata import version
 
-    extras = PROJECT["optional-dependencies"]
-    wrong = [line for line in [*PROJECT["dependencies"], *extras["dev"]]
+    wrong = [line for line in named()
              if not (wanted := Requirement(line)).specifier.contains(version(wanted.name), prereleases=True)]
     assert not wrong
+
+
+def test_an_installation_says_what_it_does_and_shows_how_far_it_is() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf8")
+    assert [line for line in re.findall(r"\$\(PIP\) install.*", makefile) if "--quiet" in line or " -q " in line] == []
+    assert len(re.findall(r'echo "== ', makefile)) >= 5
 
 
 def test_version_is_the_same_everywhere() -> None:
