@@ -51,7 +51,8 @@ def test_every_module_is_in_a_room() -> None:
 
 
 def test_contributors_are_told_every_room_in_this_order() -> None:
-    told = re.findall(r"^\| `masa_lib/(\w+)", (LIBRARY.parent / "CONTRIBUTING.md").read_text(encoding="utf8"), re.MULTILINE)
+    text = (LIBRARY.parent / "CONTRIBUTING.md").read_text(encoding="utf8")
+    told = re.findall(r"^\| `masa_lib/(\w+)", text, re.MULTILINE)
     assert told == [name for name in ROOMS if name not in {"errors", "hub", "crash_safe_files"}]
 
 
