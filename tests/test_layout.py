@@ -138,7 +138,7 @@ def test_every_masa_command_in_the_texts_is_one_that_the_command_line_takes(monk
     for line in lines:
         words = shlex.split(line)[1:]
         if len(words) == 1:  # a command's name
-            with pytest.raises(SystemExit, match="^0$"):
+            with pytest.raises(SystemExit, match=r"^0$"):
                 cli.build_parser().parse_args([*words, "--help"])
             continue
         options = cli.build_parser().parse_args(words)
