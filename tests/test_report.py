@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 import runpy
@@ -12,7 +11,7 @@ import pytest
 from synthetic import STEPS, write_run
 
 from masa_lib import config as configs
-from masa_lib.analysis import compare, intervals, report
+from masa_lib.analysis import compare, report
 from masa_lib.lessons import replay
 
 BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
@@ -213,8 +212,8 @@ def test_a_ratio_that_is_a_bound_is_marked_and_told(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("missed", "verdict"), [(0.0, "cheaper"), (0.1, "cheaper"), (0.5, "not shown to differ")])
 def test_an_arm_is_cheaper_only_if_what_it_never_reached_cannot_undo_it(missed: float, verdict: str) -> None:
-    assert report._verdict({"mean": 1.3, "low": 1.2, "high": 1.4}, missed) == verdict
-    assert report._verdict({"mean": 0.8, "low": 0.7, "high": 0.9}, missed) == "dearer"
+    assert report.verdict({"mean": 1.3, "low": 1.2, "high": 1.4}, missed) == verdict
+    assert report.verdict({"mean": 0.8, "low": 0.7, "high": 0.9}, missed) == "dearer"
 
 
 def test_the_settings_in_which_arms_differ_are_said_in_text_and_page(tmp_path: Path) -> None:
@@ -244,95 +243,33 @@ def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
     assert report.show(value) == text
 
 
-def test_the_readme_has_the_tables_of_the_recorded_studies() -> None:
-    """To write them: `python studies/readme.py`."""
-    root = BASELINE.parents[2]
-    readme = (root / "README.md").read_text(encoding="utf8")
-    script = runpy.run_path(str(root / "studies" / "readme.py"))
-    assert all(f"<!-- records: {name} -->" in readme for name in script["TABLES"])
-    assert script["filled"](readme, recorded) == readme
+#: the script that writes what the records say into the texts
+WRITER = runpy.run_path(str(BASELINE.parents[2] / "studies" / "readme.py"))
 
 
-@functools.cache
-def recorded(*studies: str) -> compare.Comparison:
-    """Recorded studies, read once."""
-    return compare.compare_runs([BASELINE.parent / name for name in studies])
+@pytest.mark.parametrize("name", WRITER["TEXTS"])
+def test_the_texts_say_what_the_records_do(name: str) -> None:
+    """To write it into them: `python studies/readme.py`."""
+    text = (BASELINE.parents[2] / name).read_text(encoding="utf8")
+    assert WRITER["filled"](text) == text
+    assert "<!-- records: " in text
 
 
-def readme_in_a_line() -> str:
-    return " ".join((BASELINE.parents[2] / "README.md").read_text(encoding="utf8").split())
+def test_what_is_written_into_a_text_is_what_stood_between_its_markers() -> None:
+    text = "x <!--trl.pocket-->9<!--/--> y\n<!-- records: memory -->\nold\n<!-- end of records -->\n<!-- note -->\n"
+    filled = WRITER["filled"](text)
+    assert re.fullmatch(r"x <!--trl.pocket-->\d\.\d<!--/--> y\n<!-- records: memory -->\n\|.*\|\n"
+                        r"<!-- end of records -->\n<!-- note -->\n", filled, re.DOTALL)
+    assert WRITER["filled"](filled) == filled
+    with pytest.raises(KeyError, match="unheard"):
+        WRITER["filled"]("<!--trl.unheard-->9<!--/-->")
 
 
-def test_the_readme_tells_tokens_and_seconds_as_the_records_do() -> None:
-    """The runs that had the machine to themselves, and the tokens at equal accuracy with them among all seeds."""
-    timed, pooled, arms = recorded("seconds"), recorded("efficiency", "seconds"), ("masa-efficient", "mopps")
-    equal = [[report.show(found.summary["methods"][arm][f"{cost}_equal_ratio"], ".2f") for arm in arms]
-             for found, cost in ((timed, "seconds"), (pooled, "tokens"))]
-    runs = {}
-    for cost in ("seconds", "computed_thrice"):
-        costs = timed.runs.pivot(index="seed", columns="arm", values=cost)
-        runs[cost] = [report.show(intervals.paired_ratio(costs["grpo"], costs[arm]), ".2f") for arm in arms]
-    steps = timed.steps.groupby("arm").mean(numeric_only=True).loc[["masa-efficient", "grpo"]]
-    update, signal = steps["tokens_update"], 1 - steps["zero_variance_solution"]
-    for said in (*("{:.2f} s, {:.2f} to sample and {:.2f} to update".format(*row) for row in
-                   steps[["seconds_total", "seconds_generate", "seconds_update"]].to_numpy()),
-                 "{:,.0f} tokens a step, grpo's {:,.0f}: more of its groups".format(*update),
-                 "have a signal ({:.2f} rather than {:.2f})".format(*signal),
-                 "at equal accuracy grpo takes {} of masa-efficient and {} of mopps".format(*equal[0]),
-                 "takes {} of one of masa-efficient and {} of one of mopps".format(*runs["seconds"]),
-                 "come close: {} and {}.".format(*runs["computed_thrice"]),
-                 "writes {} times the tokens of masa-efficient at equal accuracy, and {} times those of mopps".format(
-                     *equal[1])):
-        assert said in readme_in_a_line()
-
-
-def test_the_readme_tells_what_a_gate_saves_as_the_records_do() -> None:
-    methods = recorded("efficiency").summary["methods"]
-    ours, grpo, mopps = (methods[arm] for arm in ("masa-efficient", "grpo", "mopps"))
-    for said in ("reads* {:.1f} times as many tokens of prompts".format(ours["read"] / grpo["read"]),
-                 "sends {:.1f} times as many through".format(ours["tokens_update"] / grpo["tokens_update"]),
-                 "computes {:.2f} times grpo's tokens".format(ours["computed"] / grpo["computed"]),
-                 "{:.2f} times with the update".format(ours["computed_thrice"] / grpo["computed_thrice"]),
-                 f"in tokens written ({report.show(ours['tokens_equal_ratio'], '.2f')})",
-                 f"all others together ({report.show(ours['computed_equal_ratio'], '.2f')})",
-                 f"{report.show(mopps['tokens_equal_ratio'], '.2f')} in tokens written",
-                 f"{report.show(mopps['computed_equal_ratio'], '.2f')} in all computed",
-                 f"writes {report.show(mopps['tokens_below_efficient'], '.2f')} times as many tokens"):
-        assert said in readme_in_a_line()
-
-
-def test_the_readme_tells_of_score_and_weight_as_the_records_do() -> None:
-    """Two studies that share baseline's seeds: the peaked score of the pass rate, less weight of the predictions."""
-    runs = {}
-    for name in ("score", "weight"):
-        found = recorded("baseline", name)
-        runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
-    above = next(cells[2:] for label, *cells in report.table_rows(found.summary) if label == "accuracy above grpo")
-    within = runs["kernel"]["pass_rate_r_within_after"]
-    lower = intervals.mean_interval((runs["masa"]["pass_rate_r_within_after"] - within).dropna())
-    accuracy = intervals.mean_interval((runs["kernel"]["accuracy_after"] - runs["masa"]["accuracy_after"]).dropna())
-    for said in ("r within levels is {:.2f} [{:.2f}, {:.2f}]".format(*intervals.mean_interval(within)),
-                 "lower by {:.2f} [{:.2f}, {:.2f}]".format(*lower),
-                 "not shown to differ ({:+.2f} [{:+.2f}, {:+.2f}])".format(*accuracy),
-                 "r is {:.2f} rather than {:.2f}, and accuracy is not shown to differ from grpo's ({})".format(
-                     runs["masa-half"]["pass_rate_r_after"].mean(), runs["masa"]["pass_rate_r_after"].mean(), above[0]),
-                 "r is {:.2f} for {:.0f} % more tokens than grpo's, but accuracy is lower again ({})".format(
-                     runs["masa-shared"]["pass_rate_r_after"].mean(),
-                     100 * (runs["masa-shared"]["tokens"].mean() / runs["grpo"]["tokens"].mean() - 1), above[1])):
-        assert said in readme_in_a_line()
+def test_a_study_without_records_leaves_its_place_empty() -> None:
+    assert WRITER["table"]([WRITER["Column"](("unheard",))], ["seeds"]) == ""
 
 
 def test_the_committed_report_is_that_of_the_committed_records() -> None:
     """To write it: `masa compare data/runs/efficiency --out report.html > data/runs/efficiency/report.txt`."""
     told = (BASELINE.parent / "efficiency" / "report.txt").read_text(encoding="utf8")
-    assert told == f"{report.text(recorded('efficiency').summary)}\nFigures: report.html\n"
-
-
-def test_the_readme_says_how_fast_the_engines_are_in_the_record() -> None:
-    root = BASELINE.parents[2]
-    speed = json.loads((root / "data" / "benchmarks" / "engines" / "smollm2.json").read_text(encoding="utf8"))
-    for said in (f"{speed['vllm_to_transformers']:.1f} times as fast as with `transformers`",
-                 f"{speed['vllm_to_paged']:.0f} times as fast as with `paged`",
-                 f"{speed['vllm_to_generate']:.1f} times as fast as plain", f"at {speed['vllm_to_bare']:.2f} of bare",
-                 f"takes {speed['sync_share']:.0%} of a training step".replace("%", " %")):
-        assert said in readme_in_a_line()
+    assert told == f"{report.text(WRITER['recorded']('efficiency').summary)}\nFigures: report.html\n"

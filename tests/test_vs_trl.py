@@ -44,10 +44,6 @@ def test_the_scaling_page_shows_the_recorded_ratios() -> None:
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=True)
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf8")
     assert records and re.findall(r"<!-- trl -->\n(.*?)\n<!-- end -->", page, re.DOTALL) == [done.stdout.strip()]
-    faster = [json.loads((records[0].parent / f"{name}.json").read_text(encoding="utf8"))["ratios"]["samples_s"]
-              for name in ("pocket", "pocket-50000", "smollm2")]
-    said = "{:.1f}, {:.1f} and {:.1f} times its samples a second".format(*faster)
-    assert said in (ROOT / "README.md").read_text(encoding="utf8")
     for path in records:
         environment = json.loads(path.read_text(encoding="utf8"))["environment"]
         assert not environment["git"]["dirty"] and environment["hardware"]["cpu"]

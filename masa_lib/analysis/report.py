@@ -309,7 +309,7 @@ def _cost(name: str, arm: dict[str, Any]) -> str:
            f" and {_shown('seconds_to_target_ratio', arm)} times the seconds."))
     return (f"{_title(name, arm)}: at equal accuracy {arm['reference']} writes {_shown('tokens_equal_ratio', arm)} "
             f"times the tokens of {name}, and has {_and(each)}; in tokens written {name} is "
-            f"{_verdict(tokens, arm['equal_missed'])}.{crossing}")
+            f"{verdict(tokens, arm['equal_missed'])}.{crossing}")
 
 
 def _shown(key: str, arm: dict[str, Any]) -> str:
@@ -317,7 +317,7 @@ def _shown(key: str, arm: dict[str, Any]) -> str:
     return BOUNDS[_bound(key, arm)] + show(arm[key], ".2f")
 
 
-def _verdict(ratio: dict[str, Any], missed: float | None) -> str:
+def verdict(ratio: dict[str, Any], missed: float | None) -> str:
     """What a ratio at equal accuracy shows, with its interval and the share of the accuracies that were never reached.
 
     An arm is called cheaper only if it would be even if each of those cost twice all that was spent.
@@ -341,8 +341,8 @@ def _beaten(summary: dict[str, Any]) -> list[str]:
         lines: dict[str, bool] = {}  # what is said, and whether it is sure
         for name, arm in others.items():
             ratio, missed = arm["tokens_below_efficient"], arm["never_crossed"] / arm["seeds"]
-            if (ratio["mean"] or 0) > 2 ** (arm["equal_missed"] or 0):  # see _verdict
-                sure = _verdict(ratio, arm["equal_missed"]) == "cheaper"
+            if (ratio["mean"] or 0) > 2 ** (arm["equal_missed"] or 0):  # see verdict
+                sure = verdict(ratio, arm["equal_missed"]) == "cheaper"
                 lines[f"{_title(name, arm)} needs fewer tokens at equal accuracy: {efficient} spends "
                       f"{show(ratio, '.2f')} times as many{'' if sure else ', which can be chance'}"] = sure
             if missed < ours["never_crossed"] / ours["seeds"]:

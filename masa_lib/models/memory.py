@@ -38,7 +38,7 @@ GAPS = 1.1
 SHOWN = GB // 200
 #: share of its parameters by which a model may differ from a decoder of the Llama kind of its sizes
 _UNLIKE = 0.1
-#: the sizes of the table in the README, GB
+#: the sizes of the table in docs/reference.md, GB
 CARDS = (24, 40, 80, 141)
 #: what to try in turn where the memory does not suffice, the mildest first
 REMEDIES: tuple[tuple[str, Any], ...] = (
