@@ -141,7 +141,9 @@ def _train(options: argparse.Namespace) -> None:
     settings = config_from(options)
     model = Path(settings.model.name).name or "model"
     options.out = options.out or Path("runs") / f"{model}-{settings.method}-s{settings.seed}"
-    if (options.out / "config.toml").exists():
+    from masa_lib.runs.folder import is_run
+
+    if is_run(options.out):
         raise config.ConfigError(f"{options.out} holds a run already: `masa resume {shlex.quote(str(options.out))}` "
                                  "continues it, and --out names another place.")
     _check_plan(settings, options)
@@ -271,8 +273,15 @@ def _compare(options: argparse.Namespace) -> None:
 
     html = options.out
     if html is None and not options.json:
-        html = (options.runs[0] if len(options.runs) == 1 else Path()) / "report.html"
+        html = _page(options.runs)
     print(report.compare(options.runs, html, options.json))
+
+
+def _page(runs: Sequence[Path]) -> Path:
+    """Where the page of a comparison goes: into the folder that is compared, beside a packed run, else here."""
+    if len(runs) > 1:
+        return Path("report.html")
+    return runs[0] / "report.html" if runs[0].is_dir() else runs[0].with_name(f"{runs[0].name}-report.html")
 
 
 @command("study", "train a grid of arms and seeds; what is finished is left alone",
@@ -300,6 +309,21 @@ def _study(options: argparse.Namespace) -> None:
     if not options.dry_run:
         study.train(chosen, options.commit)
     print(study.overview(chosen))
+
+
+@command("pack", "pack the finished runs of a study into a few files, which are then only read",
+         option("study", metavar="FOLDER", about="of the study; the folders of its packed runs are removed"),
+         option("--out", metavar="FOLDER", about="pack into another folder, and remove nothing"),
+         option("--finished-only", action="store_true", about="leave unfinished runs as they are"),
+         option("--without-models", action="store_true", about="do not keep the trained models"),
+         epilog="Packing again takes in what was trained since.")
+def _pack(options: argparse.Namespace) -> None:
+    from masa_lib.runs import packing
+
+    done, left = packing.pack(options.study, options.out, finished_only=options.finished_only,
+                              models=not options.without_models)
+    rest = f" Left as folders, unfinished: {', '.join(left)}." if left else ""
+    print(f"Packed: {len(done)} runs, in {options.out or options.study}.{rest}")
 
 
 @command("replay", "what gates and caps would have saved in a recorded run", RUN, JSON,

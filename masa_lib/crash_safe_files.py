@@ -403,14 +403,19 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:
-    """Write a data frame as Parquet (zstd). Half of a surrogate pair, which Parquet cannot hold, is escaped."""
+    """Write a data frame as Parquet (zstd); see `as_arrow`."""
     path.parent.mkdir(exist_ok=True)
+    arrow = as_arrow(table)
+    replace(path, lambda temporary: pq.write_table(arrow, temporary, compression="zstd"))
+
+
+def as_arrow(table: pd.DataFrame) -> pa.Table:
+    """A data frame as pyarrow has it. Half of a surrogate pair, which Parquet cannot hold, is escaped."""
     try:
-        arrow = pa.Table.from_pandas(table, preserve_index=False)
+        return pa.Table.from_pandas(table, preserve_index=False)
     except UnicodeEncodeError:  # JSON lets a model write one into a notion
         escaped = {name: column.map(_escape) for name, column in table.items() if column.dtype == object}
-        arrow = pa.Table.from_pandas(table.assign(**escaped), preserve_index=False)
-    replace(path, lambda temporary: pq.write_table(arrow, temporary, compression="zstd"))
+        return pa.Table.from_pandas(table.assign(**escaped), preserve_index=False)
 
 
 def _escape(value: Any) -> Any:

@@ -36,7 +36,7 @@ from masa_lib.analysis.intervals import (
 )
 from masa_lib.config import METHODS
 from masa_lib.errors import MasaError
-from masa_lib.runs.folder import Run, is_run
+from masa_lib.runs.folder import Run, is_run, runs_in
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 REFERENCE, EFFICIENT, FRESH = "grpo", "masa-efficient", "-fresh"
@@ -223,17 +223,17 @@ def differing_settings(records: Sequence[_Record]) -> dict[str, dict[str, str]]:
 
 
 def find_runs(paths: Iterable[str | Path]) -> list[Path]:
-    """The run folders among `paths` and directly inside them.
+    """The runs among `paths` and directly inside them, as folders or packed.
 
     Raises:
         AnalysisError: a path holds no run.
     """
     found = []
     for path in map(Path, paths):
-        here = [folder for folder in [path, *sorted(path.glob("*/"))] if is_run(folder)]
+        here = [path] * is_run(path) + runs_in(path)
         if not here:
             raise AnalysisError(f"There is no run in {path}. Name runs (folders with a config.toml, as `masa train` "
-                                "writes them) or a folder that holds runs.")
+                                "writes them, or runs of a packed study) or a folder that holds runs.")
         found += here
     return list(dict.fromkeys(found))
 

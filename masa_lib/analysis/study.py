@@ -32,7 +32,7 @@ from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import CONFIG, Run, is_run
+from masa_lib.runs.folder import Run, is_run
 from masa_lib.runs.stopping import Stop, Stopped
 
 #: a run's output goes to LOGS/<study's folder>/<run>.log, outside of the record
@@ -198,7 +198,7 @@ def progress(planned: Planned) -> dict[str, Any]:
     if not is_run(planned.path):
         return row
     run = Run.open(planned.path)
-    for key in configs.read(run.path / CONFIG):  # those alone that the record knows
+    for key in run.settings():  # those alone that the record knows
         said, recorded = configs.get(config, key), configs.get(run.config, key)
         if key in configs.PATHS:  # a record that has travelled holds their last parts
             said, recorded = configs.shared_name(said), configs.shared_name(recorded)
@@ -354,8 +354,13 @@ class _Runner:
                 bar.write(f"{name} {self.failed[name]}", file=sys.stderr)
 
     def _finish(self, name: str) -> None:
-        """Make a finished record compact: no checkpoints, no TensorBoard copy, and the model of seed 0 alone."""
+        """Make a finished record compact: no checkpoints, no TensorBoard copy, and the model of seed 0 alone.
+
+        A packed one is as it should be.
+        """
         planned = self.runs[name]
+        if Run.open(planned.path).is_packed:
+            return
         for part in ("checkpoints", "tensorboard", *(["model"] if planned.changes["seed"] else [])):
             shutil.rmtree(planned.path / part, ignore_errors=True)
         Run.open(planned.path).pack_beliefs()

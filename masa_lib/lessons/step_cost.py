@@ -19,7 +19,7 @@ import pandas as pd
 
 from masa_lib.models import tiers
 from masa_lib.models.tiers import Architecture
-from masa_lib.runs.folder import Run
+from masa_lib.runs.folder import Run, runs_in
 
 #: bytes a trained parameter: float32 weights, gradient and two moments
 TRAINED = 16
@@ -205,7 +205,7 @@ def check(folder: str | Path = "data/runs/baseline") -> pd.DataFrame:
         One row a phase: the median over MASA's steps of predicted over measured seconds, and of the absolute error.
     """
     sizes = tiers.TIERS["pocket"].architecture
-    runs = [Run.open(path.parent) for path in sorted(Path(folder).glob("*/config.toml"))]
+    runs = [Run.open(path) for path in runs_in(folder)]
     steps = pd.concat([_steps(run) for run in runs], ignore_index=True)
     rows = {}
     for phase in ("generate", "update"):

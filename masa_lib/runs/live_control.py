@@ -86,6 +86,7 @@ def change(folder: str | Path, settings: Mapping[str, Any]) -> int:
         RunError: no run there.
     """
     run, asked = Run.open(folder), read(folder)
+    run.check_writable()
     done = _last_request(run)
     wanted = {**(asked.settings if asked.request > done else {}), **settings}
     _check(run, steps(folder) + 1, wanted)
@@ -217,7 +218,8 @@ def resume(out: str | Path) -> subprocess.Popen:
     Raises:
         RunError: no run there, or somebody trains it.
     """
-    process = holder(Run.open(out).path)
+    Run.open(out).check_writable()
+    process = holder(out)
     if process is not None:
         raise RunError(f"Process {process} trains {out} already.")
     return _launch(Path(out), "resume", str(out))

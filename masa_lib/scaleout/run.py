@@ -106,6 +106,7 @@ def train(config: Config, out: str | Path, command: str) -> Run:
 def resume(path: str | Path) -> Run:
     """Go on with a run of either engine from its last checkpoint; see `masa_lib.training.drive.resume`."""
     run = Run.open(path)
+    run.check_writable()
     status = run.status
     found = run.resume_point(lambda step, folder: (read_state(folder, step)["step"], folder))
     if status["state"] == "finished" and status["step"] >= run.config_at(status["step"] + 1).steps:

@@ -136,7 +136,7 @@ def _toml(settings: Mapping[str, Any]) -> str:
 def _told(run: Run) -> dict[str, Any]:
     """What `environment.json` says."""
     try:
-        found = files.read_json(run.path / ENVIRONMENT)
+        found = run.environment
         hardware, git = {"gpus": [], "cpu": "", "torch_threads": 0} | found["hardware"], found["git"]
         if not isinstance(hardware["gpus"], list):
             raise TypeError(f"gpus are {brief(hardware['gpus'])}")

@@ -91,12 +91,8 @@ class Reader:
             RunError: there is no run, it is being written anew just now, or its records are not those of a training.
         """
         run = Run.open(self.folder)
-        anew, rows = self.lines.look()
-        before = nothing_measured() if anew else self._metrics
-        if rows:
-            new = frame(checked_rows(run.path / METRICS, rows))
-            before = pd.concat([before, new], ignore_index=True) if len(before) else new
-        self._metrics = before
+        anew = self._read_metrics(run)
+        before = self._metrics
         drawn = {name for _, _, curves in CURVES for _, name, _ in curves}
         drawn |= {"seconds_total", "loss", "entropy", "logp_gap", "updates"}
         check_columns(before, f"{run.path / METRICS}", numbers=sorted(drawn & set(before)))
@@ -106,9 +102,22 @@ class Reader:
         self._read_beliefs(run)
         return Records(run.config, before, evaluations, self._rollouts, run.changes(), self._beliefs)
 
+    def _read_metrics(self, run: Run) -> bool:
+        """Read what is new; whether the metrics were written anew since the last look."""
+        if run.is_packed:
+            self._metrics = run.metrics()
+            return False
+        anew, rows = self.lines.look()
+        before = nothing_measured() if anew else self._metrics
+        if rows:
+            new = frame(checked_rows(run.path / METRICS, rows))
+            before = pd.concat([before, new], ignore_index=True) if len(before) else new
+        self._metrics = before
+        return anew
+
     def _read_beliefs(self, run: Run) -> None:
-        if self._belief_lines.path.with_suffix(".parquet").exists():  # a recorded run, which does not grow
-            table = run.beliefs()
+        if run.is_packed or self._belief_lines.path.with_suffix(".parquet").exists():  # recorded: it does not grow
+            table = run.beliefs() if len(run.beliefs()) else pd.DataFrame(columns=["step"])
             last = table[table["step"].isin(sorted(table["step"].unique())[-RECENT:])]
             self._beliefs = [{"step": int(step), **part.drop(columns="step").to_dict("list")}
                              for step, part in last.groupby("step")]
