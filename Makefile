@@ -70,8 +70,9 @@ run: install
 	$(BIN)/masa compare $(RUNS) --out $(RUNS)/report.html
 
 # nbval runs every cell of the notebooks and compares those marked NBVAL_CHECK_OUTPUT; MASA_SMOKE shrinks live work.
-PYTEST = MASA_SMOKE=1 $(BIN)/python -m pytest tests notebooks --nbval-lax --nbval-current-env --nbval-cell-timeout=600 \
-  --nbval-kernel-startup-timeout=300 --cov=masa_lib --cov-report=term-missing:skip-covered --cov-fail-under=90
+# Two at a time, each file by one: the tests of a file share what they begin with.
+PYTEST = MASA_SMOKE=1 $(BIN)/python -m pytest tests notebooks -n 2 --dist loadfile --nbval-lax --nbval-current-env \
+  --nbval-cell-timeout=600 --nbval-kernel-startup-timeout=300 --cov=masa_lib --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 test: install-dev
 	$(PYTEST)

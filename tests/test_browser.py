@@ -159,6 +159,7 @@ def turn(page: Any, label: str, times: int) -> float:
     return float(slider.locator(".widget-readout").inner_text())
 
 
+@pytest.mark.slow
 def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab: Lab, page: Any) -> None:
     open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
     command(page, "notebook:run-all-cells")

@@ -8,11 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "benchmarks/gpu.py", "--model", "pocket", "--small", "--steps", "2", "--set",
            "model.device=cpu", "model.threads=1"]
 
 
+@pytest.mark.slow
 def test_the_gpu_benchmark_runs_on_the_cpu_and_saves_a_record(tmp_path: Path) -> None:
     done = subprocess.run([*COMMAND, "--engines", "transformers", "nothing", "--methods", "masa", "--out", tmp_path,
                            "--json"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True,

@@ -176,6 +176,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_peak_memory_stays_far_below_that_of_full_logits_with_a_large_vocabulary():
     peak = {way: int(subprocess.run([sys.executable, "-c", MEMORY, way], capture_output=True, text=True,
                                     check=True).stdout) for way in ("full", "chunks")}

@@ -229,6 +229,7 @@ def test_importing_the_package_and_its_command_line_loads_nothing_heavy() -> Non
     assert loaded.stdout.strip() == "[]"
 
 
+@pytest.mark.slow
 def test_no_module_of_ours_raises_a_deprecation_on_import() -> None:
     names = [".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in modules()]
     code = "import importlib, sys; [importlib.import_module(name) for name in sys.argv[1:]]"

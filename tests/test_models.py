@@ -547,6 +547,7 @@ def test_training_moves_the_adapters_alone_and_sampler_and_trainer_agree(changes
     assert len(trainer.learner.optimizer.state) == len(moved)
 
 
+@pytest.mark.slow
 def test_a_run_with_adapters_goes_on_exactly_and_leaves_a_plain_model(tmp_path: Path) -> None:
     config = small(LORA | {"record.final_model": "float32"})
     whole = drive.train(config, tmp_path / "whole", "masa train")

@@ -214,6 +214,7 @@ def test_a_first_signal_lets_the_step_finish_and_checkpoints_it(
     assert_same_run(resume(run.path), reference)
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_lets_the_step_finish_and_checkpoints_it(reference: Run, tmp_path: Path) -> None:
     configs.save(CONFIG, tmp_path / "run.toml")
     command = ["-m", "masa_lib.cli", "train", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
@@ -254,6 +255,7 @@ def test_a_second_signal_drops_the_step_and_the_last_checkpoint_stands(reference
     assert_same_run(resume(run.path), reference)
 
 
+@pytest.mark.slow
 def test_a_signal_drops_an_evaluation_which_is_repeated_before_the_next_step(tmp_path: Path) -> None:
     config = configs.replace(CONFIG, {"steps": 3, "evaluation.every": 2, "evaluation.samples": 400,
                                       "record.checkpoint_every": 50, "record.keep_best": False})
@@ -269,6 +271,7 @@ def test_a_signal_drops_an_evaluation_which_is_repeated_before_the_next_step(tmp
     assert_same_run(resumed, train(config, tmp_path / "undisturbed", "masa train"))
 
 
+@pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Path) -> None:
     config = configs.replace(CONFIG, {"steps": 1, "evaluation.final_samples": 400})
     process = begin(tmp_path / "run", config)

@@ -109,7 +109,8 @@ def config_file(folder: Path, config: Config) -> str:
     return str(folder / "config.toml")
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["masa-efficient", *(
+    pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "masa-efficient")])
 def test_two_processes_train_what_one_trains_on_our_engine(tmp_path: Path, own: dict[str, Run], method: str) -> None:
     out = tmp_path / "run"
     file = config_file(tmp_path, settings(method))
@@ -132,6 +133,7 @@ def test_two_processes_with_a_vllm_each_train_what_one_trains_on_our_engine(tmp_
     assert_same_training(Run.open(tmp_path / "run"), drive.train(config, tmp_path / "own", "masa train"))
 
 
+@pytest.mark.slow
 def test_a_training_that_lost_a_process_goes_on_where_it_was(tmp_path: Path, own: dict[str, Run]) -> None:
     out = tmp_path / "run"
     file = config_file(tmp_path, settings("masa-efficient"))
