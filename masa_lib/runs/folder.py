@@ -573,11 +573,11 @@ class PackedRun(Run):
         return self._study.told({STATUS: packed.STATUSES, ENVIRONMENT: packed.ENVIRONMENTS}[name], self._name, {})
 
     def _tables(self, kind: str, steps: list[int]) -> pd.DataFrame:
-        kind = {"evaluations": packed.PROBLEMS}.get(kind, kind)
-        if missing := sorted(set(steps).difference(self._study.steps(kind, self._name))):
+        table = {"evaluations": packed.PROBLEMS}.get(kind, kind)
+        if missing := sorted(set(steps).difference(self._study.steps(table, self._name))):
             raise RunError(f"The packed study {self.path.parent} has no {kind} of step {missing[0]} of the run "
                            f"{self._name}. Restore it, or ask only for the steps that are there.")
-        return self._study.table(kind, self._name, steps)
+        return self._study.table(table, self._name, steps)
 
     def _places(self) -> dict[str, str]:
         return {}

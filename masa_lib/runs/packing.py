@@ -135,8 +135,9 @@ def _problems(run: Run) -> pd.DataFrame:
     return pd.concat(tables.values()).set_axis(steps) if tables else pd.DataFrame()
 
 
-READ = {packed.METRICS: Run.metrics, packed.EVALUATIONS: Run.evaluations, packed.PROBLEMS: _problems,
-        packed.ROLLOUTS: Run.rollouts, packed.BELIEFS: Run.beliefs}
+READ: dict[str, Callable[[Run], pd.DataFrame]] = {
+    packed.METRICS: lambda run: run.metrics(), packed.EVALUATIONS: lambda run: run.evaluations(),
+    packed.PROBLEMS: _problems, packed.ROLLOUTS: lambda run: run.rollouts(), packed.BELIEFS: lambda run: run.beliefs()}
 
 
 def _compare(folder: Path, kind: str, frames: Mapping[str, pd.DataFrame]) -> None:
