@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import tomli_w
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import rollout_table, write_run
@@ -280,6 +282,17 @@ def test_a_new_packed_form_is_read_whole_while_its_files_take_their_places(moved
     os.replace(arriving / moved, place / moved)
     for path in runs_in(folders):
         assert_reads_the_same(Run.open(place / path.name), Run.open(path))
+
+
+def test_settings_that_are_gone_are_kept_as_they_were_recorded(place: Path) -> None:
+    gone = next(key for key, value in configs.REMOVED.items() if "." in key and isinstance(value, int | float))
+    tree = dataclasses.asdict(Config())
+    section, name = gone.split(".")
+    tree.setdefault(section, {})[name] = configs.REMOVED[gone]
+    (place / "masa-s0" / "config.toml").write_text(tomli_w.dumps(tree))
+    before = Run.open(place / "masa-s0").config
+    packing.pack(place)
+    assert Run.open(place / "masa-s0").recorded_settings() == tree and Run.open(place / "masa-s0").config == before
 
 
 def test_what_cannot_be_kept_exactly_is_not_packed(place: Path) -> None:
