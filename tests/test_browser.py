@@ -27,7 +27,7 @@ from masa_lib.analysis.awareness import correlation
 from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_view
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import Run
+from masa_lib.runs.folder import Run, runs_in
 
 ROOT = Path(__file__).resolve().parent.parent
 PICTURES = Path(os.environ.get("MASA_SCREENSHOTS", ROOT / "runs" / "screenshots"))
@@ -220,7 +220,7 @@ def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any
 def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: Any) -> None:
     open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
     command(page, "notebook:run-all-cells")
-    recorded = reward_scenes.read(sorted((tiers.DATA / "runs" / "baseline").glob("masa-s*")))
+    recorded = reward_scenes.read(runs_in(tiers.DATA / "runs" / "baseline", "masa-s*"))
     presets, keys = reward_scenes.presets(recorded.config), reward_lab.LABELS
     button(page, "Reset").wait_for()
     group = int(turn(page, "group, by pass rate", 2))

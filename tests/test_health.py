@@ -17,7 +17,7 @@ from synthetic import write_run
 
 from masa_lib.analysis import compare, health, report
 from masa_lib.lessons.widgets.training_panel import TrainingPanel
-from masa_lib.runs.folder import Run
+from masa_lib.runs.folder import Run, runs_in
 from masa_lib.training.trainer import Trainer
 
 NAN = math.nan
@@ -43,10 +43,16 @@ def test_a_collapse_is_a_few_steps_in_a_row_up_to_the_last(last: list, said: str
     assert pd.Series([health.collapse(rows(FINE, FINE, *last))]).str.contains(said).all()
 
 
+def recorded() -> list[Run]:
+    """All recorded runs."""
+    studies = sorted(Path(__file__).parent.parent.glob("data/runs/*/"))
+    return [Run.open(path) for study in studies for path in runs_in(study)]
+
+
 def test_no_recorded_run_is_called_collapsed_and_one_without_metrics_is_not_either() -> None:
-    found = sorted(Path(__file__).parent.parent.glob("data/runs/*/*/metrics.jsonl"))
+    found = recorded()
     assert len(found) > 50
-    assert [path for path in found if health.collapse(Run.open(path.parent).metrics())] == []
+    assert [run.path for run in found if health.collapse(run.metrics())] == []
     assert health.collapse(pd.DataFrame(columns=["step"])) == ""
 
 
@@ -73,8 +79,7 @@ def test_a_drift_is_a_few_steps_in_a_row_whose_gap_rounding_does_not_explain(met
 
 
 def test_no_recorded_run_has_drifted() -> None:
-    runs = [Run.open(path.parent) for path in Path(__file__).parent.parent.glob("data/runs/*/*/metrics.jsonl")]
-    assert not any(health.drift(run.metrics(), run.config.model.precision) for run in runs)
+    assert not any(health.drift(run.metrics(), run.config.model.precision) for run in recorded())
 
 
 def test_samples_of_other_weights_are_said_once_in_log_panel_and_report(

@@ -123,6 +123,13 @@ def code_in_texts() -> list[str]:
     return [code for path in TEXTS for code in code_in(path.read_text(encoding="utf8"))]
 
 
+def test_the_checkout_stays_small() -> None:
+    sizes = {path.relative_to(ROOT): path.stat().st_size for path in repository_files()}
+    recorded = [size for path, size in sizes.items() if path.parts[:2] == ("data", "runs")]
+    assert sum(sizes.values()) <= 40 * 2**20
+    assert sum(recorded) <= 15 * 2**20 and len(recorded) <= 150, "pack what was recorded: `masa pack data/runs/STUDY`"
+
+
 def test_every_make_command_in_the_texts_is_a_target() -> None:
     targets = set(re.findall(r"^([a-z-]+):(?!=)", (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE))
     named = {name for code in code_in_texts() for name in re.findall(r"^make ([a-z][a-z-]*)", code)}

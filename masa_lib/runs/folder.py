@@ -19,6 +19,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -108,8 +109,12 @@ class Run:
         return run
 
     def settings(self) -> dict[str, Any]:
-        """What the record of the config names, by dotted key."""
+        """What the record of the config names, by dotted key, in today's settings."""
         return configs.read(self.path / CONFIG)
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """The nested settings as they were recorded, those that are gone since among them."""
+        return tomllib.loads((self.path / CONFIG).read_text(encoding="utf8"))
 
     def check_writable(self) -> None:
         """Refuse, with a RunError, to write to a run that is only read."""
@@ -523,8 +528,12 @@ class PackedRun(Run):
                        "written to; train in another folder.")
 
     def settings(self) -> dict[str, Any]:
-        """What the record of the config names, by dotted key."""
-        return configs.flatten(self._study.config(self._name))
+        """What the record of the config names, by dotted key, in today's settings."""
+        return configs.flatten(self.recorded_settings())
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """The nested settings as they were recorded."""
+        return self._study.config(self._name)
 
     def metrics(self) -> pd.DataFrame:
         """One row a finished step; null reads as NaN."""
@@ -573,11 +582,11 @@ class PackedRun(Run):
         return self._study.told({STATUS: packed.STATUSES, ENVIRONMENT: packed.ENVIRONMENTS}[name], self._name, {})
 
     def _tables(self, kind: str, steps: list[int]) -> pd.DataFrame:
-        kind = {"evaluations": packed.PROBLEMS}.get(kind, kind)
-        if missing := sorted(set(steps).difference(self._study.steps(kind, self._name))):
+        table = {"evaluations": packed.PROBLEMS}.get(kind, kind)
+        if missing := sorted(set(steps).difference(self._study.steps(table, self._name))):
             raise RunError(f"The packed study {self.path.parent} has no {kind} of step {missing[0]} of the run "
                            f"{self._name}. Restore it, or ask only for the steps that are there.")
-        return self._study.table(kind, self._name, steps)
+        return self._study.table(table, self._name, steps)
 
     def _places(self) -> dict[str, str]:
         return {}

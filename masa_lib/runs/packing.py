@@ -112,8 +112,8 @@ def _write(folder: Path, runs: Mapping[str, Run], new: Iterable[str], models: bo
     runs = dict(sorted(runs.items()))
     if wrong := [name for name in runs if not packed.is_name(name)]:
         raise RunError(f"The run {wrong[0]!r} cannot be packed under this name; rename its folder.")
-    (folder / packed.CONFIGS).write_text(tomli_w.dumps({name: _nested(run.settings()) for name, run in runs.items()}),
-                                         encoding="utf8")
+    (folder / packed.CONFIGS).write_text(tomli_w.dumps({
+        name: run.recorded_settings() for name, run in runs.items()}), encoding="utf8")
     _write_json(folder / packed.STATUSES, {name: run.status for name, run in runs.items()})
     _write_json(folder / packed.ENVIRONMENTS, {name: run.environment for name, run in runs.items()})
     _write_json(folder / packed.CHANGES, {name: run.changes() for name, run in runs.items() if run.changes()})
@@ -135,8 +135,9 @@ def _problems(run: Run) -> pd.DataFrame:
     return pd.concat(tables.values()).set_axis(steps) if tables else pd.DataFrame()
 
 
-READ = {packed.METRICS: Run.metrics, packed.EVALUATIONS: Run.evaluations, packed.PROBLEMS: _problems,
-        packed.ROLLOUTS: Run.rollouts, packed.BELIEFS: Run.beliefs}
+READ: dict[str, Callable[[Run], pd.DataFrame]] = {
+    packed.METRICS: lambda run: run.metrics(), packed.EVALUATIONS: lambda run: run.evaluations(),
+    packed.PROBLEMS: _problems, packed.ROLLOUTS: lambda run: run.rollouts(), packed.BELIEFS: lambda run: run.beliefs()}
 
 
 def _compare(folder: Path, kind: str, frames: Mapping[str, pd.DataFrame]) -> None:
@@ -149,15 +150,6 @@ def _compare(folder: Path, kind: str, frames: Mapping[str, pd.DataFrame]) -> Non
         except AssertionError as error:
             raise RunError(f"The {kind} of the run {name} cannot be packed without a loss "
                            f"({' '.join(str(error).split())[:200]}); nothing was changed.") from error
-
-
-def _nested(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys as nested tables."""
-    tree: dict[str, Any] = {}
-    for key, value in settings.items():
-        section, _, name = key.rpartition(".")
-        (tree.setdefault(section, {}) if section else tree)[name] = value
-    return tree
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
