@@ -422,13 +422,13 @@ def get(config: Config, key: str) -> Any:
 
 
 def replace(config: Config, changes: Mapping[str, Any]) -> Config:
-    """A copy with dotted keys changed; texts are read as the setting's type, and REMOVED settings are understood.
+    """A copy with dotted keys changed; texts are read as the setting's type.
 
     Raises:
         ConfigError: one sentence with the key, the value and what is allowed.
     """
     table, nested = settings(), {}
-    for key, value in current(changes).items():
+    for key, value in changes.items():
         if key not in table:
             raise ConfigError(f"There is no setting {brief(key)}. {_nearest(key[:80], table)}")
         part, _, name = key.rpartition(".")
@@ -453,19 +453,18 @@ def _changed(config: Any, values: Mapping[str, Any], prefix: str = "") -> Any:
 
 
 def current(changes: Mapping[str, Any]) -> dict[str, Any]:
-    """Changes by dotted key in today's settings: those of REMOVED at what is built in are left out.
+    """What a record or a file names, in today's settings: those of REMOVED at what is built in are left out.
 
     Raises:
         ConfigError: one of them has a value that is no longer there.
     """
     found = {key: value for key, value in changes.items() if key not in REMOVED}
     for key in changes.keys() & REMOVED.keys():
-        value = changes[key]
-        if str(value).lower() == str(REMOVED[key]).lower():
-            continue
-        if key not in INSTEAD:
-            raise ConfigError(f"{key} is {brief(value)}; that setting is gone, and {REMOVED[key]} is built in.")
-        found |= INSTEAD[key]
+        if changes[key] != REMOVED[key]:
+            if key not in INSTEAD or not isinstance(changes[key], bool):
+                raise ConfigError(f"{key} is {brief(changes[key])}; that setting is gone, and {REMOVED[key]} is built "
+                                  "in.")
+            found |= INSTEAD[key]
     return found
 
 
@@ -548,6 +547,8 @@ def _exists(text: str) -> bool:
 def _nearest(key: str, table: Mapping[str, Any]) -> str:
     import difflib
 
+    if key in REMOVED:
+        return f"It was one of an earlier version, and {REMOVED[key]} is built in."
     tail = key.rpartition(".")[2]
     close = difflib.get_close_matches(key, table, n=3, cutoff=0.5) or [name for name in table if tail in name][:3]
     return ("Did you mean " + " or ".join(close) + "?") if close else "The keys are: " + ", ".join(table) + "."

@@ -225,7 +225,7 @@ class Run:
                                                  and isinstance(row.get("refused", ""), str))]:
             raise RunError(f"{self.path / CHANGES} holds {brief(wrong[0])}, which is no change of settings. Repair or "
                            "remove that line; nothing was changed.")
-        return sorted(rows, key=lambda change: change["step"])
+        return [row | {"changes": configs.current(row["changes"])} for row in sorted(rows, key=lambda row: row["step"])]
 
     def config_at(self, step: int) -> Config:
         """The config in force at a step: the initial one with every change up to it."""
