@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from masa_lib import DATA, ROOT
+from masa_lib import DATA, ROOT, config
 from masa_lib.analysis import awareness, compare, figures, intervals, report
 from masa_lib.models import memory
 from masa_lib.runs.folder import Run
@@ -42,18 +42,19 @@ class Column(NamedTuple):
     prefix: str = ""
 
 
+#: studies of one set of problems
+BELIEFS = ("efficiency", "beliefs")
 #: by marker: what stands side by side, and the measures of it
 TABLES = {
     "baseline": ((Column(("baseline",), prefix="pocket, "), Column(("smollm2",), prefix="SmolLM2, ")), BEFORE),
     "efficiency": ((Column(("efficiency",)),), GATING),
     "knowing": ((Column(("baseline", "knowing")),), BEFORE),
-    "beliefs": ((Column(("efficiency", "beliefs"), ("grpo", "mopps", "oracle (privileged)", "masa-read", "history",
-                                                   "random", "probe", "anchor")),), GATING),
-    "beliefs-fresh": ((Column(("efficiency", "beliefs"), ("grpo-fresh", "masa-read-fresh", "probe-fresh",
-                                                         "random-fresh")),), GATING),
-    "beliefs-learned": ((Column(("efficiency", "beliefs"), ("masa-read", "masa-read-brier", "masa-read-think",
-                                                           "masa-read-blind", "masa-read-half",
-                                                           "masa-read-double")),), [*GATING, "within levels"])}
+    "beliefs": ((Column(BELIEFS, ("grpo", "mopps", "oracle (privileged)", "masa-read", "history", "random", "probe",
+                                  "anchor")),), GATING),
+    "beliefs-fresh": ((Column(BELIEFS, ("grpo-fresh", "masa-read-fresh", "probe-fresh", "random-fresh")),), GATING),
+    "beliefs-learned": ((Column(BELIEFS, ("masa-read", "masa-read-more", "masa-read-brier", "masa-read-think",
+                                          "masa-read-blind", "masa-read-half", "masa-read-double")),),
+                        [*GATING, KNOWING[1]])}
 #: the run of the README's figure, and the steps after which its predictions are drawn
 PICTURED, STEPS = "beliefs/masa-read-s0", (0, 15, 180)
 
@@ -183,7 +184,7 @@ def in_words(arm: Mapping[str, Any]) -> str:
 
 def reading() -> str:
     """What predictions that are read came to, for the README; the verdicts are computed, too."""
-    found = recorded("efficiency", "beliefs")
+    found = recorded(*BELIEFS)
     if found is None:
         return ""
     methods = found.summary["methods"]
@@ -200,7 +201,7 @@ def beliefs() -> str:
     tables = {name: table(*TABLES[name]) for name in ("beliefs", "beliefs-fresh", "beliefs-learned")}
     if not all(tables.values()):
         return ""
-    methods = recorded("efficiency", "beliefs").summary["methods"]
+    methods = recorded(*BELIEFS).summary["methods"]
     arms = [arm for arm in ("masa-read", "history", "probe", "anchor", "random") if arm in methods]
     return "\n\n".join([
         "## Predictions that are read",
@@ -220,13 +221,20 @@ def told() -> str:
                       f"`masa-told`\nis `masa` whose belief is read.\n\n{found}")
 
 
+def entries(kind: str, about: Mapping[str, str]) -> str:
+    """A table of the library: name, and one line about it."""
+    return "\n".join([f"| {kind} | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in about.items())])
+
+
 #: by group, the numbers that stand within sentences
 NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": seconds, "choices": choices,
            "engines": engines, "trl": trl}
 #: by marker, what stands in a block of its own
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},
-    "reading": reading, "beliefs": beliefs, "knowing": told, "memory": memory.table}
+    "reading": reading, "beliefs": beliefs, "knowing": told, "memory": memory.table,
+    "methods": functools.partial(entries, "method", config.METHODS),
+    "engines": functools.partial(entries, "engine", config.ENGINES)}
 
 
 def filled(text: str) -> str:
