@@ -7,6 +7,7 @@ the rooms raise themselves is a sentence and is shown as one; anything else is a
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import shlex
 import sys
@@ -397,6 +398,9 @@ def _pocket_build(options: argparse.Namespace) -> None:
 
 @command("lab", "open the notebooks in JupyterLab; other options are passed on to it")
 def _lab(options: argparse.Namespace) -> None:
+    if importlib.util.find_spec("jupyterlab") is None:
+        raise MasaError("JupyterLab is not installed. It comes with the extra `lab`: `make install`, or "
+                        "`pip install -e '.[lab]'` in the repository; elsewhere open the notebooks with what there is.")
     # The root, as the notebooks show pictures from docs, beside their own folder.
     there = (ROOT / "notebooks").exists()
     place = [str(ROOT), "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"] if there else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import os
 import signal
@@ -317,6 +318,14 @@ def test_lab_starts_jupyterlab_with_the_options_it_is_given() -> None:
     done = masa("lab", "--version")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().startswith("4.")
+
+
+def test_lab_without_jupyterlab_names_the_extra(
+        monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "jupyterlab" else find(name))
+    assert cli.main(["lab"]) == 1
+    assert "the extra `lab`" in (said := capsys.readouterr().err) and said.count("\n") == 1
 
 
 @pytest.mark.parametrize("command", ["probe", "warmup"])
