@@ -10,9 +10,12 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-#: the checkout, and what comes with it: the pocket model, recorded runs, the paper's figures
-ROOT = Path(__file__).resolve().parent.parent
-DATA = ROOT / "data"
+_HERE = Path(__file__).resolve().parent
+_INSTALLED = (_HERE / "data").is_dir()  # which an installation puts there, and no checkout has
+#: the pocket model, recorded runs, the paper's numbers
+DATA = (_HERE if _INSTALLED else _HERE.parent) / "data"
+#: where notebooks and what they keep lie: the checkout, or the folder in which an installed package is used
+ROOT = Path.cwd() if _INSTALLED else _HERE.parent
 
 # Before torch is imported: threads that spin while they wait make a busy machine ten times slower, not two.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -404,6 +404,9 @@ def _lab(options: argparse.Namespace) -> None:
     # The root, as the notebooks show pictures from docs, beside their own folder.
     there = (ROOT / "notebooks").exists()
     place = [str(ROOT), "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb"] if there else []
+    if not there:
+        print("The notebooks do not come with the installed package: clone the repository, and give this command "
+              "in its folder.", file=sys.stderr)
     sys.stdout.flush()
     # In the place of this process, so that a signal that is meant to end it ends JupyterLab.
     os.execv(sys.executable, [sys.executable, "-m", "jupyterlab", *options.rest, *place])

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from masa_lib import ROOT
 from masa_lib import crash_safe_files as files
 from masa_lib.lessons.environment import SMOKE
 from masa_lib.models import tiers
-from masa_lib.models.tiers import DATA
 
 DEFAULT = "pocket"
-PLACE = DATA.parent / "runs" / "model.txt"
+PLACE = ROOT / "runs" / "model.txt"
 
 
 def choose(name: str) -> str:

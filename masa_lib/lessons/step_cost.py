@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from masa_lib import DATA
 from masa_lib.models import tiers
 from masa_lib.models.tiers import Architecture
 from masa_lib.runs.folder import Run, runs_in
@@ -24,6 +25,8 @@ from masa_lib.runs.folder import Run, runs_in
 #: bytes a trained parameter: float32 weights, gradient and two moments
 TRAINED = 16
 GB = 2**30
+#: the recorded study that the formulas are checked against
+BASELINE = DATA / "runs" / "baseline"
 #: bytes of a GPU for activations (computed twice, one micro-batch of 8k tokens), logits of a chunk and CUDA itself
 ACTIVATIONS = 10 * GB
 
@@ -195,7 +198,7 @@ SIZES = {name: tier.architecture for name, tier in tiers.TIERS.items() if name i
               "70b": Architecture(80, 8192, 64, 8, 128, 28672, 128256, tied=False, head_norms=False)}
 
 
-def check(folder: str | Path = "data/runs/baseline") -> pd.DataFrame:
+def check(folder: str | Path = BASELINE) -> pd.DataFrame:
     """The formulas against recorded runs of the pocket model: fitted on `grpo`, they predict every step of `masa`.
 
     Both phases are compute on the CPU: seconds are a rate times the operations, and for sampling a constant times the
@@ -246,7 +249,7 @@ def markdown(table: pd.DataFrame, name: str, digits: int = 2) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
 
 
-def tables(folder: str | Path = "data/runs/baseline") -> dict[str, str]:
+def tables(folder: str | Path = BASELINE) -> dict[str, str]:
     """The tables of docs/scaling.md by name."""
     hardware = Hardware()
     return {"check": markdown(check(folder), "phase"),

@@ -17,6 +17,7 @@ import plotly.graph_objects as go
 import tomli_w
 import traitlets
 
+from masa_lib import ROOT
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
@@ -24,10 +25,9 @@ from masa_lib.lessons.widgets import reward_figures, reward_scenes
 from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.panel import Panel, button
 from masa_lib.lessons.widgets.reward_scenes import KEYS, Recorded, Scene
-from masa_lib.models import tiers
 
 #: where "Use in training" writes, unless the panel is told what else to do
-SETTINGS_FILE = tiers.DATA.parent / "runs" / "reward-lab.toml"
+SETTINGS_FILE = ROOT / "runs" / "reward-lab.toml"
 LABELS = {"reward.mode": "parser and rewards", "reward.pass_rate_weight": "weight of pass rate",
           "reward.length_weight": "weight of length", "reward.notion_weight": "weight of notions",
           "reward.difficulty_mode": "difficulty", "reward.difficulty_base": "base b of the kernel",
