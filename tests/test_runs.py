@@ -192,8 +192,8 @@ def test_the_commit_is_that_of_the_repository_which_holds_the_package(tmp_path: 
         spec.loader.exec_module(copy := importlib.util.module_from_spec(spec))
         return copy.git_state()
 
-    (tmp_path / "masa_lib").mkdir()
-    copied = shutil.copy(ROOT / "masa_lib" / "runs" / "folder.py", tmp_path / "masa_lib")
+    (tmp_path / "masa_lib" / "runs").mkdir(parents=True)
+    copied = shutil.copy(ROOT / "masa_lib" / "runs" / "folder.py", tmp_path / "masa_lib" / "runs")
     spec = importlib.util.spec_from_file_location("copied_runs", copied)
     assert state() == {"commit": None, "dirty": None}
     git(tmp_path, "init", "-q")
