@@ -175,8 +175,8 @@ class PredictionConfig:
 class BeliefConfig:
     """Which problems masa-read rolls out, and history, probe, anchor and random, which differ in the belief alone."""
 
-    places: float = option(0.5, "problems rolled out, as a share of sampling.problems: twice as many of them have a "
-                           "signal, so half of them do", gt=0, le=1)
+    places: float = option(0.6, "problems rolled out, as a share of sampling.problems: more of them have a signal, so "
+                           "fewer do", gt=0, le=1)
     candidates: float = option(3.0, "problems of which the belief is read, as a multiple of those rolled out: of three "
                                "times as many, six in ten groups had a signal, of twice as many five, for a "
                                "twentieth more tokens", ge=1)
