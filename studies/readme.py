@@ -52,8 +52,9 @@ TABLES = {
     "beliefs": ((Column(BELIEFS, ("grpo", "mopps", "oracle (privileged)", "masa-read", "history", "random", "probe",
                                   "anchor")),), GATING),
     "beliefs-fresh": ((Column(BELIEFS, ("grpo-fresh", "masa-read-fresh", "probe-fresh", "random-fresh")),), GATING),
-    "beliefs-learned": ((Column(BELIEFS, ("masa-read", "masa-read-more", "masa-read-brier", "masa-read-think",
-                                          "masa-read-blind", "masa-read-half", "masa-read-double")),),
+    "beliefs-learned": ((Column(BELIEFS, ("masa-read", "masa-read-fewer", "history-fewer", "masa-read-brier",
+                                          "masa-read-think", "masa-read-blind", "masa-read-half",
+                                          "masa-read-double")),),
                         [*GATING, KNOWING[1]])}
 #: the run of the README's figure, and the steps after which its predictions are drawn
 PICTURED, STEPS = "beliefs/masa-read-s0", (0, 15, 180)
