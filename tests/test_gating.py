@@ -97,10 +97,10 @@ def test_the_rule_posterior_asks_of_new_problems_alone_and_remembers_how_the_oth
 
 
 def test_of_a_new_problem_the_posterior_is_the_pass_rate_that_came_of_such_predictions() -> None:
-    gate = MasaGate(config(**POSTERIOR, gate__prior=8.0))
+    gate = MasaGate(config(**POSTERIOR))
     gate.observe(step([0.25] * 40), [candidate(number, (0.75, 0.75)) for number in range(40)])
     new = gate._posterior(candidate(99, (0.75,)))
-    assert new == pytest.approx((0.5 + 2, 0.5 + 6), abs=0.1)  # what is said is 3/4, what comes true 1/4
+    assert new == pytest.approx((0.5 + 1, 0.5 + 3), abs=0.1)  # what is said is 3/4, what comes true 1/4
     assert gate._posterior(candidate(99)) == (0.5, 0.5)
     assert gate._posterior(candidate(0)) == pytest.approx((new[0] + 2, new[1] + 6), abs=0.1)  # and its own group
     gate.observe(step([0.25]), [candidate(0, (0.75,))])
