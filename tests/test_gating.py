@@ -67,7 +67,7 @@ def test_each_rule_drops_what_it_says(rule: str, dropped: list, admitted: list) 
     assert [admits(predictions, settings) for predictions in admitted] == [True] * len(admitted)
 
 
-POSTERIOR = {"gate__rule": "posterior", "gate__threshold": 0.1, "gate__start": 1, "gate__guard": False,
+POSTERIOR = {"gate__rule": "posterior", "gate__threshold": 0.1, "gate__start": 1, "gate__lost": 1.0,
              "cap__multiplier": 0.0, "gate__candidates": 3.0}
 
 
@@ -274,14 +274,14 @@ def test_a_cap_that_cuts_right_solutions_is_switched_off_and_a_good_one_stays_on
 
 
 def test_without_guards_both_act_whatever_they_cost_and_a_multiplier_of_0_is_no_cap() -> None:
-    gate = after(MasaGate(config(gate__start=1, gate__guard=False, cap__guard=False)), BAD, 5, lengths=(5,))
+    gate = after(MasaGate(config(gate__start=1, gate__lost=1.0, cap__cut=1.0)), BAD, 5, lengths=(5,))
     assert gate.gate_on and gate.cap_on
-    assert not after(MasaGate(config(gate__start=1, cap__guard=False, cap__multiplier=0.0)), GOOD, 5).cap_on
+    assert not after(MasaGate(config(gate__start=1, cap__cut=1.0, cap__multiplier=0.0)), GOOD, 5).cap_on
 
 
 @pytest.mark.parametrize(("hint", "acts"), [("none", False), ("training", True), ("evaluation", False), ("both", True)])
 def test_gate_cap_and_hint_act_after_step_k(hint: str, acts: bool) -> None:
-    gate = MasaGate(config(gate__start=7, gate__guard=False, cap__guard=False, cap__hint=hint))
+    gate = MasaGate(config(gate__start=7, gate__lost=1.0, cap__cut=1.0, cap__hint=hint))
     gate.begin(7)
     assert not (gate.gate_on or gate.cap_on or gate.hint_on)
     gate.begin(8)
@@ -289,7 +289,7 @@ def test_gate_cap_and_hint_act_after_step_k(hint: str, acts: bool) -> None:
 
 
 def test_k_can_be_the_step_at_which_the_measured_precision_is_reached_and_then_it_stays() -> None:
-    gate = MasaGate(config(gate__guard=False, cap__guard=False, gate__window=5))
+    gate = MasaGate(config(gate__lost=1.0, cap__cut=1.0, gate__window=5))
     assert not after(gate, GOOD, 4).gate_on  # 8 of 8 right, and one failure imagined: 8 / 9
     assert after(gate, GOOD, 1).gate_on and gate.cap_on
     assert after(gate, BAD, 5).gate_on and gate.measures()["gate_precision"] == 0
@@ -308,7 +308,7 @@ def test_the_settings_of_a_gate_are_those_it_was_made_with_and_its_memory_outliv
 # Drawing and admitting.
 
 def test_no_more_are_admitted_than_there_are_places() -> None:
-    gate = MasaGate(config(gate__start=1, gate__guard=False))
+    gate = MasaGate(config(gate__start=1, gate__lost=1.0))
     gate.begin(2)
     said = [KNOWS, DOUBTS, DOUBTS, KNOWS, DOUBTS, DOUBTS]
     candidates = [candidate(number, rates) for number, rates in enumerate(said)]
@@ -322,7 +322,7 @@ def test_as_many_are_drawn_as_the_share_dropped_lately_asks_for() -> None:
     assert after(gate, BAD, 20).draw(16) == 16  # off
     gate.gate_on = True
     assert gate.draw(16) == math.ceil(16 * 17 / 9)
-    hopeless = MasaGate(config(gate__start=1, gate__guard=False, gate__threshold=1.0))
+    hopeless = MasaGate(config(gate__start=1, gate__lost=1.0, gate__threshold=1.0))
     assert after(hopeless, BAD, 20).draw(16) == 16 * 17
 
 
