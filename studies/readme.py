@@ -12,6 +12,7 @@ import json
 import re
 import sys
 import textwrap
+import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -190,8 +191,11 @@ def reading() -> str:
         return ""
     methods = found.summary["methods"]
     before, after = report.show(methods["masa-read"]["r_pass_rate"], ".2f").split(" -> ")
+    planned, seeds = tomllib.loads((ROOT / "studies" / "beliefs.toml").read_text(encoding="utf8"))["seeds"], [
+        methods[arm]["seeds"] for arm in ("masa-read", "history")]
+    counted = str(planned) if min(seeds) == planned else f"{seeds[0]} of {planned} (`history`: {seeds[1]})"
     return textwrap.fill(
-        f"* **Read instead of written.** Over {methods['masa-read']['seeds']} seeds r of `masa-read`, whose "
+        f"* **Read instead of written.** Over {counted} seeds r of `masa-read`, whose "
         f"predictions cost no token, goes from {before} to {after}. At equal accuracy grpo's cost over its own is "
         f"{in_words(methods['masa-read'])}; for the same choice of problems by their history alone it is "
         f"{in_words(methods['history'])}.", 118, subsequent_indent="  ", break_on_hyphens=False)
