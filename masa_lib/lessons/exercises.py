@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from masa_lib.models import tiers
 
 if TYPE_CHECKING:
-    from masa_lib.analysis import awareness, compare, intervals
+    from masa_lib.analysis import compare
     from masa_lib.lessons.widgets.reward_scenes import Recorded
 
 #: of every exercise, before its reader has tried it
@@ -74,12 +74,14 @@ def _half_right() -> float:
 
 
 def _one_prediction() -> float:
+    from masa_lib.analysis import awareness
 
     return float(_after_masa().apply(lambda table: awareness.correlation(table["predictions"].str[0] / 8,
                                                                         table["pass_rate"])).mean())
 
 
 def _level_means() -> float:
+    from masa_lib.analysis import awareness
 
     return float(_after_masa().apply(lambda table: awareness.correlation(
         table.groupby("level")["pass_rate"].transform("mean"), table["pass_rate"])).mean())
@@ -92,12 +94,14 @@ def _after_masa() -> Any:
 
 
 def _two_seeds() -> float:
+    from masa_lib.analysis import intervals
 
     runs = _recorded().runs.query("seed < 2").pivot(index="seed", columns="arm", values="accuracy_after")
     return intervals.mean_interval(runs["masa"] - runs["grpo"])[2]
 
 
 def _free_predictions() -> float:
+    from masa_lib.analysis import intervals
 
     runs = _recorded().runs.set_index("seed")
     grpo, masa = (runs[runs["arm"] == arm] for arm in ("grpo", "masa"))
