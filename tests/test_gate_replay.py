@@ -22,6 +22,7 @@ from masa_lib.lessons.widgets import panel as panel_module
 from masa_lib.lessons.widgets.gate_replay import GateReplay
 from masa_lib.method import gating
 from masa_lib.models import loading
+from masa_lib.runs.folder import runs_in
 
 STEPS = (1, 5, 10, 15, 20, 25)
 NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_doing_less.ipynb"
@@ -262,7 +263,7 @@ def show_study(runs: Path) -> list[Any]:
     source = next("".join(cell["source"]) for cell in cells if cell["id"] == "efficiency")
     shown: list[Any] = []
     exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "compare": compare, "costs": costs, "report": report,
-                  "figures": figures, "gate_figures": gate_figures, "display": shown.append})
+                  "figures": figures, "gate_figures": gate_figures, "display": shown.append, "runs_in": runs_in})
     return shown
 
 

@@ -31,6 +31,8 @@ from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 #: what the lab sets: every setting of the rewards, and how advantages are made of them
 KEYS = (*(key for key in configs.settings() if key.startswith("reward.")), "update.normalise_meta")
+#: the parts of the meta reward that the lab draws, and the part of an answer that each pays
+ANSWERED = {"reward_difficulty": "pass_rate", "reward_length": "length", "reward_notion": "notion"}
 #: answers that the probes try
 LENGTHS, NOTIONS, WORDS = 24, 8, 4
 
@@ -248,13 +250,13 @@ def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.Dat
 def weights(config: Config) -> pd.Series:
     """The weight of each part, adding up to 1."""
     reward = rewards.effective(config.reward)
-    found = pd.Series({name: part.weighs(reward) for name, part in rewards.PARTS.items()})
+    found = pd.Series({name: rewards.PARTS[name].weighs(reward) for name in ANSWERED})
     return found / found.sum()
 
 
 def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, Any]]:
     """See `Scene.payments` and `Scene.constant`; the parts are added, so that each has its best answer by itself."""
-    parts = list(rewards.PARTS)
+    parts = list(ANSWERED)
     count = recorded.probes["answer"].max() + 1
     scored = reward_table.score_table(recorded.probe_table, config.reward)[parts].to_numpy()
     scored = scored.reshape(-1, count, len(parts))
@@ -263,7 +265,7 @@ def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[
     rows = {"best constant": means.max(axis=0), "recorded": table[parts].mean(),
             "best answer": scored.max(axis=1).mean(axis=0)}
     constant = {name: recorded.probes[name].tolist()[answer] for name, answer, share in
-                zip(("pass_rate", "length", "notion"), means.argmax(axis=0), shares, strict=True) if share > 0}
+                zip(ANSWERED.values(), means.argmax(axis=0), shares, strict=True) if share > 0}
     return pd.DataFrame(rows, index=parts).T * shares, constant
 
 
