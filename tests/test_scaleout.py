@@ -38,7 +38,7 @@ SETTINGS: dict[str, Any] = {
 #: a gate that acts from the second step on, whatever it measures
 GATE: dict[str, Any] = {"gate.start": 1, "gate.lost": 1.0, "cap.cut": 1.0,
                         "cap.multiplier": 0.6, "cap.aggregate": "mean",
-                        "cap.hint": "training", "gate.threshold": 0.5, "sampling.problems": 3, "gate.recheck": 0.5}
+                        "cap.hint": "training", "gate.threshold": 0.6, "sampling.problems": 3, "gate.recheck": 0.5}
 METHODS = {"grpo": {}, "masa": {"update.normalise_meta": "contrast"}, "masa-efficient": GATE}
 #: what TRL cannot tell, or counts in its own way
 THEIRS = ("logp_gap", "entropy", "tokens_update", "tokens_prefill")
