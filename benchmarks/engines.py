@@ -23,7 +23,7 @@ from masa_lib.config import Config
 from masa_lib.engines import Request, make_engine
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training.trainer import Trainer
 

@@ -29,7 +29,7 @@ from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
 from masa_lib.models import memory, tiers
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.training.clock import memory_mb
 from masa_lib.training.trainer import Trainer
 

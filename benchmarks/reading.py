@@ -22,7 +22,7 @@ import torch
 from masa_lib.engines import Engine, Request, make_engine
 from masa_lib.method import beliefs, prompts
 from masa_lib.models import loading, tiers
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.tasks.problems import ProblemPool
 
 

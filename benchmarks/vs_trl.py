@@ -31,7 +31,7 @@ import torch
 from masa_lib.config import Config
 from masa_lib.lessons import step_cost
 from masa_lib.models import loading, tiers
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.training.clock import memory_mb
 from masa_lib.training.trainer import Trainer
 

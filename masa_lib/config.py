@@ -177,9 +177,8 @@ class BeliefConfig:
 
     places: float = option(0.6, "problems rolled out, as a share of sampling.problems: more of them have a signal, so "
                            "fewer do", gt=0, le=1)
-    candidates: float = option(3.0, "problems of which the belief is read, as a multiple of those rolled out: of three "
-                               "times as many, six in ten groups had a signal, of twice as many five, for a "
-                               "twentieth more tokens", ge=1)
+    candidates: float = option(3.0, "problems of which the belief is read, as a multiple of those rolled out: the "
+                               "more of them, the more of these have a signal", ge=1)
     recheck: Share = option(0.02, "of the candidates left out, what is rolled out all the same, by lot: what is left "
                             "out is long, and one group in five steps tells over a run what the gate misses")
     decay: Share = option(0.5, "of a problem's counted solutions, what survives a visit: the policy moves on")

@@ -29,7 +29,8 @@ from masa_lib.errors import MasaError, brief
 from masa_lib.lessons import replay
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import Run, last_step, shared_command
+from masa_lib.runs.folder import Run, last_step
+from masa_lib.runs.provenance import shared_command
 from masa_lib.runs.stopping import Stop
 from masa_lib.training.export import card
 

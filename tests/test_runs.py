@@ -25,7 +25,8 @@ from small import largest_file
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.runs.folder import Run, RunError, _driver, environment
+from masa_lib.runs.folder import Run, RunError
+from masa_lib.runs.provenance import _driver, environment
 
 ROOT = Path(__file__).parents[1]
 
@@ -193,7 +194,7 @@ def test_the_commit_is_that_of_the_repository_which_holds_the_package(tmp_path: 
         return copy.git_state()
 
     (tmp_path / "masa_lib" / "runs").mkdir(parents=True)
-    copied = shutil.copy(ROOT / "masa_lib" / "runs" / "folder.py", tmp_path / "masa_lib" / "runs")
+    copied = shutil.copy(ROOT / "masa_lib" / "runs" / "provenance.py", tmp_path / "masa_lib" / "runs")
     spec = importlib.util.spec_from_file_location("copied_runs", copied)
     assert state() == {"commit": None, "dirty": None}
     git(tmp_path, "init", "-q")
@@ -201,7 +202,7 @@ def test_the_commit_is_that_of_the_repository_which_holds_the_package(tmp_path: 
     git(tmp_path, "add", "mine.txt")
     git(tmp_path, "commit", "-qm", "mine")
     assert state() == {"commit": None, "dirty": None}
-    git(tmp_path, "add", "masa_lib/runs/folder.py")
+    git(tmp_path, "add", "masa_lib/runs/provenance.py")
     git(tmp_path, "commit", "-qm", "package")
     assert state() == {"commit": git(tmp_path, "rev-parse", "HEAD"), "dirty": False}
     (tmp_path / "mine.txt").write_text("changed")

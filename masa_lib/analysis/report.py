@@ -6,6 +6,7 @@ network. Deliberately no statistics of its own: those come from `compare`.
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import textwrap
@@ -195,6 +196,11 @@ class Drawn:
     curves: pd.DataFrame
     problems: pd.DataFrame
 
+    @functools.cached_property
+    def calibrated(self) -> pd.DataFrame:
+        """The calibration of the arms that predict, after training; empty where none does."""
+        return calibration_curve(self.problems[self.problems["when"] == "after"])
+
 
 #: a figure and the sentences that say what is seen in it; None: the runs have nothing to show in it
 Section = tuple[go.Figure, list[str]] | None
@@ -219,14 +225,9 @@ def _spent(of: Drawn) -> Section:
             if spent["tokens"].notna().any() else None)
 
 
-def _calibrated(of: Drawn) -> Section:
-    after = _after(of)
-    return (gate_figures.calibration_curve(after), [*_each(of.summary, _calibration), CONSTANT]) if len(after) else None
-
-
-def _after(of: Drawn) -> pd.DataFrame:
-    """The calibration of the arms that predict, after training."""
-    return calibration_curve(of.problems[of.problems["when"] == "after"])
+def _predicted(draw: Callable[[pd.DataFrame], go.Figure], of: Drawn, table: pd.DataFrame, said: list[str]) -> Section:
+    """A figure of predictions, where an arm predicts."""
+    return (draw(table), said) if len(of.calibrated) else None
 
 
 def _if_said(figure: Callable[[pd.DataFrame], go.Figure], of: Drawn, said: list[str]) -> Section:
@@ -247,9 +248,11 @@ FIGURES: list[Callable[[Drawn], Section]] = [
     lambda of: (figures.pass_at_k_curve(of.problems), _each(of.summary, _pass_at_32)),
     lambda of: (figures.tokens_by_stream(of.steps), _each(of.summary, _streams)),
     lambda of: (figures.seconds_by_phase(of.steps), _phases(of.comparison.steps)),
-    lambda of: (figures.predictions(of.problems), _each(of.summary, _awareness)) if len(_after(of)) else None,
-    lambda of: (figures.predictions(of.problems, "length"), _each(of.summary, _lengths)) if len(_after(of)) else None,
-    _calibrated,
+    lambda of: _predicted(figures.predictions, of, of.problems, _each(of.summary, _awareness)),
+    lambda of: _predicted(functools.partial(figures.predictions, measure="length"), of, of.problems,
+                          _each(of.summary, _lengths)),
+    lambda of: _predicted(gate_figures.calibration_curve, of, of.calibrated,
+                          [*_each(of.summary, _calibration), CONSTANT]),
     lambda of: _if_said(gate_figures.predicted_and_true, of, _each(of.summary, _alignment)),
     _gated,
     lambda of: (figures.rewards_by_part(of.steps), _trends(of.comparison.steps, figures.REWARDS)),

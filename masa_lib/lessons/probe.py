@@ -30,7 +30,7 @@ from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.recipes.warmup import in_form
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS

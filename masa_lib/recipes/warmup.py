@@ -33,7 +33,7 @@ from masa_lib.method import prompts, rollouts
 from masa_lib.method.rollouts import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.recipes import pocket
-from masa_lib.runs.folder import environment
+from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem

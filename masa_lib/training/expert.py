@@ -144,6 +144,7 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[logp
     total = sum(len(sample.completion) for sample in samples)
 
     def passes(tokens: int) -> tuple[float, int]:
+        """Loss and tokens of all samples at a budget, their gradient in the parameters."""
         optimizer.zero_grad()
         losses, computed = 0.0, 0
         for batch in logprobs.micro_batches(samples, tokens):

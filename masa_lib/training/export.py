@@ -20,7 +20,8 @@ from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import loading
 from masa_lib.models.tiers import resolve
-from masa_lib.runs.folder import ENVIRONMENT, Run, shared_command
+from masa_lib.runs.folder import ENVIRONMENT, Run
+from masa_lib.runs.provenance import shared_command
 
 CARD = """---
 library_name: transformers

@@ -92,6 +92,7 @@ class Trainer:
 
     @config.setter
     def config(self, new: Config) -> None:
+        """Refuses what cannot change within a run, and records the rest."""
         changes = {key: configs.get(new, key) for key in configs.settings()
                    if configs.get(new, key) != configs.get(self._config, key)}
         configs.check_live(changes)
