@@ -26,7 +26,7 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) install --upgrade 'pip>=25.1'
 
-# torch first, so that what follows finds it and takes no other build; TRL (`scaleout`) for notebook 08.
+# torch first, so that what follows finds it and takes no other build; TRL (`scaleout`) for notebook appendix_b.
 $(VENV)/.installed: pyproject.toml $(LOCK) | $(BIN)/python
 	@echo "== PyTorch, from $(if $(TORCH_INDEX),$(TORCH_INDEX),pip's own index (on Linux that is the CUDA build: several GB))"
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)

@@ -25,7 +25,7 @@ from masa_lib.models import loading
 from masa_lib.runs.folder import runs_in
 
 STEPS = (1, 5, 10, 15, 20, 25)
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "05_doing_less.ipynb"
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "06_doing_less.ipynb"
 
 
 @pytest.fixture(scope="module")

@@ -87,7 +87,7 @@ def test_a_browser_draws_the_figures_from_a_file(site: Path, pages: dict[Path, B
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
         pytest.skip("no Chrome or Chromium")
-    path = site / "06_did_it_help.html"
+    path = site / "07_did_it_help.html"
     drawn = subprocess.run([browser, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=20000",
                             "--host-resolver-rules=MAP * ~NOTFOUND", "--dump-dom", path.as_uri()],
                            check=True, capture_output=True, text=True, timeout=120).stdout
