@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import socket
@@ -162,3 +163,12 @@ def test_solutions_belong_to_a_lesson_and_are_right(path: Path) -> None:
     said = json.dumps([output for _, output in shown(path)])
     assert "not yet" not in said
     assert "no answer yet" not in said
+
+
+@every_lesson
+def test_says_where_its_reader_is_in_the_course(path: Path) -> None:
+    spec = importlib.util.spec_from_file_location("arc", ROOT / "site" / "arc.py")
+    arc = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(arc)
+    assert path.stem in arc.ARC
+    assert arc.line(path.stem) in source(load(path)["cells"][0]).splitlines(), "run: python site/arc.py"
