@@ -6,6 +6,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+
 from masa_lib.lessons import quiz
 
 FILES = sorted(quiz.FOLDER.glob("*.toml"))
@@ -25,8 +26,8 @@ def test_a_quiz_has_five_questions_whose_right_answer_is_an_option_and_does_not_
 @pytest.fixture
 def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.toml").write_text("".join(
-        f'[[question]]\nasks = "Q{number}?"\noptions = ["one", "two", "three"]\nright = "{right}"\nwhy = "Reason {number}."\n'
-        for number, right in ((1, "b"), (2, "c"))), encoding="utf8")
+        f'[[question]]\nasks = "Q{number}?"\noptions = ["one", "two", "three"]\nright = "{right}"\n'
+        f'why = "Reason {number}."\n' for number, right in ((1, "b"), (2, "c"))), encoding="utf8")
     monkeypatch.setattr(quiz, "FOLDER", tmp_path)
     quiz._questions.cache_clear()
 

@@ -42,15 +42,15 @@ class Markdown(str):
 def _questions(notebook: str) -> list[dict[str, Any]]:
     path = FOLDER / f"{notebook}.toml"
     if not path.is_file():
-        raise QuizError(f"There is no quiz {notebook!r}; there are {', '.join(sorted(p.stem for p in FOLDER.glob('*.toml')))}.")
+        there = ", ".join(sorted(other.stem for other in FOLDER.glob("*.toml")))
+        raise QuizError(f"There is no quiz {notebook!r}; there are {there}.")
     return tomllib.loads(path.read_text(encoding="utf8"))["question"]
 
 
 def questions(notebook: str) -> Markdown:
     """The questions of a notebook ("00" to "08", "a", "b") with their options a, b, c."""
-    return Markdown("\n\n".join(
-        f"**{number}. {question['asks']}**\n\n" + "\n".join(
-            f"* **{letter}** {option}" for letter, option in zip(string.ascii_lowercase, question["options"], strict=False))
+    return Markdown("\n\n".join(f"**{number}. {question['asks']}**\n\n" + "\n".join(
+        f"* **{letter}** {option}" for letter, option in zip(string.ascii_lowercase, question["options"], strict=False))
         for number, question in enumerate(_questions(notebook), 1)))
 
 
