@@ -8,7 +8,6 @@ from typing import Any
 
 from masa_lib.config import ENGINES, Config
 from masa_lib.engines.base import Engine
-from masa_lib.models import loading
 
 
 def _transformers(model: Any, ends: frozenset[int], *, batch: int, **others: Any) -> Engine:
@@ -54,6 +53,8 @@ def load_policy(config: Config, checkpoint: Path | None = None) -> tuple[Any, An
     Raises:
         ModelError, EngineError: one of them cannot be had; see `loading.load` and `make_engine`.
     """
+    from masa_lib.models import loading
+
     loading.prepare(config)
     model, tokenizer = loading.load(config.model, checkpoint)
     return model, tokenizer, engine_of(config, model, tokenizer)
@@ -83,5 +84,7 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
         ModelError: an end token that is no token.
         EngineError: the engine is not installed, or its memory does not suffice.
     """
+    from masa_lib.models import loading
+
     ends = loading.end_tokens(model, tokenizer, end_tokens)
     return MAKERS[name](model, ends, batch=batch, precision=precision, memory=memory)

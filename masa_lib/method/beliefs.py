@@ -16,15 +16,17 @@ import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from scipy import special
 
 from masa_lib.config import PromptConfig
 from masa_lib.errors import MasaError
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
+
+if TYPE_CHECKING:
+    import torch
 
 #: the answers that are read, in this order: eighths
 ANSWERS = tuple(str(eighths) for eighths in range(PASS_RATE_STEPS + 1))
@@ -133,6 +135,8 @@ def score(logits_PV: torch.Tensor, likelihoods_PV: torch.Tensor, rates_P: torch.
         rates_P: share of right solutions.
         mode: `log` or `brier` (`prediction.score`).
     """
+    import torch  # here alone: recorded beliefs are read where there is no torch
+
     logps_PV = torch.log_softmax(logits_PV, dim=-1)
     if mode == "log":
         return torch.logsumexp(logps_PV + likelihoods_PV, dim=-1)
