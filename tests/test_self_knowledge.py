@@ -10,7 +10,7 @@ from small import small
 
 from masa_lib.engines import make_engine
 from masa_lib.lessons import environment
-from masa_lib.lessons.widgets import self_knowledge
+from masa_lib.lessons.widgets import self_knowledge, self_view
 from masa_lib.lessons.widgets.self_knowledge import SelfKnowledge
 from masa_lib.models import loading
 from masa_lib.tasks.problems import Problem
@@ -64,7 +64,7 @@ def test_another_attempt_gives_other_rollouts_and_the_same_one_the_same(sampler:
 
 
 def test_the_summary_counts_what_was_predicted_and_what_happened() -> None:
-    found = self_knowledge.summary(made(
+    found = self_view.summary(made(
         rollout("meta", predicted_pass_rate=4, predicted_length=20, notions=["carry"]),
         rollout("meta", predicted_pass_rate=8, predicted_length=40, notions=["carry", "sign"]),
         rollout("meta", "?", parse_error="no JSON"),
@@ -76,8 +76,73 @@ def test_the_summary_counts_what_was_predicted_and_what_happened() -> None:
                      "length": 20, "agreement": 0.5}
 
 
+def test_what_a_model_says_is_shared_out_over_the_nine_pass_rates() -> None:
+    said = made(rollout("meta", predicted_pass_rate=8), rollout("meta", predicted_pass_rate=0),
+                rollout("meta", predicted_pass_rate=8), rollout("meta", "?", parse_error="no JSON"))
+    assert self_view.shares(said).tolist() == pytest.approx([1 / 3, 0, 0, 0, 0, 0, 0, 0, 2 / 3])
+    assert not self_view.shares(said.iloc[3:]).any()
+    read = made(rollout("belief", belief=[0, 0, 0, 0, 0.5, 0, 0, 0, 0.5]), rollout("solution", correct=True))
+    assert self_view.shares(read).tolist() == [0, 0, 0, 0, 0.5, 0, 0, 0, 0.5]
+    assert self_view.summary(read)["predicted_pass_rate"] == 0.75
+    assert self_view.headline(read).startswith("Believed: right 0.75 of the time")
+
+
+def test_a_belief_is_read_where_the_method_reads_and_the_solutions_stay_the_same(sampler: tuple,
+                                                                                  table: pd.DataFrame) -> None:
+    whole = self_knowledge.ask(PROBLEM, *sampler, small(self_knowledge.READS), solutions=12, predictions=3)
+    assert whole["stream"].value_counts().to_dict() == {"solution": 12, "belief": 1}
+    assert self_view.shares(whole).sum() == pytest.approx(1)
+    solved = [part.loc[part["stream"] == "solution", "text"].tolist() for part in (whole, table)]
+    assert solved[0] == solved[1]
+
+
+def test_the_panel_reads_the_belief_of_its_readers_alone() -> None:
+    panel = SelfKnowledge({"writes": None, "reads": None}, small(), PROBLEM, solutions=3, predictions=2,
+                          readers=["reads"])
+    assert set(panel.ask()["stream"]) == {"meta", "solution"}
+    panel.model.value = "reads"
+    assert panel.predictions.disabled
+    assert set(panel.ask()["stream"]) == {"belief", "solution"}
+    assert panel.bar.value == panel.bar.max == 4
+    assert "Believed" in panel.note.value
+
+
+def graded() -> pd.DataFrame:
+    """Half of the solutions are right; the nearest prediction names a length that no right solution has."""
+    solved = [rollout("solution", correct=right, length=length) for right, length in ((True, 10), (False, 90))]
+    said = [rollout("meta", predicted_pass_rate=rate, predicted_length=length, notions=["sum"])
+            for rate, length in ((4, 50), (8, 10), (8, 10))]
+    rows = made(*solved, *said)
+    return rows.assign(group=0, problem="1 + 1", member=range(len(rows)))
+
+
+def test_the_nearest_prediction_can_lose_by_its_other_parts_but_not_by_its_pass_rate() -> None:
+    table = graded()
+    found = self_view.under_each(table, small())
+    near = self_view.nearest(found["pass rate alone"], 0.5)
+    assert near.tolist() == [True, False, False]
+    assert found["pass rate alone"]["advantage"].idxmax() == near[near].index[0]
+    assert found["mean of the three parts"]["advantage"].iloc[0] < 0
+    assert table.columns.isin(["reward", "advantage"]).sum() == 0  # the table itself is left alone
+
+
+def test_the_figure_of_pushes_has_a_star_for_each_nearest_prediction() -> None:
+    drawn = self_view.pushes(graded(), small())
+    json.dumps(drawn.to_dict(), default=list, allow_nan=False)
+    symbols = [symbol for trace in drawn.data for symbol in trace.marker.symbol]
+    assert symbols.count("star") == len(self_view.WAYS) and symbols.count("circle") == 2 * len(self_view.WAYS)
+
+
+def test_models_stand_side_by_side_with_what_they_say_and_what_is_true() -> None:
+    drawn = self_view.side_by_side({"sure": [0] * 8 + [1], "unsure": [0.5] + [0] * 7 + [0.5]},
+                                   {"sure": 0.0, "unsure": 0.25}, "Two")
+    assert [note.text for note in drawn.layout.annotations[:2]] == ["sure: says 1.00, is 0.00",
+                                                                    "unsure: says 0.50, is 0.25"]
+    assert [trace.x[0] for trace in drawn.data if trace.name == "true"] == [0, 2]
+
+
 def test_notions_are_looked_up_as_whole_words() -> None:
-    found = self_knowledge.notions(made(
+    found = self_view.notions(made(
         rollout("meta", notions=["carry", "carry", "x (y"]), rollout("meta", notions=["carry"]),
         rollout("solution", "Carry one.", correct=True), rollout("solution", "miscarry", correct=True),
         rollout("solution", "carry x (y", correct=False)))
@@ -87,11 +152,11 @@ def test_notions_are_looked_up_as_whole_words() -> None:
 
 def test_without_an_answer_nothing_is_graded_but_agreement_is_shown() -> None:
     table = made(*(rollout("solution", rf"\boxed{{{value}}}", answer="", correct=False) for value in (3, 3, 3, 4)))
-    assert set(self_knowledge.verdicts(table)) == {"not graded"}
-    found = self_knowledge.summary(table)
+    assert set(self_view.verdicts(table)) == {"not graded"}
+    found = self_view.summary(table)
     assert found["agreement"] == 0.75
     assert found["pass_rate"] != found["pass_rate"]
-    said = self_knowledge.headline(table)
+    said = self_view.headline(table)
     assert "75% agree on one answer" in said
     assert "No prediction could be read." in said
 
@@ -99,7 +164,7 @@ def test_without_an_answer_nothing_is_graded_but_agreement_is_shown() -> None:
 def test_hostile_texts_are_escaped(panel: SelfKnowledge) -> None:
     table = made(rollout("meta", HOSTILE, notions=[HOSTILE], parse_error=HOSTILE),
                  rollout("solution", HOSTILE, correct=False))
-    shown = self_knowledge.page(table)
+    shown = self_view.page(table)
     assert "<img" not in shown
     assert shown.count("&lt;img") == 4
     panel._say(HOSTILE)
@@ -114,7 +179,7 @@ def test_the_panel_answers_in_a_thread_and_prints_nothing(panel: SelfKnowledge,
     assert (panel.error, len(panel.table), panel.bar.value) == ("", 15, 15)
     assert "Predicted: right" in panel.note.value
     assert "Happened" in panel.note.value
-    assert sum(panel.figure.data[0].y) == panel.table["predicted_pass_rate"].notna().sum()
+    assert sum(panel.figure.data[0].y) == pytest.approx(1)
     assert capfd.readouterr() == ("", "")
     assert (panel.go.disabled, panel.halt.disabled) == (False, True)
 
@@ -137,12 +202,12 @@ def test_stop_keeps_what_is_there_and_another_question_can_follow(panel: SelfKno
 
 
 def test_figures_can_be_sent_to_a_page_before_and_after_anything_is_known(panel: SelfKnowledge) -> None:
-    for figure in (panel.figure, self_knowledge.figure(self_knowledge.EMPTY, panel.config)):
+    for figure in (panel.figure, self_view.figure(self_view.EMPTY, panel.config)):
         json.dumps(figure.to_dict(), default=list, allow_nan=False)
     panel.ask()
-    drawn = self_knowledge.figure(panel.table, panel.config)
+    drawn = self_view.figure(panel.table, panel.config)
     json.dumps(drawn.to_dict(), default=list, allow_nan=False)
-    lengths = {trace.name: sorted(trace.x) for trace in drawn.data if trace.name in self_knowledge.MARKS}
+    lengths = {trace.name: sorted(trace.x) for trace in drawn.data if trace.name in self_view.MARKS}
     solved = panel.table[panel.table["stream"] == "solution"]
     for verdict, right in (("right", True), ("wrong", False)):
         assert lengths[verdict] == sorted(solved.loc[solved["correct"] == right, "length"])
