@@ -69,9 +69,11 @@ NOTES = ("Brackets are 95 % intervals: t over seeds, for pass@32 over problems. 
          "cost. Computed tokens are the sum of the first three, once each or with the update three times (forward "
          "and backward). Evaluation is not cost, nor is what an oracle measures. Privileged arms know what a "
          "training does not.")
-CAVEATS = {"kernel": "A peaked kernel paid for its predictions: under doubt its best answer lies near the mode, not "
-                     "the mean, so a part of this error is what was paid for.",
-           "brier": "A proper score paid for its predictions: its best answer is the mean."}
+CAVEATS = {"kernel": "A peaked kernel paid for its predictions: under doubt its best answer lies near the mode, and an "
+                     "update that divides by a std seeks the median; neither is the mean, so a part of this error is "
+                     "what was asked for.",
+           "brier": "A quadratic score paid for its predictions: its best answer is the mean, but an update that "
+                    "divides by a std seeks the median."}
 HEAD = """<meta charset="utf-8"><meta name="viewport" content="width=device-width">
 <style>:root { color-scheme: light dark; } section { margin: 2.5rem 0; } p { max-width: 46rem; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: auto; padding: 1rem; }

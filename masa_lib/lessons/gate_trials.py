@@ -23,7 +23,7 @@ from masa_lib.gates import registry
 from masa_lib.lessons import replay
 from masa_lib.lessons.replay import PHASES, Groups, ReplayError, ceiling
 from masa_lib.method import gather, gating, rollouts
-from masa_lib.method.rollouts import solutions_of
+from masa_lib.method.streams import solutions_of
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem, ProblemPool

@@ -1,8 +1,8 @@
-"""The objective as pure functions on tensors: group-relative advantages, the clipped loss, and the belief's loss.
+"""The objective as pure functions on tensors: the clipped loss and the belief's loss. Advantages stand in `advantages`.
 
 The loss is a weighted sum over completion tokens; whatever a mean is taken over (tokens or sequences, one stream or the
 batch) is in the weights, so one line serves all. There is no reference model and no KL term. Suffixes: `_P` problem,
-`_G` member of a group, `_N` completion token of a whole micro-batch, one after the other.
+`_N` completion token of a whole micro-batch, one after the other.
 """
 
 from __future__ import annotations
@@ -24,92 +24,16 @@ from masa_lib.engines.logprobs import (
     next_logits,
     put,
 )
-from masa_lib.method import beliefs, rewards
-from masa_lib.method.rewards import PARTS
+from masa_lib.method import beliefs
+from masa_lib.method.advantages import advantages, contrasted, stream_advantages, zero_variance
 
-#: turns of taking off averages until neither is left; what is below the second number is rounding
-_ROUNDS, _ROUNDING = 20, 1e-9
+__all__ = ["accumulate_gradients", "advantages", "belief_gradients", "clipped_loss", "contrasted", "entropy_bonus",
+           "sampler_weights", "stream_advantages", "token_weights", "weighs_sampler", "zero_variance"]
+
 #: nats a token; `meta_entropy` acts in steps whose meta tokens have less
 ENTROPY_FLOOR = 0.5
 #: a token's largest weight where those of the sampler are corrected
 SAMPLER_CAP = 3.0
-#: what a predicted pass rate gains by being said seldom, a nat of its surprise
-_RARE = 0.2
-
-
-def advantages(rewards_PG: torch.Tensor, normalise_std: bool = True) -> torch.Tensor:
-    """Rewards relative to their group's mean, over the group's sample standard deviation plus 1e-6.
-
-    Args:
-        rewards_PG: one row a group of at least two.
-        normalise_std: divide by the standard deviation.
-
-    Returns:
-        Advantages of the same shape; exactly 0 throughout a group whose rewards are all equal.
-
-    Source: DeepSeekMath (2402.03300), section 4.1.2; sample standard deviation as in the released code.
-    """
-    centred = rewards_PG - rewards_PG.mean(dim=1, keepdim=True)
-    if normalise_std:
-        centred = centred / (rewards_PG.std(dim=1, keepdim=True) + 1e-6)
-    return torch.where(zero_variance(rewards_PG)[:, None], 0.0, centred)
-
-
-def zero_variance(rewards_PG: torch.Tensor) -> torch.Tensor:
-    """Which groups carry no gradient because all their rewards are equal; shape P, bool."""
-    return (rewards_PG == rewards_PG[:, :1]).all(dim=1)
-
-
-def stream_advantages(stream: pd.DataFrame, config: Config) -> pd.Series:
-    """The advantages of one stream's groups; a rollout that is alone in its group has none.
-
-    Args:
-        stream: columns stream (one value), group and reward; PARTS too where the meta stream's parts are normalised,
-            and predicted_pass_rate for a contrast.
-        config: the weights of the parts, and how advantages are normalised.
-    """
-    sizes = stream.groupby("group")["group"].transform("size")
-
-    def of(column: str, normalise: bool) -> pd.Series:
-        """Advantages of a column within each group, 0 for one that is alone; groups of a size together."""
-        values = pd.Series(0.0, stream.index)
-        for size, rows in stream[sizes > 1].groupby(sizes):
-            rewards_PG = torch.tensor(rows[column].to_numpy()).view(-1, size)
-            found = advantages(rewards_PG, normalise and config.update.normalise_std)
-            values[rows.index] = found.flatten().numpy()
-        return values
-
-    mode = config.update.normalise_meta if stream["stream"].iloc[0] == "meta" else "reward"
-    if mode not in ("parts", "contrast"):
-        return of("reward", mode == "reward")
-    parts = {part: of(part, True) for part in PARTS}
-    if mode == "contrast":
-        parts["reward_difficulty"].update(contrasted(stream[(sizes > 1) & stream["predicted_pass_rate"].notna()]))
-    return rewards.weighted(parts, rewards.effective(config.reward))
-
-
-def contrasted(values: pd.DataFrame) -> pd.Series:
-    """Difficulty advantages that teach to tell problems apart, and keep all values in use.
-
-    All problems move the chance of a value together much faster than apart, so predictions collapse to a constant
-    before a model learns to tell problems apart. What a group and what a value earn on average are taken off, as in a
-    two-way analysis of variance, and a value that is seldom said in the step gains a little, which holds against drift.
-    The predictions then rank problems, over the whole scale; nothing trains their mean.
-
-    Args:
-        values: predictions that parsed; columns group, predicted_pass_rate and reward_difficulty.
-
-    Returns:
-        What remains, over the standard deviation that the step's rewards have within groups, and the gain of rarity.
-    """
-    groups, rates = values["group"], values["predicted_pass_rate"]
-    reward, surprise = values["reward_difficulty"].astype(float), -np.log(rates.map(rates.value_counts(normalize=True)))
-    centred = left = reward - reward.groupby(groups).transform("mean")
-    for _ in range(_ROUNDS):
-        left = left - left.groupby(rates).transform("mean")
-        left = left - left.groupby(groups).transform("mean")
-    found = left / (centred.std(ddof=0) + 1e-6) + _RARE * (surprise - surprise.groupby(groups).transform("mean"))
-    return found.astype(float).where(found.abs() > _ROUNDING, 0.0)
 
 
 def entropy_bonus(meta: pd.DataFrame, config: UpdateConfig) -> float:

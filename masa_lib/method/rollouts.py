@@ -18,9 +18,11 @@ import pandas as pd
 
 from masa_lib.config import Config
 from masa_lib.engines import Completion, Engine, Request
-from masa_lib.method import beliefs, objective, prompts, rewards
+from masa_lib.method import beliefs, prompts, rewards
+from masa_lib.method.advantages import stream_advantages
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.rewards import PARTS
+from masa_lib.method.streams import STREAMS, predictions_of, rewarded, solutions_of
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.problems import Problem
@@ -41,22 +43,6 @@ COLUMNS = {
     "reward": "NaN: takes no part in the update", **{part: "a part of a prediction's reward" for part in PARTS},
     "advantage": "0: has no gradient"}
 TOKEN_COLUMNS = ["prompt_ids", "beginning", "tokens", "logps"]
-STREAMS = ("solution", "meta")
-
-
-def solutions_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the solutions."""
-    return table[table["stream"] == "solution"]
-
-
-def predictions_of(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the predictions that were sampled."""
-    return table[table["stream"] == "meta"]
-
-
-def rewarded(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of the solutions that take part in the update."""
-    return table[(table["stream"] == "solution") & table["reward"].notna()]
 
 
 @dataclass(frozen=True)
@@ -240,7 +226,7 @@ def score(table: pd.DataFrame, config: Config) -> None:
             table.loc[meta, ["reward", *PARTS]] = _score_group(group, config)
     table["advantage"] = 0.0
     for _, stream in table[table["reward"].notna()].groupby("stream"):
-        table.loc[stream.index, "advantage"] = objective.stream_advantages(stream, config)
+        table.loc[stream.index, "advantage"] = stream_advantages(stream, config)
 
 
 def outcomes(table: pd.DataFrame) -> pd.DataFrame:

@@ -82,9 +82,10 @@ class Tier:
     gguf: Gguf | None = None
 
 
-#: Departures from the published settings, each against a collapse that unrecorded trials showed: a proper score instead
-#: of the peaked kernel, each part of the reward normalised by itself, an entropy bonus; and a length window with slack,
-#: because the right solutions of a problem come to have one length.
+#: Departures from the published settings, each against a collapse that unrecorded trials showed: a quadratic score
+#: instead of the peaked kernel (over a std both seek the median, see `method.advantages`), each part of the reward
+#: normalised by itself, an entropy bonus; and a length window with slack, because the right solutions of a problem come
+#: to have one length.
 _POCKET = {"steps": 180, "reward.difficulty_mode": "brier", "reward.notion_weight": 0.25, "reward.length_slack": 0.25,
            "update.normalise_meta": "parts", "update.meta_entropy": 0.03, "update.meta_weight": 2.0,
            "update.learning_rate": 2e-4, "update.schedule": "linear", "evaluation.every": 15,

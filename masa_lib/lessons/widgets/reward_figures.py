@@ -23,7 +23,7 @@ from masa_lib.analysis.figures import BLUE, CLEAR, GREEN, GREY, ORANGE, PURPLE, 
 from masa_lib.config import Config
 from masa_lib.lessons.widgets.reward_scenes import Recorded, Scene
 from masa_lib.method import rewards
-from masa_lib.method.rollouts import predictions_of, solutions_of
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
 PARTS = {"reward_difficulty": ("difficulty", ORANGE), "reward_length": ("length", SKY),

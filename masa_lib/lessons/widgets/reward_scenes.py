@@ -1,7 +1,7 @@
 """What a setting of the rewards makes of recorded rollouts: the tables that the reward lab draws.
 
-Pure functions over data frames. Rewards come from `rewards` and advantages from `objective`, so that the lab shows what
-a training would do; nothing here draws, and nothing here is trained. Beside the recorded predictions stand *probes*:
+Pure functions over data frames. Rewards come from `rewards`, advantages from `advantages`, so that the lab shows what a
+training would do; nothing here draws, and nothing here is trained. Beside the recorded predictions stand *probes*:
 made-up predictions, the same for every problem, which show what a setting pays to a model that never reads the problem.
 """
 
@@ -23,9 +23,10 @@ from masa_lib import config as configs
 from masa_lib.config import Config, RewardConfig
 from masa_lib.lessons import reward_table
 from masa_lib.lessons.reward_table import RewardTable
-from masa_lib.method import objective, prompts, rewards, rollouts
+from masa_lib.method import prompts, rewards
+from masa_lib.method.advantages import stream_advantages
 from masa_lib.method.rewards import Solution
-from masa_lib.method.rollouts import solutions_of
+from masa_lib.method.streams import STREAMS, solutions_of
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS, MetaPrediction
 
@@ -145,7 +146,7 @@ def record(table: pd.DataFrame, config: Config) -> Recorded:
         ValueError: there is no group with both streams.
     """
     table = table.assign(**{name: 0 for name in ("run", "seed", "step") if name not in table})
-    table = table[table.groupby(["run", "step", "group"])["stream"].transform("nunique") == len(rollouts.STREAMS)]
+    table = table[table.groupby(["run", "step", "group"])["stream"].transform("nunique") == len(STREAMS)]
     if table.empty:
         raise ValueError("No group holds solutions and predictions; the lab needs runs of the method masa.")
     right = table["correct"].astype("Float64").groupby([table[name] for name in ("run", "step", "group")])
@@ -225,7 +226,7 @@ def predictions(recorded: Recorded, config: Config) -> pd.DataFrame:
     table["stream"], table["group"] = "meta", recorded.rollouts.loc[table.index, "group"]
     table["pass_rate"] = recorded.table.pass_rate_N
     table["predicted_pass_rate"] = recorded.table.counts["ours"].pass_rate_N
-    return table.assign(advantage=objective.stream_advantages(table, config))
+    return table.assign(advantage=stream_advantages(table, config))
 
 
 def notion_pays(recorded: Recorded, notions: Sequence[str], mode: str) -> pd.DataFrame:
@@ -277,7 +278,7 @@ def _drives(table: pd.DataFrame, config: Config) -> pd.Series:
     shares = weights(config)
     each = [table[["stream", "group"]].assign(reward=table[part], group=table["group"] + number * 10**9)
             for number, part in enumerate(shares.index)]  # all parts in one call, as groups of their own
-    found = objective.stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
+    found = stream_advantages(pd.concat(each, ignore_index=True), alone).to_numpy()
     found = found.reshape(len(shares), -1) * shares.to_numpy()[:, None]
     advantage = table["advantage"].to_numpy()
     if mode == "contrast":  # the other parts are as in parts
