@@ -85,6 +85,8 @@ def test_what_a_model_says_is_shared_out_over_the_nine_pass_rates() -> None:
     assert self_view.shares(read).tolist() == [0, 0, 0, 0, 0.5, 0, 0, 0, 0.5]
     assert self_view.summary(read)["predicted_pass_rate"] == 0.75
     assert self_view.headline(read).startswith("Believed: right 0.75 of the time")
+    never = made(rollout("belief", belief=[1, *[0] * 8]), rollout("solution", correct=False))
+    assert self_view.headline(never).endswith("Happened: right 0.00 of the time (1 solutions).")
 
 
 def test_a_belief_is_read_where_the_method_reads_and_the_solutions_stay_the_same(sampler: tuple,

@@ -32,7 +32,8 @@ def environment_check() -> list[str]:
             f"{psutil.cpu_count()} CPU cores, {free:.1f} GB of memory free: "
             + ("enough." if free >= MEMORY else f"less than {MEMORY:g} GB; close other programs first.")]
     for what, place, remedy in (("The pocket model", "pocket", "`masa pocket build --out data/pocket` makes it"),
-                                ("The recorded study", "runs/baseline", "a fresh clone of the repository has it")):
+                                ("The recorded study", "runs/baseline", "a fresh clone of the repository has it"),
+                                ("The record of beliefs", "runs/beliefs", "a fresh clone of the repository has it")):
         there = any((tiers.DATA / place).rglob("config*.*"))
         said.append(f"{what} is there (data/{place})." if there else f"{what} is missing (data/{place}): {remedy}.")
     return said + hosted_advice()

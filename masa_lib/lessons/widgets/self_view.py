@@ -36,7 +36,7 @@ EIGHTHS = np.arange(PASS_RATE_STEPS + 1)
 #: three ways to turn the same predictions into advantages
 WAYS = {"pass rate alone": {"reward.length_weight": 0.0, "reward.notion_weight": 0.0},
         "mean of the three parts": {}, "each part by itself": {"update.normalise_meta": "parts"}}
-_PRE = "margin:0 0 4px;font-size:12px;white-space:pre-wrap;overflow-wrap:anywhere"
+_PRE = "margin:0 0 4px;font-size:12px;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
 
 
 def verdicts(table: pd.DataFrame) -> pd.Series:
@@ -201,25 +201,31 @@ def headline(table: pd.DataFrame) -> str:
         return said
     length = f" with {found['length']:.0f} tokens on average" if found["length"] == found["length"] else ""
     if found["pass_rate"] == found["pass_rate"]:
-        return f"{said} Happened: right {found['pass_rate']:.2f} of the time ({count} solutions), right ones{length}."
+        return (f"{said} Happened: right {found['pass_rate']:.2f} of the time ({count} solutions)"
+                + (f", right ones{length}." if length else "."))
     agree = f"; {found['agreement']:.0%} agree on one answer" if found["agreement"] == found["agreement"] else ""
     return f"{said} Happened: {count} solutions{length}{agree}. Without an answer nothing is graded."
 
 
-def page(table: pd.DataFrame, texts: int = 6) -> str:
+def page(table: pd.DataFrame, count: int = 6) -> str:
     """The notions and the first texts of each stream as HTML, escaped."""
     said = notions(table).head(8)
     cells = "".join(f"<tr><td>{html.escape(row.notion[:60])}</td><td>{row.predictions}</td><td>{row.right}</td>"
                     f"<td>{row.wrong}</td></tr>" for row in said.itertuples())
     head = "<tr><th>predicted notion</th><th>predictions</th><th>right solutions</th><th>wrong solutions</th></tr>"
-    parts = [f"<table>{head}{cells}</table>" if len(said) else "<p>No notion was predicted.</p>"]
-    found = verdicts(table)
-    for stream, title in (("meta", "Predictions"), ("solution", "Solutions")):
-        rows = table[table["stream"] == stream].head(texts)
-        parts.append(f"<b>{title}</b>" + "".join(
-            f"<pre style='{_PRE}'>{html.escape(_note(row, found.get(row.Index)))}{html.escape(row.text)}</pre>"
-            for row in rows.itertuples()))
-    return "".join(parts)
+    none = "" if predictions_of(table).empty else "<p>No notion was predicted.</p>"
+    first = f"<table>{head}{cells}</table>" if len(said) else none
+    return first + texts(predictions_of(table).head(count)) + texts(solutions_of(table).head(count))
+
+
+def texts(rows: pd.DataFrame) -> str:
+    """What was written, a rollout a line, as HTML, escaped; in front of a solution stand its verdict and its length."""
+    if rows.empty:
+        return ""
+    found, title = verdicts(rows), "Predictions" if len(predictions_of(rows)) else "Solutions"
+    return f"<b>{title}</b>" + "".join(
+        f"<pre style='{_PRE}'>{html.escape(_note(row, found.get(row.Index)))}{html.escape(row.text)}</pre>"
+        for row in rows.itertuples())
 
 
 def _note(row: Any, verdict: str | None) -> str:
