@@ -11,6 +11,7 @@ import pytest
 from masa_lib.config import RewardConfig
 from masa_lib.lessons import exercises, paper_claims, released_rewards
 from masa_lib.lessons.reward_table import RewardTable, score_table
+from masa_lib.lessons.widgets import claim_table
 from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
 
@@ -56,7 +57,7 @@ def test_scores_leave_out_averages_and_name_variants() -> None:
     assert paper_claims.scores("v1", "Table 1", "Qwen3-8B-Base", "pass@32").notna().all(axis=None)
 
 
-def test_the_exercises_of_notebook_07_have_the_answers_that_the_tables_give() -> None:
+def test_the_exercises_of_notebook_08_have_the_answers_that_the_tables_give() -> None:
     maths, other, small = (paper_claims.scores(*place) for place in (
         ("v1", "Table 1", "Qwen3-8B-Base"), ("v1", "Table 2", "Qwen3-14B-Base"), ("v2", "Table 1", "Qwen3-4B-Base")))
     found = {"gain in points": maths.loc["AIME25", "MASA"] - maths.loc["AIME25", "GRPO"],
@@ -67,9 +68,9 @@ def test_the_exercises_of_notebook_07_have_the_answers_that_the_tables_give() ->
 
 
 def test_answers_are_folded_and_texts_are_escaped() -> None:
-    row = {"where_printed": "v1 <b>", "printed_value": "1 & 2", "recomputed_value": "<script>", "how_recomputed": "so",
-           "verdict": "consistent"}
-    page = paper_claims.as_details(pd.DataFrame([row], index=["a < b"]))
+    row = {"claim": "a < b", "where_printed": "v1 <b>", "printed_value": "1 & 2", "recomputed_value": "<script>",
+           "how_recomputed": "so", "verdict": "consistent"}
+    page = paper_claims.as_table(pd.DataFrame([row]))
     summary, answer = page.split("</summary>")
     assert "<script>" not in page
     assert "a &lt; b" in summary
@@ -77,6 +78,40 @@ def test_answers_are_folded_and_texts_are_escaped() -> None:
     assert "consistent" not in summary
     assert "consistent" in answer
     assert "<details><summary>" in page  # closed: no attribute `open`
+
+
+def test_claims_are_chosen_by_version_verdict_and_words() -> None:
+    claims = paper_claims.everything()
+    assert len(paper_claims.chosen(claims)) == len(claims) == len(pd.read_csv(paper_claims.PAPER / "claims.csv"))
+    found = paper_claims.chosen(claims, "v1", "inconsistent", "GATED Figure")
+    assert set(found["version"]) == {"v1"}
+    assert set(found["verdict"]) == {"inconsistent"}
+    assert 0 < len(found) < 13
+    assert found.astype(str).agg(" ".join, axis=1).str.lower().str.contains("gated").all()
+    assert paper_claims.chosen(claims, words="no such word").empty
+
+
+def test_the_filter_shows_what_it_counts_and_comes_back_to_all() -> None:
+    claims = paper_claims.everything()
+    panel = claim_table.ClaimTable(claims)
+    assert panel.count.value.count(f"{len(claims)} of {len(claims)} claims") == 1
+    panel.verdict.value, panel.version.value = "not derivable", "v2"
+    shown = paper_claims.chosen(claims, "v2", "not derivable")
+    assert f"{len(shown)} of {len(claims)} claims" in panel.count.value
+    assert panel.page.value.count("<tr>") == len(shown) + 1
+    panel.words.value = "no such word"
+    assert "0 of" in panel.count.value
+    panel.reset()
+    assert panel.page.value.count("<tr>") == len(claims) + 1
+    assert [control.description for control in (panel.version, panel.verdict, panel.words)] == ["version", "verdict",
+                                                                                               "words"]
+
+
+def test_without_widgets_all_claims_are_there_folded() -> None:
+    claims = paper_claims.everything()
+    page = claim_table.ClaimTable(claims).static().data
+    assert page.count("<tr>") == len(claims) + 1
+    assert page.startswith("<details><summary>")
 
 
 def test_verdicts_are_compared_and_wrong_words_are_refused() -> None:

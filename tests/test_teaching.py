@@ -1,4 +1,4 @@
-"""What a class needs: copies without answers, notebooks put back without a loss, questions whose answers are there."""
+"""What a class needs: copies without answers, and notebooks put back without a loss."""
 
 from __future__ import annotations
 

@@ -129,13 +129,46 @@ def _second(folder: Path) -> dict[str, float]:
     return found | {"a deviation of one unit (1/8) approximately halves the difficulty reward": 0.01 ** (1 / 8)}
 
 
-def as_details(claims: pd.DataFrame) -> str:
-    """Claims as HTML, each folded with its answer inside: what is printed can be read, the verdict only when opened."""
+def chosen(claims: pd.DataFrame, version: str = "", verdict: str = "", words: str = "") -> pd.DataFrame:
+    """The claims of a version, with a verdict, that have all these words in one of their columns; "" chooses all.
+
+    Args:
+        claims: with the columns version and claim, as `everything` gives them.
+        version: v1, v2 or "".
+        verdict: one of VERDICTS or "".
+        words: parted by blanks; large and small letters are alike.
+    """
+    kept = claims[claims["version"].isin([version] if version else claims["version"])
+                  & claims["verdict"].isin([verdict] if verdict else VERDICTS)]
+    texts = kept.astype(str).agg(" ".join, axis=1).str.lower()
+    return kept[[all(word in text for word in words.lower().split()) for text in texts]]
+
+
+def everything(folder: Path = PAPER) -> pd.DataFrame:
+    """The claims of both versions, with the columns version and claim."""
+    return pd.concat([table(version, folder).reset_index().assign(version=version) for version in ("v1", "v2")],
+                     ignore_index=True)
+
+
+# Widths for a table that shares its room equally, as JupyterLab's do; a word too long for its column is never broken.
+_CELL = "text-align:left;vertical-align:top;padding:4px 8px;line-height:1.35;word-break:normal;overflow-wrap:normal"
+
+
+def as_table(claims: pd.DataFrame) -> str:
+    """Claims as an HTML table: what is printed can be read, verdict and recomputed number only when they are opened.
+
+    Args:
+        claims: with the columns claim, where_printed, printed_value, recomputed_value, how_recomputed and verdict.
+    """
+    heads = "".join(f"<th scope='col' style='{_CELL};width:{width}%'>{name}</th>" for name, width in (
+        ("claim", 34), ("printed", 20), ("our answer", 46)))
     rows = [{name: html.escape(str(value)) for name, value in row._asdict().items()} for row in claims.itertuples()]
-    return "\n".join(
-        f"<details><summary>{row['Index']} <i>({row['where_printed']})</i>: printed {row['printed_value']}</summary>"
-        f"<p style='margin-left:2em'><b>{row['verdict']}</b>. Recomputed: {row['recomputed_value']}.<br>"
-        f"How: {row['how_recomputed']}.</p></details>" for row in rows)
+    lines = [f"<tr><td style='{_CELL}'>{row['claim']}<br><small>{row['where_printed']}</small></td>"
+             f"<td style='{_CELL}'>{row['printed_value']}</td>"
+             f"<td style='{_CELL}'><details><summary>open</summary><b>{row['verdict']}</b>. Recomputed: "
+             f"{row['recomputed_value']}.<br><small>How: {row['how_recomputed']}.</small></details></td></tr>"
+             for row in rows]
+    return f"<table style='width:100%'><thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
 
 
 def judged(mine: Mapping[str, str], claims: pd.DataFrame) -> pd.DataFrame:
