@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 #: notebooks that run on records alone
-ON_RECORDS = ("02_the_reward_lab",)
+ON_RECORDS = ("02_the_reward_lab", "08_reading_the_paper_critically")
 BLOCKED = """
 import sys
 
