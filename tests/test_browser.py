@@ -209,7 +209,7 @@ def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any
     rewards = [f"{reward:.3f}" for reward in rows["reward"]]
     playwright.expect(page.get_by_text(mean)).to_be_visible()
     for title in (f"Groups without a signal: {scene.no_signal:.0%}", f"Advantages in the group {group}",
-                  f"(a constant answer: {scene.hacked:.0%} of the most)"):
+                  f"(a constant answer: {scene.hacked:.0%} of the way from random to best)"):
         playwright.expect(page.locator(".annotation-text", has_text=title)).to_be_attached()
     table = page.locator(".widget-html table", has=page.locator("th", has_text="prediction"))
     playwright.expect(table.locator("td:nth-child(3)")).to_have_text(rewards)
@@ -223,7 +223,7 @@ def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: 
     recorded = reward_scenes.read(runs_in(tiers.DATA / "runs" / "baseline", "masa-s*"))
     presets, keys = reward_scenes.presets(recorded.config), reward_lab.LABELS
     button(page, "Reset").wait_for()
-    group = int(turn(page, "group, by pass rate", 2))
+    group = int(turn(page, "group shown", 2))
     seen = [numbers(page, recorded, presets["ours"], group)]
     settings = dict(presets["ours"])
     for key, times in (("reward.notion_weight", 5), ("reward.length_slack", 3)):

@@ -13,13 +13,13 @@ import pytest
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.lessons import environment, exercises
+from masa_lib.lessons import environment, exercises, reward_tasks
 from masa_lib.lessons.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.lessons.widgets.reward_lab import RewardLab
 from masa_lib.lessons.widgets.reward_scenes import Recorded
 from masa_lib.method import rewards, rollouts
 from masa_lib.models import tiers
-from masa_lib.runs.folder import Run
+from masa_lib.runs.folder import Run, runs_in
 
 RUN = tiers.DATA / "runs" / "baseline" / "masa-s0"
 
@@ -28,6 +28,11 @@ RUN = tiers.DATA / "runs" / "baseline" / "masa-s0"
 def recorded() -> Recorded:
     run = Run.open(RUN)
     return reward_scenes.record(run.rollouts([1, 100, 180]), run.config)
+
+
+@pytest.fixture(scope="module")
+def everything() -> Recorded:
+    return reward_scenes.read(runs_in(RUN.parent, "masa-s*"))
 
 
 @pytest.fixture
@@ -140,7 +145,52 @@ def test_the_preset_hackable_is_and_that_of_the_paper_is_not(recorded: Recorded)
     presets = reward_scenes.presets(recorded.config)
     hacked = {name: reward_scenes.scene(recorded, preset, {}).hacked for name, preset in presets.items()}
     assert hacked["hackable"] > 0.9
-    assert max(hacked[name] for name in ("paper", "released", "ours")) < 0.85
+    assert max(hacked[name] for name in ("paper", "released", "ours")) < 0.6
+
+
+def test_a_score_with_a_high_floor_is_not_taken_for_hacked(recorded: Recorded) -> None:
+    alone = {"reward.length_weight": 0.0, "reward.notion_weight": 0.0, "reward.difficulty_mode": "brier"}
+    scene = reward_scenes.scene(recorded, alone, {})
+    totals = scene.payments.sum(axis=1)
+    assert totals["random"] / totals["best answer"] > 0.6  # anything earns that much
+    assert scene.hacked < 0.6
+    flat = reward_scenes.scene(recorded, alone | {"reward.difficulty_mode": "kernel", "reward.difficulty_base": 1}, {})
+    assert flat.hacked == 0  # all answers earn the same: nothing to hack
+
+
+# The guided tasks.
+
+@pytest.mark.parametrize(("number", "wrong", "right"), [
+    (0, {"reward.length_weight": 0.0, "reward.notion_weight": 0.0}, {"reward.difficulty_base": 1.0}),
+    (1, {"update.normalise_meta": "parts"}, {"update.normalise_meta": "none"}),
+    (2, {"reward.pass_rate_weight": 0.0}, {"reward.length_slack": 1.0, "reward.exclude_problem_notions": False})])
+def test_a_task_begins_as_published_and_sees_that_its_goal_is_reached(everything: Recorded, number: int,
+                                                                      wrong: dict[str, Any],
+                                                                      right: dict[str, Any]) -> None:
+    lab = RewardLab(everything)
+    lab.task.value = list(reward_tasks.TASKS)[number]
+    assert lab.settings == lab.presets["paper"]
+    assert "Not yet" in lab.goal.value
+    lab.apply(wrong)
+    assert "Not yet" in lab.goal.value
+    lab.apply(right)
+    assert "Reached" in lab.goal.value
+    lab.reset()
+    assert lab.task.value == reward_lab.FREE and "Reached" not in lab.goal.value
+
+
+def test_the_second_task_wants_the_reward_left_alone(lab: RewardLab) -> None:
+    lab.task.value = list(reward_tasks.TASKS)[1]
+    lab.apply({"update.normalise_meta": "none", "reward.pass_rate_weight": 0.1})
+    assert "Not yet: the reward was changed (pass_rate_weight)" in lab.goal.value
+
+
+def test_cells_of_few_predictions_are_grey_and_have_no_number(lab: RewardLab) -> None:
+    count = reward_figures._cells(lab.recorded).reshape(9, 9)
+    np.testing.assert_array_equal(pd.isna(np.array(lab.figure.data[6].z)), count < reward_figures.THIN)
+    grey = {(round(shape.y0 + 0.45), round(shape.x0 + 0.47)) for shape in lab.figure.layout.shapes}
+    assert grey == set(zip(*map(np.ndarray.tolist, np.nonzero((count > 0) & (count < reward_figures.THIN))),
+                           strict=True)) != set()
 
 
 # The panel.
@@ -223,8 +273,9 @@ def test_a_move_sets_nothing_that_another_trace_keeps(lab: RewardLab, monkeypatc
     # Plotly's live figure deletes what a batch sets for some traces from all the others.
     moves: list[dict[str, Any]] = []
     monkeypatch.setattr(lab.figure, "plotly_update", lambda restyle_data, **others: moves.append(restyle_data))
+    other = reward_scenes.scene(lab.recorded, lab.presets["hackable"], lab.presets["paper"])
     with lab.figure.batch_update():
-        reward_figures.fill(lab.figure, lab.recorded, lab.scene, 3)
+        reward_figures.fill(lab.figure, lab.recorded, other, 3)
     kept = [trace.to_plotly_json() for trace in reward_figures.blank(lab.recorded).data]
     assert set(moves[0]) == {"y", "z", "hovertext"}
     assert [key for key in moves[0] for trace in kept if key in trace] == []
@@ -303,7 +354,7 @@ def test_the_constant_exercise_wants_mode_median_and_mean() -> None:
 def test_the_hack_exercise_wants_a_hack_that_a_training_would_follow(recorded: Recorded) -> None:
     presets = reward_scenes.presets(recorded.config)
     assert exercises.hack_exercise(recorded, presets["hackable"]).startswith("Right")
-    assert "95% of the most is asked" in exercises.hack_exercise(recorded, presets["paper"])
+    assert "90% of the way is asked" in exercises.hack_exercise(recorded, presets["paper"])
     flat = {"reward.difficulty_base": 1.0, "reward.length_weight": 0.0, "reward.notion_weight": 0.0}
     assert "teaches nothing" in exercises.hack_exercise(recorded, flat)
 

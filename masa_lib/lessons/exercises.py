@@ -171,8 +171,8 @@ EXERCISES: dict[str, Exercise] = {
 
 #: of notebook 02's exercise on constant answers: eighths, with mode 0, median 1 and mean 2.7
 SEVEN = (0, 0, 0, 1, 2, 8, 8)
-#: of the exercise on settings that can be hacked: share of the most that a constant answer earns; groups with a signal
-HACKED, SIGNAL = 0.95, 0.5
+#: of the exercise on settings that can be hacked: how far a constant answer comes (`Scene.hacked`); share with a signal
+HACKED, SIGNAL = 0.9, 0.5
 
 
 def difficulty_exercise(answer: Callable[[int, float, float], float | None]) -> str:
@@ -208,18 +208,18 @@ def constant_exercise(answers: Mapping[str, int | None]) -> str:
 
 
 def hack_exercise(recorded: Recorded, settings: Mapping[str, Any] | None) -> str:
-    """Whether a setting pays a constant answer HACKED of the most, while SIGNAL of the groups still teach something."""
+    """Whether a setting takes a constant answer HACKED of the way, while SIGNAL of the groups still teach something."""
     from masa_lib.lessons.widgets import reward_scenes
 
     if settings is None:
         return UNANSWERED
     scene = reward_scenes.scene(recorded, settings, {})
-    found = (f"a constant answer earns {scene.hacked:.1%} of the most, and {1 - scene.no_signal:.0%} of the groups "
+    found = (f"a constant answer comes {scene.hacked:.1%} of the way, and {1 - scene.no_signal:.0%} of the groups "
              "have a signal")
-    if scene.hacked < HACKED:
-        return f"Not yet: {found}; {HACKED:.0%} of the most is asked."
     if scene.no_signal > 1 - SIGNAL:
         return f"Not yet: {found}. What pays everybody the same teaches nothing; let {SIGNAL:.0%} have a signal."
+    if scene.hacked < HACKED:
+        return f"Not yet: {found}; {HACKED:.0%} of the way is asked."
     return f"Right: {found}. The answer that earns it: {scene.answer}."
 
 

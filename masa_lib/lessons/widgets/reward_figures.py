@@ -30,11 +30,12 @@ PARTS = {"reward_difficulty": ("difficulty", ORANGE), "reward_length": ("length"
          "reward_notion": ("notion", PURPLE)}
 #: predictions by what they promise: first and last eighth, colour
 PROMISES = {"low": (0, 2, BLUE), "middle": (3, 5, ORANGE), "high": (6, 8, VERMILLION)}
-PAID = {"drives": "what tells<br>predictions apart", "recorded": "recorded<br>predictions",
-        "best constant": "best constant<br>answer", "best answer": "best answer<br>for each"}
+PAID = {"drives": "what training<br>follows", "recorded": "recorded<br>predictions", "random": "random<br>constant",
+        "best constant": "best<br>constant", "best answer": "best answer<br>for each"}
 TITLES = ("Reward against true pass rate", "Places won or lost, mean", "Groups without a signal",
           "Advantages in the group", "What this reward pays for")
-WIDTH, HEIGHT = 860, 640  # pixels; a live figure that fits its page takes its width only at the first move
+WIDTH, HEIGHT = 600, 545  # pixels; a live figure that fits its page takes its width only at the first move
+THIN = 10  # predictions; the mean of fewer is not shown
 EIGHTHS = np.arange(PASS_RATE_STEPS + 1)
 _LOSER_TO_WINNER = [[0, VERMILLION], [0.5, "#e8e8e8"], [1, BLUE]]
 
@@ -46,8 +47,8 @@ def blank(recorded: Recorded, points: int = 300) -> go.Figure:
         recorded: the groups.
         points: predictions drawn in the first panel, at most (a random sample; its lines are means of all).
     """
-    figure = make_subplots(2, 3, subplot_titles=TITLES, specs=[[{}, {}, {}], [{}, {"colspan": 2}, None]],
-                           vertical_spacing=0.2, horizontal_spacing=0.08)
+    figure = make_subplots(3, 2, subplot_titles=TITLES, specs=[[{}, {}], [{}, {}], [{"colspan": 2}, None]],
+                           vertical_spacing=0.14, horizontal_spacing=0.11)
     for name, rows in _sample(recorded, points).items():
         first, last, color = PROMISES[name]
         symbol = SYMBOLS[list(PROMISES).index(name)]
@@ -58,18 +59,21 @@ def blank(recorded: Recorded, points: int = 300) -> go.Figure:
                            name=f"predicts {first} to {last} of 8", legendgroup="promise", row=1, col=1,
                            marker={"size": 7, "symbol": symbol},
                            hovertemplate=f"predicts {first} to {last} of 8: mean reward %{{y:.3f}}<extra></extra>")
+    for true, predicted in np.argwhere(_thin(recorded)):  # grey, and no trace: a move sets what traces share
+        figure.add_shape(x0=predicted - 0.47, x1=predicted + 0.47, y0=true - 0.45, y1=true + 0.45, row=1, col=2,
+                         fillcolor=GREY, opacity=0.4, line_width=0, layer="below")
     figure.add_heatmap(customdata=_cells(recorded).reshape(len(EIGHTHS), -1), colorscale=_LOSER_TO_WINNER, zmid=0,
-                       showscale=False, xgap=1, ygap=1, texttemplate="%{z:+.1f}", textfont_size=9, row=1, col=2,
+                       showscale=False, xgap=1, ygap=1, texttemplate="%{z:+.1f}", textfont_size=8, row=1, col=2,
                        hovertemplate="predicted %{x} of 8, true %{y} of 8:<br>%{z:+.1f} places, %{customdata:.0f} "
                                      "predictions<extra></extra>")
     groups = (recorded.groups["pass_rate"] * PASS_RATE_STEPS).round().value_counts().reindex(EIGHTHS, fill_value=0)
-    figure.add_bar(x=EIGHTHS, marker_color=GREY, showlegend=False, customdata=groups, row=1, col=3,
+    figure.add_bar(x=EIGHTHS, marker_color=GREY, showlegend=False, customdata=groups, row=2, col=1,
                    hovertemplate="%{x} of 8 right: %{y:.0%} of %{customdata:.0f} groups<extra></extra>")
     for color in (BLUE, VERMILLION):  # above and below 0
         figure.add_bar(x0=1, hovertemplate="%{hovertext}<extra></extra>", showlegend=False, marker_color=color, row=2,
-                       col=1)
+                       col=2)
     for name, color in PARTS.values():
-        figure.add_bar(x=list(PAID.values()), name=name, marker_color=color, legendgroup="parts", row=2, col=2,
+        figure.add_bar(x=list(PAID.values()), name=name, marker_color=color, legendgroup="parts", row=3, col=1,
                        hovertemplate=f"%{{x}}: %{{y:.3f}} for the {name}<extra></extra>")
     return _dress(figure)
 
@@ -78,19 +82,20 @@ def _dress(figure: go.Figure) -> go.Figure:
     """Axes that never move, so that nothing jumps while a slider does."""
     rate = {"range": [-0.04, 1.04]}
     figure.update_layout(template=TEMPLATE, width=WIDTH, height=HEIGHT, barmode="relative", hovermode="closest",
-                         margin={"l": 60, "r": 16, "t": 36, "b": 124}, legend={"tracegroupgap": 24})
-    figure.update_annotations(font_size=13)
-    for update in (figure.update_xaxes, figure.update_yaxes):
-        update(automargin=False, ticklabeloverflow="allow")  # measuring labels is slow, and these never move
+                         margin={"l": 46, "r": 8, "t": 22, "b": 80}, font_size=11,
+                         legend_font_size=10)
+    figure.update_annotations(font_size=12)
+    for update in (figure.update_xaxes, figure.update_yaxes):  # measuring labels is slow, and these never move
+        update(automargin=False, ticklabeloverflow="allow", title_standoff=2, title_font_size=11)
     figure.update_xaxes(title_text="true pass rate", row=1, col=1, **rate)
     figure.update_yaxes(title_text="reward", row=1, col=1, **rate)
     figure.update_xaxes(title_text="predicted, of 8", dtick=1, showgrid=False, row=1, col=2)
-    figure.update_yaxes(title_text="true, of 8", dtick=1, showgrid=False, row=1, col=2)
-    figure.update_xaxes(title_text="true pass rate, of 8", dtick=1, row=1, col=3)
-    figure.update_yaxes(title_text="share", row=1, col=3, **rate)
-    figure.update_xaxes(title_text="prediction", dtick=1, row=2, col=1)
-    figure.update_yaxes(title_text="advantage", range=[-2.7, 2.7], row=2, col=1)
-    figure.update_yaxes(title_text="mean reward, share", range=[-0.1, 1.04], row=2, col=2)
+    figure.update_yaxes(title_text="true, of 8", dtick=2, showgrid=False, row=1, col=2)
+    figure.update_xaxes(title_text="true pass rate, of 8", dtick=1, row=2, col=1)
+    figure.update_yaxes(title_text="share", row=2, col=1, **rate)
+    figure.update_xaxes(title_text="prediction", dtick=1, row=2, col=2)
+    figure.update_yaxes(title_text="advantage", range=[-2.7, 2.7], row=2, col=2)
+    figure.update_yaxes(title_text="mean reward, share", range=[-0.1, 1.04], row=3, col=1)
     return figure
 
 
@@ -99,7 +104,7 @@ def fill(figure: go.Figure, recorded: Recorded, scene: Scene, group: int, points
     contents = [*_reward_lines(recorded, scene, points), _places(recorded, scene),
                 {"y": scene.flat["share"].to_numpy()}, *_advantages(recorded, scene, group), *_payments(scene)]
     titles = [TITLES[0], TITLES[1], f"{TITLES[2]}: {scene.no_signal:.0%}", f"{TITLES[3]} {group}",
-              f"{TITLES[4]} (a constant answer: {scene.hacked:.0%} of the most)"]
+              f"{TITLES[4]} (a constant answer: {scene.hacked:.0%} of the way from random to best)"]
     for trace, content in zip(figure.data, contents, strict=True):
         trace.update(content)
     for annotation, title in zip(figure.layout.annotations, titles, strict=True):
@@ -151,11 +156,17 @@ def _cell(pass_rate: Any, predicted: Any) -> np.ndarray:
     return cell[np.isfinite(cell)].astype(int)
 
 
+def _thin(recorded: Recorded) -> np.ndarray:
+    """The cells with too few predictions for a mean: true pass rate by predicted one, eighths."""
+    count = _cells(recorded).reshape(len(EIGHTHS), -1)
+    return (count > 0) & (count < THIN)
+
+
 def _places(recorded: Recorded, scene: Scene) -> dict[str, Any]:
     table, count = scene.predictions.dropna(subset="predicted_pass_rate"), _cells(recorded)
     total = np.bincount(_cell(table["pass_rate"], table["predicted_pass_rate"]), table["gain"], minlength=len(count))
-    mean = np.divide(total, count, out=np.full(len(count), np.nan), where=count > 0)
-    return {"z": (mean.round(1) + 0.0).reshape(len(EIGHTHS), -1)}
+    mean = (total / np.maximum(count, 1)).round(1) + 0.0
+    return {"z": np.where(count >= THIN, mean, None).reshape(len(EIGHTHS), -1)}
 
 
 def _advantages(recorded: Recorded, scene: Scene, group: int) -> list[dict[str, Any]]:

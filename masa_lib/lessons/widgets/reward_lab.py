@@ -21,6 +21,7 @@ from masa_lib import ROOT
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
+from masa_lib.lessons.reward_tasks import TASKS
 from masa_lib.lessons.widgets import reward_figures, reward_scenes
 from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.panel import Panel, button
@@ -28,19 +29,18 @@ from masa_lib.lessons.widgets.reward_scenes import KEYS, Recorded, Scene
 
 #: where "Use in training" writes, unless the panel is told what else to do
 SETTINGS_FILE = ROOT / "runs" / "reward-lab.toml"
-LABELS = {"reward.mode": "parser and rewards", "reward.pass_rate_weight": "weight of pass rate",
-          "reward.length_weight": "weight of length", "reward.notion_weight": "weight of notions",
-          "reward.difficulty_mode": "difficulty", "reward.difficulty_base": "base b of the kernel",
+LABELS = {"reward.mode": "parser, rewards", "reward.pass_rate_weight": "pass rate weight",
+          "reward.length_weight": "length weight", "reward.notion_weight": "notion weight",
+          "reward.difficulty_mode": "difficulty", "reward.difficulty_base": "base b (kernel)",
           "reward.strict_length": "length: ends do not count", "reward.length_slack": "length: slack",
           "reward.notion_mode": "notions", "reward.exclude_problem_notions": "leave out the problem's notions",
           "update.normalise_meta": "advantages of"}
-BLOCKS = {"What counts how much": ("reward.mode", "reward.pass_rate_weight", "reward.length_weight",
-                                   "reward.notion_weight"),
-          "Pass rate and advantages": ("reward.difficulty_mode", "reward.difficulty_base", "update.normalise_meta"),
-          "Length and notions": ("reward.length_slack", "reward.strict_length", "reward.notion_mode",
-                                 "reward.exclude_problem_notions")}
+ORDER = ("reward.mode", "reward.pass_rate_weight", "reward.length_weight", "reward.notion_weight",
+         "reward.difficulty_mode", "reward.difficulty_base", "update.normalise_meta", "reward.length_slack",
+         "reward.strict_length", "reward.notion_mode", "reward.exclude_problem_notions")
+FREE = "free play"  # the task that is none
 MOST_WEIGHT, LEAST_BASE = 2.0, -6  # where the sliders end; of the base, a power of ten
-_STYLE = {"description_width": "11em"}
+_STYLE, _KNOBS = {"description_width": "9em"}, "312px"
 _COPY = """
 function render({ model, el }) {
   const button = document.createElement("button");
@@ -88,10 +88,13 @@ class RewardLab(Panel):
         self.scene: Scene | None = None
         self.controls = {key: _control(key) for key in KEYS}
         self.against = widgets.Dropdown(options=list(self.presets), value="paper", description="ranks against",
-                                        style=_STYLE)
+                                        style=_STYLE, layout={"width": "auto"})
         middle = int((recorded.groups["pass_rate"] - 0.5).abs().idxmin())
-        self.group = widgets.IntSlider(middle, 0, len(recorded.groups) - 1, description="group, by pass rate",
-                                       style=_STYLE, layout={"width": "28em"})
+        self.group = widgets.IntSlider(middle, 0, len(recorded.groups) - 1, description="group shown",
+                                       style=_STYLE, layout={"width": "auto"})
+        self.task = widgets.Dropdown(options=[FREE, *TASKS], description="task", style={"description_width": "3em"},
+                                     layout={"width": "24em"})
+        self.goal = widgets.HTML()
         self.figure = go.FigureWidget(reward_figures.blank(recorded))
         self.page, self.note = widgets.HTML(layout={"height": "420px", "overflow": "auto"}), widgets.HTML()
         self.copy, self.config_text = CopyButton(), widgets.Textarea(
@@ -100,6 +103,7 @@ class RewardLab(Panel):
         for control in (*self.controls.values(), self.against):
             control.observe(self._moved, "value")
         self.group.observe(lambda change: self._show_group(), "value")
+        self.task.observe(lambda change: self._begin_task(), "value")
         self.apply(self.initial)
 
     @property
@@ -129,6 +133,7 @@ class RewardLab(Panel):
     def reset(self) -> None:
         """Back to what the panel began with."""
         with self._one_redraw():
+            self.task.value = FREE
             self.against.value = "paper"
             self.apply(self.initial)
 
@@ -159,7 +164,28 @@ class RewardLab(Panel):
         self.copy.text = self.config_text.value = self.toml()
         self._say(f"Mean reward {self.scene.payments.sum(axis=1)['recorded']:.3f}. The best constant answer: "
                   f"{self.scene.answer}.")
+        self._show_task()
         self._show_group()
+
+    def _begin_task(self) -> None:
+        """A task begins with the published setting."""
+        if self.task.value == FREE:
+            self._show_task()
+        else:
+            self.apply(self.presets["paper"])
+
+    def _show_task(self) -> None:
+        """The goal, what to turn, and how far the reader is; a screen reader says it when it changes."""
+        task = TASKS.get(self.task.value)
+        if not task:
+            self.goal.value = ("<div>Turn what you like, or choose a task. <i>Tab</i> goes to the next knob, arrow "
+                               "keys turn it.</div>")
+            return
+        said = task.verdict(self.scene, self.settings, self.presets["paper"])
+        color = reward_figures.GREEN if said.startswith("Reached") else reward_figures.VERMILLION
+        self.goal.value = (f"<div style='line-height:1.35'><b>Goal:</b> {task.goal} <b>Turn:</b> {task.turn}<br><span "
+                           f"role='status' style='border-left:4px solid {color};padding-left:6px'><b>{said}</b></span>"
+                           "</div>")
 
     def _show_group(self) -> None:
         with self.figure.batch_update():
@@ -182,14 +208,13 @@ class RewardLab(Panel):
                    button("Reset", self.reset, tooltip="Back to the beginning"),
                    button("Use in training", self._hand_over, tooltip="Hand the settings to the training panel")]
         row = {"flex_flow": "row wrap"}
-        blocks = [widgets.VBox([widgets.HTML(f"<b>{title}</b>"), *(self.controls[key] for key in keys)])
-                  for title, keys in BLOCKS.items()]
-        grid = {"grid_template_columns": "repeat(auto-fit, minmax(21em, 1fr))", "grid_gap": "4px 16px"}
+        knobs = widgets.VBox([widgets.HBox(buttons[:-1], layout=row), *(self.controls[key] for key in ORDER),
+                              self.against, self.group, widgets.HBox([buttons[-1], self.copy], layout=row)],
+                             layout={"width": _KNOBS, "flex": f"0 0 {_KNOBS}"})
         return widgets.VBox([
-            widgets.HBox([widgets.Label("Presets:"), *buttons, self.copy], layout=row),
-            widgets.GridBox(blocks, layout=grid),
-            widgets.HBox([self.group, self.against], layout=row), self.note, self.figure, self.page, self.config_text,
-            Keys()])
+            widgets.HBox([self.task], layout=row), self.goal,
+            widgets.HBox([knobs, self.figure], layout={"align_items": "flex-start"}), self.note, self.page,
+            self.config_text, Keys()])
 
 
 def as_toml(settings: Mapping[str, Any]) -> str:

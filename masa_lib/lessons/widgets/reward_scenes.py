@@ -77,8 +77,9 @@ class Scene:
             reward, PARTS, advantage, gain (places won in its group against the other setting; below 0: lost).
         flat: share of groups whose predictions all have advantage 0, by the true pass rate in eighths, with their
             number: columns share, groups.
-        payments: the mean reward of `best constant` (one answer for all problems), `recorded` and `best answer` (the
-            best one for each problem), by part, weighted, so that a row adds up to the mean reward.
+        payments: the mean reward of a `random` constant answer, of the `best constant` (one answer for all problems),
+            of the `recorded` ones and of the `best answer` (the best one for each problem), by part, weighted, so that
+            a row adds up to the mean reward.
         drives: share of the advantages that each part accounts for; adds up to 1, and all are 0 without a signal.
         constant: the best constant answer: pass_rate (eighths), length (tokens), notion; without parts of weight 0.
     """
@@ -96,9 +97,13 @@ class Scene:
 
     @property
     def hacked(self) -> float:
-        """What the best constant answer earns, as a share of what the best answer for each problem earns."""
+        """How far the best constant answer comes from a random one to the best for each problem, a share.
+
+        From a random one, because some scores pay much for anything: a quadratic one has a high floor.
+        """
         totals = self.payments.sum(axis=1)
-        return float(totals["best constant"] / totals["best answer"]) if totals["best answer"] > 0 else 0.0
+        reach = totals["best answer"] - totals["random"]
+        return float((totals["best constant"] - totals["random"]) / reach) if reach > 1e-9 else 0.0
 
     @property
     def answer(self) -> str:
@@ -263,7 +268,9 @@ def _payments(recorded: Recorded, config: Config, table: pd.DataFrame) -> tuple[
     scored = scored.reshape(-1, count, len(parts))
     means = scored[:, :-1].mean(axis=0)
     shares = weights(config)
-    rows = {"best constant": means.max(axis=0), "recorded": table[parts].mean(),
+    tried = recorded.probes.iloc[:count - 1]
+    random = [means[~tried[name].duplicated().to_numpy(), place].mean() for place, name in enumerate(ANSWERED.values())]
+    rows = {"random": random, "best constant": means.max(axis=0), "recorded": table[parts].mean(),
             "best answer": scored.max(axis=1).mean(axis=0)}
     constant = {name: recorded.probes[name].tolist()[answer] for name, answer, share in
                 zip(ANSWERED.values(), means.argmax(axis=0), shares, strict=True) if share > 0}

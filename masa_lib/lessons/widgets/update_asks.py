@@ -30,7 +30,7 @@ _BETWEEN = _EIGHTHS[:-1] + 0.5
 
 def blank() -> go.Figure:
     """The figure without numbers."""
-    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.36, 0.64], vertical_spacing=0.12,
+    figure = make_subplots(2, 1, shared_xaxes=True, row_heights=[0.36, 0.64], vertical_spacing=0.2,
                            subplot_titles=("Problems by true pass rate", "Push from an answer to the next"))
     figure.add_bar(x=_EIGHTHS, marker_color=GREY, showlegend=False, row=1, col=1,
                    hovertemplate="%{x} of 8 right: %{y:.0%} of the problems<extra></extra>")
@@ -48,7 +48,8 @@ def blank() -> go.Figure:
         figure.add_scatter(mode="markers", name=name, row=2, col=1, hovertemplate=f"{name}: %{{x}} of 8<extra></extra>",
                            marker={"symbol": symbol, "size": 15, "color": color, "line": {"width": 2, "color": color}})
     figure.update_layout(template=TEMPLATE, width=WIDTH, height=HEIGHT, barmode="overlay",
-                         margin={"l": 60, "r": 180, "t": 30, "b": 44}, legend={"x": 1.02, "y": 1})
+                         margin={"l": 60, "r": 180, "t": 30, "b": 44},
+                         legend={"orientation": "v", "x": 1.02, "y": 1, "yref": "paper", "yanchor": "top"})
     figure.update_xaxes(range=[-0.6, 8.6], dtick=1, showticklabels=True)
     figure.update_xaxes(title_text="answer, of 8", row=2, col=1)
     figure.update_yaxes(title_text="share", rangemode="tozero", row=1, col=1)
@@ -63,7 +64,7 @@ def fill(figure: go.Figure, recorded: Recorded, groups: np.ndarray, config: Conf
     shares = update_asks.eighths_of(recorded)[groups].value_counts(normalize=True).reindex(_EIGHTHS, fill_value=0.0)
     middles = update_asks.middles(recorded, groups)
     push = np.where(np.array(list(update_asks.signs(pushed))) == "0", 0.0, pushed["push"])
-    contents = [(_EIGHTHS, shares.to_numpy()), *(([value], [0]) for value in middles.values()),
+    contents = [(_EIGHTHS, shares.to_numpy()), *(([value], [1.15 * shares.max()]) for value in middles.values()),
                 (_BETWEEN, push.clip(min=0)), (_BETWEEN, push.clip(max=0)),
                 (_BETWEEN, pushed["hard"].to_numpy()), (_BETWEEN, pushed["easy"].to_numpy()),
                 (rest, [0] * len(rest)), (best, [0])]
@@ -102,7 +103,7 @@ class UpdateAsks(Panel):
         self.problems = widgets.Dropdown(options=[*self.distributions, OWN], value="recorded, last third",
                                          description="problems", style=style, layout=wide)
         self.shares = [widgets.BoundedIntText(1, min=0, max=MOST, description=f"{rate} of 8",
-                                              style={"description_width": "3.2em"}, layout={"width": "7em"})
+                                              style={"description_width": "3em"}, layout={"width": "6.3em"})
                        for rate in _EIGHTHS]
         self.figure, self.note, self.said = go.FigureWidget(blank()), widgets.HTML(), ""
         self.box = self._arrange()
@@ -163,5 +164,5 @@ class UpdateAsks(Panel):
         return widgets.VBox([
             widgets.HBox([self.score, self.normalised], layout=row),
             widgets.HBox([self.problems, button("Reset", self.reset, tooltip="Back to the beginning")], layout=row),
-            widgets.HBox([widgets.Label("my own problems, shares by pass rate:"), *self.shares], layout=row),
+            widgets.HBox([widgets.Label("my own, shares:"), *self.shares], layout=row),
             self.note, self.figure, Keys()])
