@@ -1,8 +1,8 @@
 """Put the notebooks back after play: `python site/reset.py`. It says what it will do, does it, and loses nothing.
 
-Notebooks that differ from the committed ones are copied to `kept/<day-time>/` and restored; what notebooks wrote into
-`runs/` is moved there. Notebooks of one's own, the run of `make run` and everything outside these two folders stay.
-While something trains nothing is touched. The standard library alone is needed.
+Notebooks that differ from the committed ones are copied to `kept/<day-time>/` and restored; what lies in `runs/` is
+moved there. Notebooks of one's own, the runs of `make run` and everything outside these two folders stay. While
+something trains nothing is touched. The standard library alone is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-#: in `runs/`: what no notebook wrote
+#: in `runs/`: what `make run` wrote
 STAYS = ("laptop",)
 
 
