@@ -290,7 +290,6 @@ def _page(runs: Sequence[Path]) -> Path:
          option("--only", metavar="ARM", nargs="+", default=[], about="these arms alone"),
          option("--seeds", metavar="0-3", about="these seeds alone, of those that the study has"),
          option("--jobs", metavar="N", type=int, about="runs at a time (default: what the study says)"),
-         option("--commit", action="store_true", about="commit each finished record to git"),
          option("--dry-run", action="store_true", about="only show how far every run is"),
          option("--smoke", action="store_true", about="only try a few tiny steps of every arm, elsewhere"),
          option("--set", metavar="KEY=VALUE", dest="changes", nargs="+", action="extend", default=[],
@@ -308,7 +307,7 @@ def _study(options: argparse.Namespace) -> None:
         print(study.smoke(chosen, _set(options.changes)))
         return
     if not options.dry_run:
-        study.train(chosen, options.commit)
+        study.train(chosen)
     print(study.overview(chosen))
 
 

@@ -494,13 +494,21 @@ def read(path: str | Path) -> dict[str, Any]:
     Raises:
         ConfigError: unreadable file, or a value that is no longer there.
     """
+    return flatten(toml(path, "config"))
+
+
+def toml(path: str | Path, kind: str) -> dict[str, Any]:
+    """What a TOML file holds; a ConfigError that calls the file a `kind` where it cannot be read."""
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The config {path} cannot be read: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"The config {path} cannot be read: it nests too deep") from error
-    return flatten(tree)
+        return tomllib.loads(Path(path).read_text(encoding="utf8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = "it nests too deep" if isinstance(error, RecursionError) else error
+        raise ConfigError(f"The {kind} {path} cannot be read: {reason}") from error
+
+
+def assignments(changes: Mapping[str, Any]) -> list[str]:
+    """Dotted keys and values as `--set` takes them."""
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in changes.items()]
 
 
 def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def read_everything(path: Path, name: str) -> Iterator[Callable[[], Any]]:
     yield lambda: live_control.last_words(path)
     yield lambda: live_control.change(path, {"gate.threshold": 0.5})
     yield lambda: card(Run.open(path), 3, Config(), "float32")
-    yield lambda: study.progress(study.Planned("masa", path, RECORDED))
+    yield lambda: study.progress(study.Planned(path, RECORDED))
 
 
 def shown(path: Path) -> str:

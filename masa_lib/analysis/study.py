@@ -1,12 +1,13 @@
-"""A study: a grid of arms and seeds, described by a file, trained a few runs at a time in processes of their own.
+"""A study: a grid of arms and seeds, described by a file: `masa train` and `masa resume`, a few at a time.
 
 What is finished is left alone and what is not is resumed, so that a study grows over days and outlives any kill. A
-finished run is made compact, to be committed. How a run trains is the business of `masa train` and `masa resume`, what
-came of it that of `compare`.
+finished record is made compact. How a run trains is the business of these two commands, what came of it that of
+`compare`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import tomllib
-from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import pandas as pd
+import pydantic
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
@@ -39,15 +40,11 @@ from masa_lib.runs.stopping import Stop, Stopped
 LOGS = Path("runs/logs")
 #: seconds between two looks at the processes
 POLL = 0.5
-#: keys of a study file and of one of its arms, with the types they take
-STUDY = {"title": (str,), "out": (str,), "seeds": (int, str), "hours": (int, float), "arms": (dict,), "jobs": (int,),
-         "threads": (int,), "settings": (dict,)}
-ARM = {"about": (str,), "method": (str,), "seeds": (int, str), "settings": (dict,)}
 #: seeds of an arm; more are a slip, and a list of them would not fit into the memory
 MOST_SEEDS = 10_000
 #: an arm's name is part of its runs' folders
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
-KINDS = {str: "a text", int: "a whole number above 0", float: "a number above 0", dict: "a table"}
+T = TypeVar("T", bound=pydantic.BaseModel)
 #: a smoke run takes at most these, and its gate acts from the second step on
 SMOKE = {"steps": 3, "model.threads": 1, "problems.pool": 24, "sampling.problems": 3, "sampling.solutions": 4,
          "sampling.predictions": 4, "gate.predictions": 4, "cloning.store": 2, "rivals.samples": 4,
@@ -56,14 +53,13 @@ SMOKE = {"steps": 3, "model.threads": 1, "problems.pool": 24, "sampling.problems
 
 
 class StudyError(MasaError, RuntimeError):
-    """Runs of a study failed or could not be committed; the message says which and what to do."""
+    """Runs of a study failed; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
 class Planned:
     """A run of a study: `changes` are the dotted settings, seed and method among them, that its command names."""
 
-    arm: str
     path: Path
     changes: Mapping[str, Any]
 
@@ -77,10 +73,9 @@ class Planned:
         """The arguments of `masa` that begin this run, or go on with it."""
         if is_run(self.path):
             return ["resume", str(self.path)]
-        settings = {key: str(value).lower() if isinstance(value, bool) else value
-                    for key, value in self.changes.items() if key not in ("method", "seed")}
+        settings = {key: value for key, value in self.changes.items() if key not in ("method", "seed")}
         return ["train", "--method", self.changes["method"], "--seed", str(self.changes["seed"]), "--out",
-                str(self.path), "--set", *(f"{key}={value}" for key, value in settings.items())]
+                str(self.path), "--set", *configs.assignments(settings)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class Study:
 
     def runs(self) -> list[Planned]:
         """All runs, seed by seed, so that the arms grow evenly."""
-        return [Planned(arm.name, self.out / f"{arm.name}-s{seed}", {**arm.changes, "seed": seed})
+        return [Planned(self.out / f"{arm.name}-s{seed}", {**arm.changes, "seed": seed})
                 for seed in sorted({seed for arm in self.arms for seed in arm.seeds})
                 for arm in self.arms if seed in arm.seeds]
 
@@ -126,55 +121,60 @@ class Study:
         return dataclasses.replace(chosen, hours=self.hours * share * self.jobs / chosen.jobs)
 
 
+class _ArmTable(pydantic.BaseModel, strict=True, extra="forbid"):
+    about: str
+    method: str = ""
+    seeds: int | str = 0
+    settings: dict = {}
+
+
+class _StudyTable(pydantic.BaseModel, strict=True, extra="forbid"):
+    title: str
+    out: str
+    seeds: int | str
+    hours: Annotated[float, pydantic.Field(gt=0)]
+    arms: Annotated[dict, pydantic.Field(min_length=1)]
+    jobs: Annotated[int, pydantic.Field(ge=1)] = 1
+    threads: int = 1
+    settings: dict = {}
+
+
 def load(path: str | Path) -> Study:
     """Read a study file (TOML) and check every arm's config; what is wrong is a ConfigError."""
-    try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"The study {path} cannot be read: {error}") from error
-    except RecursionError as error:
-        raise ConfigError(f"The study {path} cannot be read: it nests too deep") from error
     where = f"The study {path}"
-    table = _checked(where, tree, STUDY, {"jobs": 1, "threads": 1, "settings": {}})
-    arms = tuple(_arm(f"{where}, arm {name}", name, entry, table) for name, entry in table["arms"].items())
-    if not arms:
-        raise ConfigError(f"{where} has no arms; describe one as [arms.NAME].")
-    return Study(table["title"], Path(table["out"]), table["jobs"], table["hours"], arms)
+    table = _checked(where, _StudyTable, configs.toml(path, "study"))
+    arms = tuple(_arm(f"{where}, arm {name}", name, entry, table) for name, entry in table.arms.items())
+    return Study(table.title, Path(table.out), table.jobs, table.hours, arms)
 
 
-def _arm(where: str, name: str, entry: Any, study: Mapping[str, Any]) -> Arm:
+def _arm(where: str, name: str, entry: Any, study: _StudyTable) -> Arm:
     if not NAME.fullmatch(name):
         raise ConfigError(f"{where}: the name is {name!r}; a name takes letters, digits and . _ + -, and begins with a "
                           "letter or a digit.")
-    table = _checked(where, entry, ARM, {"method": name, "seeds": study["seeds"], "settings": {}})
-    changes = {"model.threads": study["threads"], **configs.flatten(study["settings"]),
-               **configs.flatten(table["settings"])}
+    table = _checked(where, _ArmTable, entry)
+    changes = {"model.threads": study.threads, **configs.flatten(study.settings), **configs.flatten(table.settings)}
     if wrong := [key for key in ("method", "seed") if key in changes]:
         raise ConfigError(f"{where}: {wrong[0]} is no entry of settings; method and seeds stand beside them.")
-    changes["method"] = table["method"]
+    changes["method"] = table.method or name
     try:
         tiers.config(changes)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return Arm(name, table["about"], _seeds(where, table["seeds"]), changes)
+    return Arm(name, table.about, _seeds(where, table.seeds or study.seeds), changes)
 
 
-def _checked(where: str, table: Any, kinds: Mapping[str, tuple[type, ...]],
-             defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """A table of a study file over its defaults, each key known and of its type."""
-    if not isinstance(table, dict):
-        raise ConfigError(f"{where} is {brief(table)}; it takes a table.")
-    for key, value in table.items():
-        if key not in kinds:
-            raise ConfigError(f"{where} has the key {brief(key)}; the keys are {', '.join(kinds)}.")
-        low = type(value) in (int, float) and value <= 0 and key != "threads"  # 0 threads: torch's own choice
-        if low or type(value) not in kinds[key]:
-            wanted = " or ".join(KINDS[kind] for kind in kinds[key])
-            raise ConfigError(f"{where}: {key} is {brief(value)}; it takes {wanted}.")
-    whole = {**defaults, **table}
-    if missing := [key for key in kinds if key not in whole]:
-        raise ConfigError(f"{where} does not say its {', '.join(missing)}.")
-    return whole
+def _checked(where: str, kind: type[T], table: Any) -> T:
+    """A table of a study file, each key known and of its type."""
+    try:
+        return kind.model_validate(table)
+    except pydantic.ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+    key = str(fault["loc"][0]) if fault["loc"] else ""
+    if fault["type"] in ("missing", "extra_forbidden"):
+        lacks = "does not say its" if fault["type"] == "missing" else "has the key"
+        raise ConfigError(f"{where} {lacks} {brief(key).strip(chr(39))}; the keys are {', '.join(kind.model_fields)}.")
+    said = fault["msg"].replace("Input", "it", 1)
+    raise ConfigError(f"{where}{': ' * bool(key)}{key} is {brief(fault['input'])}; {said}.")
 
 
 def _seeds(where: str, seeds: int | str) -> range:
@@ -193,8 +193,7 @@ def progress(planned: Planned) -> dict[str, Any]:
     paused one. A folder with a run of other settings is a RunError.
     """
     config = planned.config
-    row = {"arm": planned.arm, "run": planned.path.name, "state": "new", "steps": 0, "planned": config.steps,
-           "seconds": 0.0}
+    row = {"run": planned.path.name, "state": "new", "steps": 0, "planned": config.steps, "seconds": 0.0}
     if not is_run(planned.path):
         return row
     run = Run.open(planned.path)
@@ -214,54 +213,111 @@ def progress(planned: Planned) -> dict[str, Any]:
     return row | {"state": "killed" if killed else state, "steps": live_control.steps(run.path), "seconds": seconds}
 
 
-def seconds_left(rows: Sequence[Mapping[str, Any]], jobs: int, hours: float) -> float:
-    """Seconds until all runs are finished, by the seconds a step of the finished runs of the same arm.
-
-    An arm without one takes the mean of the other arms, and all take `hours` where no run is finished.
-    """
-    table = pd.DataFrame(rows)
-    finished = table[table["state"] == "finished"]
-    rates = (finished["seconds"] / finished["steps"]).groupby(finished["arm"]).mean()
-    other = rates.mean() if len(rates) else hours * 3600 * jobs / table["planned"].sum()
-    return float(((table["planned"] - table["steps"]) * table["arm"].map(rates).fillna(other)).sum() / jobs)
-
-
-def commit(path: Path, study: str) -> None:
-    """Commit a run's folder and nothing else, unless that was done already; a StudyError holds what git says."""
-
-    def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=path, capture_output=True, text=True, check=False)
-        if done.returncode:
-            raise StudyError(f"{path} could not be committed: {' '.join((done.stderr or done.stdout).split())}")
-        return done.stdout
-
-    git("add", "--", ".")
-    if git("diff", "--cached", "--name-only", "--", "."):
-        git("commit", "--quiet", "--message", f"Record {path.name} of the study {study}", "--only", "--", ".")
-
-
 def overview(study: Study) -> str:
     """What the study is and how far its runs are, as text."""
-    rows = [progress(planned) for planned in study.runs()]
-    left = tqdm.format_interval(seconds_left(rows, study.jobs, study.hours))
-    return "\n".join([f"{study.title}: {len(rows)} runs, {study.jobs} at a time, about {study.hours:.1f} hours in all.",
-                      *(f"  {arm.name}: {arm.about}" for arm in study.arms),
-                      pd.DataFrame(rows).drop(columns="arm").to_string(index=False, float_format="%.0f"),
-                      f"About {left} are left."])
+    table = pd.DataFrame([progress(planned) for planned in study.runs()])
+    left = study.hours * (1 - table["steps"].sum() / table["planned"].sum())
+    return "\n".join([
+        f"{study.title}: {len(table)} runs, {study.jobs} at a time, about {study.hours:.1f} hours in all.",
+        *(f"  {arm.name}: {arm.about}" for arm in study.arms), table.to_string(index=False, float_format="%.0f"),
+        f"About {left:.1f} hours are left."])
 
 
-def train(study: Study, commits: bool = False) -> None:
-    """Train what a study lacks, with a progress bar; `commits`: also commit each finished record.
+def train(study: Study) -> None:
+    """Train what a study lacks, with a progress bar.
 
     Raises:
         Stopped: SIGINT, SIGTERM or SIGHUP ended it, and the running steps are checkpointed (a second signal: dropped).
-        StudyError: runs failed or could not be committed; all others are finished.
+        StudyError: runs failed; all others are finished.
         RunError: another process is at the study, or a run there is not the one described.
     """
     with files.writing(study.out, "set another `out` in the study file"):
         study.out.mkdir(parents=True, exist_ok=True)
     with files.lock(study.out / ".lock", f"The study {study.out}"):
-        _Runner(study, commits).run()
+        rows = {planned.path: progress(planned) for planned in study.runs()}  # what is wrong is said before all work
+        signals: list[int] = []
+        with Stop() as stop, futures.ThreadPoolExecutor(study.jobs) as pool:
+            works = {planned.path: pool.submit(_work, planned, LOGS / study.out.name / f"{planned.path.name}.log",
+                                               signals) for planned in study.runs()}
+            try:
+                _watch(study, stop, works, rows)
+                signals += [stop.signal] if stop.signal else []
+                futures.wait(works.values())
+            except BaseException:
+                signals.append(stop.signal or signal.SIGTERM)
+                raise
+    ends = [work.result() for work in works.values()]
+    faults = [fault for _, fault in ends if fault]
+    finished = f"{sum(row['state'] == 'finished' for row, _ in ends)} of {len(rows)} runs are finished"
+    if stop.signal:
+        raise Stopped(f"Stopped: {finished}.", 128 + stop.signal)
+    if faults:
+        raise StudyError(f"{finished}, but {'; '.join(faults)}. The logs lie in {LOGS / study.out.name}; the same "
+                         "command tries again.")
+
+
+def _watch(study: Study, stop: Stop, works: Mapping[Path, futures.Future], rows: dict[Path, dict[str, Any]]) -> None:
+    """Show how far all is, until it is done, or a signal came; a work's own error is raised."""
+    counted = {"total": sum(row["planned"] for row in rows.values()), "initial": sum(
+        row["steps"] for row in rows.values())}
+    waiting = set(works)
+    with tqdm(**counted, desc=str(study.out), unit="step", mininterval=2) as bar:
+        while waiting and not stop.signal:
+            done, _ = futures.wait([works[path] for path in waiting], POLL, futures.FIRST_COMPLETED)
+            for path in [path for path in waiting if works[path] in done]:
+                waiting.remove(path)
+                rows[path], fault = works[path].result()
+                if fault:
+                    bar.write(fault, file=sys.stderr)
+            running = [path for path in works if path in waiting and works[path].running()]
+            for path in running:
+                rows[path]["steps"] = live_control.steps(path)
+            bar.set_postfix_str(f"{len(works) - len(waiting)} of {len(works)} runs done, at "
+                                f"{' '.join(path.name for path in running) or 'none'}", refresh=False)
+            bar.update(sum(row["steps"] for row in rows.values()) - bar.n)
+
+
+def _work(planned: Planned, log: Path, signals: Sequence[int]) -> tuple[dict[str, Any], str]:
+    """Finish a run and make it compact; returns its progress, and what went wrong with it.
+
+    Args:
+        planned: the run.
+        log: where its output goes.
+        signals: those that came; each is passed on, and after the first nothing is begun.
+    """
+    code = 0
+    while not signals and live_control.holder(planned.path):  # somebody else is at it
+        time.sleep(POLL)
+    if not signals and progress(planned)["state"] != "finished":
+        code = _wait(live_control.launch(log, *planned.command), signals)
+    row = progress(planned)
+    if row["state"] == "finished":
+        _compact(planned)
+    elif code and not signals:
+        how = f"failed with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+        return row, f"{planned.path.name} {how}: {live_control.last_line(log).rstrip('.')}"
+    return row, ""
+
+
+def _wait(process: subprocess.Popen, signals: Sequence[int]) -> int:
+    """The exit code of a process that is passed on the signals."""
+    passed = 0
+    while process.poll() is None:
+        for number in signals[passed:]:
+            process.send_signal(number)
+            passed += 1
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(POLL)
+    return process.returncode
+
+
+def _compact(planned: Planned) -> None:
+    """Drop of a finished record checkpoints, TensorBoard's copy, and the model but of seed 0; a packed one is so."""
+    run = Run.open(planned.path)
+    if not run.is_packed:
+        for part in ("checkpoints", "tensorboard", *(["model"] if planned.changes["seed"] else [])):
+            shutil.rmtree(planned.path / part, ignore_errors=True)
+        run.pack_beliefs()
 
 
 def smoke(study: Study, changes: Mapping[str, Any]) -> str:
@@ -280,125 +336,3 @@ def smoke(study: Study, changes: Mapping[str, Any]) -> str:
                                     arms=tuple(tiny(arm) for arm in study.arms if arm.seeds))
         train(small)
         return overview(small)
-
-
-class _Runner:
-    """Trains the runs of a study; the caller holds its lock. Runs go by their names."""
-
-    def __init__(self, study: Study, commits: bool) -> None:
-        self.study, self.commits = study, commits
-        self.logs = LOGS / study.out.name
-        self.runs = {planned.path.name: planned for planned in study.runs()}
-        self.rows = {name: progress(planned) for name, planned in self.runs.items()}
-        self.waiting = deque(self.runs)
-        self.running: dict[str, subprocess.Popen | None] = {}  # None: a process that is not ours is at it
-        self.failed: dict[str, str] = {}
-        self.uncommitted: list[Path] = []
-
-    def run(self) -> None:
-        """Train until all runs are finished or have failed; see `train`."""
-        self.logs.mkdir(parents=True, exist_ok=True)
-        steps = sum(row["planned"] for row in self.rows.values())
-        with Stop() as stop, tqdm(total=steps, desc=str(self.study.out), mininterval=2, bar_format=(
-                "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}{postfix}]")) as bar:
-            try:
-                while (self.waiting or self.running) and not stop.signal:
-                    self._start()
-                    time.sleep(POLL if self.running else 0)
-                    self._collect(bar)
-                    self._show(bar)
-                self._pass_on(stop.signal)
-            except BaseException:
-                self._pass_on(stop.signal or signal.SIGTERM)
-                raise
-        if stop.signal:
-            raise Stopped(f"Stopped: {self._finished()} of {len(self.runs)} runs are finished.", 128 + stop.signal)
-        self._commit()
-        faults = [*(f"{name} {fault}" for name, fault in self.failed.items()),
-                  *(f"{path.name} is not committed" for path in self.uncommitted)]
-        if faults:
-            raise StudyError(f"{self._finished()} of {len(self.runs)} runs are finished, but {'; '.join(faults)}. The "
-                             f"logs lie in {self.logs}; the same command tries again.")
-
-    def _start(self) -> None:
-        while self.waiting and len(self.running) < self.study.jobs:
-            name = self.waiting.popleft()
-            if self.rows[name]["state"] == "finished":
-                self._finish(name)
-            else:
-                self.running[name] = None if live_control.holder(self.runs[name].path) else self._launch(name)
-
-    def _launch(self, name: str) -> subprocess.Popen:
-        command = self.runs[name].command
-        with (self.logs / f"{name}.log").open("a", encoding="utf8") as log:
-            print("masa", *command, file=log, flush=True)
-            # In a group of its own, Ctrl-C reaches it through this process alone, once.
-            return subprocess.Popen([sys.executable, "-m", "masa_lib.cli", *command], stdin=subprocess.DEVNULL,
-                                    stdout=log, stderr=subprocess.STDOUT, process_group=0)
-
-    def _collect(self, bar: tqdm) -> None:
-        """See which processes have ended."""
-        for name, process in list(self.running.items()):
-            if process and process.poll() is None:
-                continue
-            del self.running[name]
-            if live_control.holder(self.runs[name].path):
-                self.running[name] = None
-            elif process is None:
-                self.waiting.appendleft(name)
-                self.rows[name] = progress(self.runs[name])
-            elif process.returncode == 0:
-                self._finish(name)
-            else:
-                self.failed[name] = self._fault(name, process.returncode)
-                bar.write(f"{name} {self.failed[name]}", file=sys.stderr)
-
-    def _finish(self, name: str) -> None:
-        """Make a finished record compact: no checkpoints, no TensorBoard copy, and the model of seed 0 alone.
-
-        A packed one is as it should be.
-        """
-        planned = self.runs[name]
-        if Run.open(planned.path).is_packed:
-            return
-        for part in ("checkpoints", "tensorboard", *(["model"] if planned.changes["seed"] else [])):
-            shutil.rmtree(planned.path / part, ignore_errors=True)
-        Run.open(planned.path).pack_beliefs()
-        self.rows[name] = progress(planned)
-        if self.commits:
-            self.uncommitted.append(planned.path)
-            self._commit()
-
-    def _commit(self) -> None:
-        """Commit what is not; a failure, as when another git is at work, is left to the next call."""
-        for path in tuple(self.uncommitted):
-            try:
-                commit(path, self.study.out.name)
-                self.uncommitted.remove(path)
-            except StudyError as error:
-                tqdm.write(str(error), file=sys.stderr)
-
-    def _fault(self, name: str, code: int) -> str:
-        text = (self.logs / f"{name}.log").read_text(encoding="utf8", errors="replace")
-        last = [line.strip() for line in re.split(r"[\r\n]+", text) if line.strip()][-1].rstrip(".")
-        return f"{f'failed with exit code {code}' if code > 0 else f'was killed by signal {-code}'}: {last}"
-
-    def _finished(self) -> int:
-        return sum(row["state"] == "finished" for row in self.rows.values())
-
-    def _show(self, bar: tqdm) -> None:
-        for name in self.running:
-            self.rows[name]["steps"] = live_control.steps(self.runs[name].path)
-        rows = list(self.rows.values())
-        left = tqdm.format_interval(seconds_left(rows, self.study.jobs, self.study.hours))
-        bar.set_postfix_str(f"about {left} left, {self._finished()} of {len(rows)} runs finished, at "
-                            f"{' '.join(self.running) or 'none'}", refresh=False)
-        bar.update(sum(row["steps"] for row in rows) - bar.n)
-
-    def _pass_on(self, number: int) -> None:
-        """Send a signal to the processes and wait until they have ended."""
-        processes = [process for process in self.running.values() if process]
-        for process in processes:
-            process.send_signal(number)
-        for process in processes:
-            process.wait()

@@ -277,8 +277,7 @@ def _line(what: str, parts: Mapping[str, int]) -> str:
 
 
 def _settings(changes: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-                    for key, value in changes.items())
+    return " ".join(configs.assignments(changes))
 
 
 def table(cards: tuple[int, ...] = CARDS) -> str:

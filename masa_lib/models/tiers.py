@@ -302,8 +302,8 @@ def explain(config: Config, cuda: bool | None = None) -> str:
                 "set has the general defaults, which suit a model of a million parameters.")
     count, places = _measure(name)
     given = class_defaults(name, _cuda(config.model.device) if cuda is None else cuda)
-    held = " ".join(f"{key}={str(value).lower() if isinstance(value, bool) else value}"
-                    for key, value in given.items() if configs.get(config, key) == value)
+    held = " ".join(configs.assignments({key: value for key, value in given.items()
+                                         if configs.get(config, key) == value}))
     return (f"{Path(name).name} is no tier (`masa models`). By its {count / 1e6:,.0f} million parameters and context "
             f"of {places:,} tokens it has these defaults where nothing else is set: {held or 'the general ones'}.")
 
