@@ -256,11 +256,16 @@ def _settings_and_out(options: argparse.Namespace, name: str) -> tuple[config.Co
     return settings, options.out or Path("runs") / f"{Path(settings.model.name).name or 'model'}-{name}"
 
 
-@command("export", "write a run's model as a Hugging Face folder with a model card", RUN, CHECKPOINT,
+@command("export", "write a run's model, or a packed study's tables, as a folder for a hub, with its card",
+         option("run", metavar="RUN|FOLDER", type=Path), CHECKPOINT,
          option("--out", metavar="FOLDER", required=True, about="a new or empty folder"))
 def _export(options: argparse.Namespace) -> None:
     from masa_lib.training import export
 
+    if export.is_packed_study(options.run):
+        runs = export.export_study(options.run, options.out)
+        print(f"Exported: {options.out} holds the tables of {runs} runs and README.md, their data set card.")
+        return
     step = export.export(options.run, options.out, options.checkpoint)
     print(f"Exported: {options.out} holds the model of step {step} and README.md, its model card.")
 

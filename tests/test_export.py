@@ -8,8 +8,11 @@ import shutil
 import tomllib
 from pathlib import Path
 
+import datasets
+import pandas as pd
 import pytest
 import torch
+import yaml
 from small import small
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -18,6 +21,7 @@ from masa_lib.config import ModelConfig
 from masa_lib.models import loading
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run, RunError
+from masa_lib.runs.packed import PackedStudy
 from masa_lib.training import evaluation
 from masa_lib.training.drive import train
 from masa_lib.training.export import ExportError, export
@@ -56,13 +60,32 @@ def test_the_card_tells_the_facts_that_the_run_recorded(run: Run, tmp_path: Path
                  f"Commit: {told['git']['commit']}", told["hardware"]["cpu"], f"torch {torch.__version__}",
                  f"{run.metrics()['tokens_solution'].sum():,} solution", "licence", "from_pretrained"):
         assert fact in card, fact
-    for row in run.evaluations().iloc[[0, -1]].to_dict("records"):
+    assert yaml.safe_load(card.split("---")[1]) == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["masa_lib", "masa"]}
+    assert len(run.evaluations()) == 3
+    for row in run.evaluations().to_dict("records"):
         interval = f"{row['accuracy_low']:.3f} to {row['accuracy_high']:.3f}"
         assert f"| {row['step']} | {row['accuracy']:.3f} ({interval}) |" in card
     settings, changed = re.search(r"```toml\n(.*?)```", card, re.DOTALL)[1].split("# from step 2 on\n")
     assert config.replace(config.Config(), config.flatten(tomllib.loads(settings))) == run.config
     assert tomllib.loads(changed) == {"update": {"learning_rate": 1e-5}}
     assert str(run.path.parent) not in card and str(Path.home()) not in card
+
+
+def test_a_packed_study_becomes_a_data_set_whose_card_names_each_table(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = Path(__file__).parents[1] / "data" / "runs" / "baseline"
+    assert cli.main(["export", str(study), "--out", str(tmp_path / "out")]) == 0
+    runs = len(PackedStudy(study).runs)
+    assert f"the tables of {runs} runs" in capsys.readouterr().out
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf8")
+    assert f"Recorded trainings: baseline\n\n{runs} runs" in card
+    named = {entry["config_name"]: entry["data_files"] for entry in yaml.safe_load(card.split("---")[1])["configs"]}
+    assert set(named) == {"metrics", "evaluations", "problems", "rollouts"}
+    for name, file in named.items():
+        loaded = datasets.load_dataset(str(tmp_path / "out"), name, split="train", cache_dir=str(tmp_path / "cache"))
+        assert len(loaded) == len(pd.read_parquet(study / file)) and f"`{name}`: a row is" in card
+    assert cli.main(["export", str(study), "--out", str(tmp_path / "out")]) == 1
 
 
 def test_an_export_needs_an_empty_folder_and_a_run_with_weights(run: Run, tmp_path: Path) -> None:

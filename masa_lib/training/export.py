@@ -1,6 +1,6 @@
-"""A run's model as a folder that others can load: weights, tokenizer, and a model card with the run's facts.
+"""Folders that can be pushed to a hub as they are: a run's model with its model card, a packed study as a data set.
 
-The card states what the run recorded and nothing else; what was not measured is not in it. Paths are shortened to their
+The cards state what was recorded and nothing else; what was not measured is not in them. Paths are shortened to their
 last part.
 """
 
@@ -10,9 +10,12 @@ import html
 import json
 import math
 import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardData
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
@@ -20,18 +23,17 @@ from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import loading
 from masa_lib.models.tiers import resolve
-from masa_lib.runs.folder import ENVIRONMENT, Run
+from masa_lib.runs.folder import ENVIRONMENT, Run, is_run
+from masa_lib.runs.packed import CONFIGS, TABLES, PackedStudy
 from masa_lib.runs.provenance import shared_command
 
 CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags: [masa_lib, {method}]{base_model}
+{{ card_data }}
 ---
 
-# {title}
+# {{ title }}
 
-{base} after step {step} of a training with masa_lib by the method `{method}`. Models trained with `masa`
+{{ base }} after step {{ step }} of a training with masa_lib by the method `{{ method }}`. Models trained with `masa`
 ([2510.03259](https://arxiv.org/abs/2510.03259)) also predict their own solutions: how often they are right, how long
 they are, and which notions they use.
 
@@ -44,15 +46,16 @@ tokenizer = AutoTokenizer.from_pretrained("FOLDER")
 model = AutoModelForCausalLM.from_pretrained("FOLDER")
 ```
 
-Weights are safetensors in {dtype}{adapters}. Solutions end in `\\boxed{{}}`; the wording of the prompts is `{wording}`.
+Weights are safetensors in {{ dtype }}{{ adapters }}. Solutions end in `\\boxed{}`; the wording of the prompts is
+`{{ wording }}`.
 
 ## Facts of the run
 
-{facts}
+{{ facts }}
 
 ## Held-out evaluation
 
-{evaluations}
+{{ evaluations }}
 
 Accuracy is the mean over problems with its 95 % interval; r and MAE compare predicted and true pass rates of the
 problems.
@@ -60,13 +63,32 @@ problems.
 ## Settings that differ from the defaults
 
 ```toml
-{settings}
-{changes}```
+{{ settings }}
+{{ changes }}```
 
 ## Licence
 
-These weights are derived from {base}: its licence holds for them, too.
+These weights are derived from {{ base }}: its licence holds for them, too.
 """
+
+DATA_CARD = """---
+{{ card_data }}
+---
+
+# Recorded trainings: {{ title }}
+
+{{ runs }} runs of masa_lib. In each table the column `run` names the run and `step` the training step (0: before the
+first one):
+
+{{ tables }}
+
+`configs.toml` has the settings of each run. Some columns are of some runs alone, and empty elsewhere.
+"""
+#: what the rows of the tables of a packed study are
+ROWS = {"metrics": "a training step", "evaluations": "an evaluation on held-out problems",
+        "problems": "a problem of an evaluation",
+        "rollouts": "a rollout (a solution or a prediction) of a recorded step",
+        "beliefs": "a problem of which a pass rate was believed before it was rolled out or left out"}
 
 #: what the hub calls a model, and the most characters of a text that the card quotes
 HUB_ID, LONGEST = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII), 400
@@ -92,9 +114,7 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
         ExportError: `out` is not empty.
         ModelError: the base model of the adapters cannot be loaded.
     """
-    run, out = Run.open(path), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ExportError(f"{out} is not empty; choose a new folder with --out.")
+    run, out = Run.open(path), _new_folder(out)
     step, weights = run.weights(which)
     config = run.config_at(step)
     dtype = loading.final_precision(config)
@@ -106,9 +126,7 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
         loading.save(model, tokenizer, folder, dtype)
         (folder / "README.md").write_text(text, encoding="utf8")
 
-    with files.writing(out, "export again"):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(out, write)
+    _write(out, write)
     return step
 
 
@@ -119,14 +137,64 @@ def card(run: Run, step: int, config: Config, dtype: str) -> str:
     differing = [key for key in configs.settings() if configs.get(run.config, key) != configs.get(default, key)]
     changes = [f"# from step {change['step']} on\n{_toml(change['changes'])}\n" for change in run.changes()
                if change["step"] <= step]
-    return CARD.format(
-        method=config.method, step=step, dtype=dtype, base=_code(base), wording=config.prompt.wording,
-        title=_plain(f"{Path(base).name} {config.method} s{config.seed}"),
-        base_model=f"\nbase_model: {base}" if HUB_ID.fullmatch(base) and not Path(where).exists() else "",
+    named = {"base_model": base} if HUB_ID.fullmatch(base) and not Path(where).exists() else {}
+    data = ModelCardData(library_name="transformers", pipeline_tag="text-generation", tags=["masa_lib", config.method],
+                         **named)
+    return ModelCard.from_template(
+        data, template_str=CARD, method=config.method, step=step, dtype=dtype, base=_code(base),
+        wording=config.prompt.wording, title=_plain(f"{Path(base).name} {config.method} s{config.seed}"),
         adapters=" (low-rank adapters merged in)" if config.model.lora_rank else "",
         facts="\n".join(f"- {name}: {fact}" for name, fact in _facts(run, step, config).items()),
         evaluations=_evaluations(run, step), changes="".join(changes),
-        settings=_toml({key: configs.get(known, key) for key in differing}))
+        settings=_toml({key: configs.get(known, key) for key in differing})).content
+
+
+def is_packed_study(path: str | Path) -> bool:
+    """Whether a folder holds packed runs, and is no run itself."""
+    return not is_run(path) and bool(PackedStudy(path).runs)
+
+
+def export_study(study: str | Path, out: str | Path) -> int:
+    """Copy the tables of a packed study beside a data set card whose `configs` name them, as the hub's viewer wants.
+
+    Args:
+        study: the folder of the packed study.
+        out: a folder that is empty or not there yet.
+
+    Returns:
+        How many runs it holds.
+
+    Raises:
+        ExportError: `out` is not empty.
+    """
+    study, out, runs = Path(study), _new_folder(out), PackedStudy(study).runs
+    tables = [kind for kind in TABLES if (study / f"{kind}.parquet").exists()]
+    data = DatasetCardData(tags=["masa_lib"], configs=[
+        {"config_name": kind, "data_files": f"{kind}.parquet"} for kind in tables])
+    text = DatasetCard.from_template(
+        data, template_str=DATA_CARD, title=_plain(study.resolve().name), runs=len(runs),
+        tables="\n".join(f"- `{kind}`: a row is {ROWS[kind]}" for kind in tables)).content
+
+    def write(folder: Path) -> None:
+        for name in (CONFIGS, *(f"{kind}.parquet" for kind in tables)):
+            shutil.copy(study / name, folder / name)
+        (folder / "README.md").write_text(text, encoding="utf8")
+
+    _write(out, write)
+    return len(runs)
+
+
+def _new_folder(out: str | Path) -> Path:
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ExportError(f"{out} is not empty; choose a new folder with --out.")
+    return out
+
+
+def _write(out: Path, write: Callable[[Path], None]) -> None:
+    with files.writing(out, "export again"):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        files.replace_folder(out, write)
 
 
 def _toml(settings: Mapping[str, Any]) -> str:
@@ -188,9 +256,8 @@ def _facts(run: Run, step: int, config: Config) -> dict[str, Any]:
 
 
 def _evaluations(run: Run, step: int) -> str:
-    """The first evaluation and the last one up to a step, as a table."""
-    done = run.evaluations().query("step <= @step").select_dtypes("number")
-    rows = done.iloc[sorted({0, len(done) - 1})].to_dict("records") if len(done) else []
+    """All evaluations up to a step, as a table."""
+    rows = run.evaluations().query("step <= @step").select_dtypes("number").to_dict("records")
     cells = [[str(row["step"]), f"{_number(row.get('accuracy'))} ({_interval(row)})", _number(row.get("pass_rate_r")),
               _number(row.get("pass_rate_mae")), f"{row.get('problems', '-')} x {row.get('samples', '-')}"]
              for row in rows]
