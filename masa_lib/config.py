@@ -40,6 +40,8 @@ METHODS = {
 #: who samples, by name; how an engine is made is entered in `masa_lib.engines.registry`
 ENGINES = {"transformers": "in this process, sequences padded", "paged": "in this process, paged keys and values",
            "vllm": "vLLM, with a copy of the weights"}
+#: who else can be told a run's metrics
+TRACKERS = ("tensorboard", "trackio", "wandb")
 #: the methods that predict: by a meta stream, or by a belief that is read
 PREDICTING = ("masa", "masa-efficient", "masa-read")
 #: the methods that choose by a belief about the pass rate, and their control; `belief.` has their settings
@@ -54,9 +56,10 @@ REMOVED = {"update.beta1": 0.9, "update.beta2": 0.999, "update.released_updates"
            "update.sampler_cap": 3.0, "gate.precision": 0.9, "gate.prior": 4.0, "gate.guard": True,
            "cap.guard": True, "cap.stopped": "wrong", "cap.uncapped": 0.1, "cloning.threshold": 0.2,
            "cloning.updates": 5, "cloning.learning_rate": 1e-5, "rivals.target": 0.5, "rivals.decay": 0.5,
-           "rivals.explore": 0.5, "rivals.skipped": 0.25}
-#: what another value of them means today
-INSTEAD = {"gate.guard": {"gate.lost": 1.0}, "cap.guard": {"cap.cut": 1.0}}
+           "rivals.explore": 0.5, "rivals.skipped": 0.25, "record.tensorboard": "auto"}
+#: what other values of them mean today
+INSTEAD = {"gate.guard": {False: {"gate.lost": 1.0}}, "cap.guard": {False: {"cap.cut": 1.0}},
+           "record.tensorboard": {"off": {}, "on": {"record.trackers": "tensorboard"}}}
 
 
 class ConfigError(MasaError, ValueError):
@@ -319,12 +322,19 @@ class RecordConfig:
     checkpoint_every: int = option(25, "steps between checkpoints", ge=1)
     checkpoints_kept: int = option(2, "newest checkpoints kept", ge=1)
     keep_best: bool = option(True, "also keep a checkpoint of the step with the highest held-out accuracy")
-    tensorboard: Literal["auto", "on", "off"] = option(
-        "auto", "metrics as TensorBoard events in the run's folder, too; auto: where the package is installed")
+    trackers: str = option("", f"who else is told the metrics, of {', '.join(TRACKERS)}, with spaces between; their "
+                           "packages have to be installed")
     final_model: Literal["bfloat16", "float32", "none"] = option(
         "bfloat16", "precision of the trained model written to the run's folder model; adapters are merged in float32, "
         "as bfloat16 rounds them away")
     rollouts_every: int = option(10, "steps between recorded steps of whole groups; 0: none", ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _known_trackers(self) -> RecordConfig:
+        if wrong := set(self.trackers.split()).difference(TRACKERS):
+            raise ConfigError(f"record.trackers names {brief(min(wrong))}; it takes names of {', '.join(TRACKERS)} "
+                              "with spaces between, or nothing.")
+        return self
 
 
 @section
@@ -459,11 +469,11 @@ def current(changes: Mapping[str, Any]) -> dict[str, Any]:
     """
     found = {key: value for key, value in changes.items() if key not in REMOVED}
     for key in changes.keys() & REMOVED.keys():
-        if changes[key] != REMOVED[key]:
-            if key not in INSTEAD or not isinstance(changes[key], bool):
-                raise ConfigError(f"{key} is {brief(changes[key])}; that setting is gone, and {REMOVED[key]} is built "
-                                  "in.")
-            found |= INSTEAD[key]
+        value, instead = changes[key], INSTEAD.get(key, {})
+        if isinstance(value, bool | str) and value in instead:
+            found |= instead[value]
+        elif value != REMOVED[key]:
+            raise ConfigError(f"{key} is {brief(value)}; that setting is gone, and {REMOVED[key]} is built in.")
     return found
 
 
@@ -555,7 +565,9 @@ def _nearest(key: str, table: Mapping[str, Any]) -> str:
     import difflib
 
     if key in REMOVED:
-        return f"It was one of an earlier version, and {REMOVED[key]} is built in."
+        now = " or ".join({name: None for new in INSTEAD.get(key, {}).values() for name in new})
+        said = f"{now} takes its place" if now else f"{REMOVED[key]} is built in"
+        return f"It was one of an earlier version, and {said}."
     tail = key.rpartition(".")[2]
     close = difflib.get_close_matches(key, table, n=3, cutoff=0.5) or [name for name in table if tail in name][:3]
     return ("Did you mean " + " or ".join(close) + "?") if close else "The keys are: " + ", ".join(table) + "."

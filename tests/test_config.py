@@ -118,7 +118,7 @@ def test_a_config_made_by_hand_is_checked_too_and_cannot_be_changed() -> None:
 
 def test_a_config_survives_its_file_with_every_value_changed(tmp_path: Path) -> None:
     changed = replace(Config(), {key: another(setting) for key, setting in TABLE.items()} | {
-        "update.dual_clip": 3.5, "prompt.max_length": 7})
+        "update.dual_clip": 3.5, "prompt.max_length": 7, "record.trackers": "wandb"})
     assert [key for key, setting in TABLE.items() if configs.get(changed, key) == setting.default] == []
     configs.save(changed, tmp_path / "c.toml")
     assert configs.load(tmp_path / "c.toml") == changed
@@ -159,7 +159,7 @@ def test_what_is_loaded_before_the_first_step_is_refused_between_steps() -> None
 def test_settings_of_earlier_versions_are_read_at_what_is_built_in_and_refused_by_name_at_another_value(
         tmp_path: Path) -> None:
     assert not set(configs.REMOVED) & set(TABLE)
-    assert {key for new in configs.INSTEAD.values() for key in new} <= set(TABLE)
+    assert {key for values in configs.INSTEAD.values() for new in values.values() for key in new} <= set(TABLE)
     assert configs.current(configs.REMOVED | {"steps": 3}) == {"steps": 3}
     for key in configs.REMOVED:
         with pytest.raises(ConfigError, match=rf"^{re.escape(key)} is 'other'; that setting is gone, and "):
@@ -168,6 +168,13 @@ def test_settings_of_earlier_versions_are_read_at_what_is_built_in_and_refused_b
         replace(Config(), {"gate.guard": True})
     (tmp_path / "c.toml").write_text("[rivals]\ntarget = 0.5\nrefresh = 9\n", encoding="utf8")
     assert configs.read(tmp_path / "c.toml") == {"rivals.refresh": 9}
+
+
+def test_tensorboard_is_a_tracker_where_it_was_asked_for() -> None:
+    for value, now in {"on": {"record.trackers": "tensorboard"}, "off": {}, "auto": {}}.items():
+        assert configs.current({"record.tensorboard": value}) == now
+    with pytest.raises(ConfigError, match=r"record\.tensorboard'\. .* earlier version, and record\.trackers takes"):
+        replace(Config(), {"record.tensorboard": "on"})
 
 
 def test_a_guard_that_was_off_is_one_that_allows_everything() -> None:

@@ -273,7 +273,7 @@ def test_a_signal_drops_an_evaluation_which_is_repeated_before_the_next_step(tmp
 
 @pytest.mark.slow
 def test_a_stop_before_the_first_step_leaves_a_run_that_starts_over(tmp_path: Path) -> None:
-    config = configs.replace(CONFIG, {"steps": 1, "evaluation.final_samples": 400})
+    config = configs.replace(CONFIG, {"steps": 1, "evaluation.final_samples": 400, "record.trackers": "tensorboard"})
     process = begin(tmp_path / "run", config)
     wait_until(process, lambda: (tmp_path / "run" / "tensorboard").exists())
     process.send_signal(signal.SIGINT)

@@ -25,8 +25,7 @@ ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "studies").glob("*.toml"))
 #: for the studies that want another engine and weights made before
 ELSEWHERE = ["--set", "model.name=pocket", "model.weights=", "model.device=auto", "sampling.engine=transformers"]
-TINY = SETTINGS | {"steps": 5, "sampling.problems": 3, "evaluation.final_problems": 2, "record.checkpoint_every": 1,
-                   "record.tensorboard": "off"}
+TINY = SETTINGS | {"steps": 5, "sampling.problems": 3, "evaluation.final_problems": 2, "record.checkpoint_every": 1}
 HEAD = "title = 'Tiny'\nout = 'records'\nseeds = 2\nhours = 0.1\njobs = 2\n"
 ARMS = "[arms.grpo]\nabout = 'solutions alone'\n[arms.masa]\nabout = 'predictions, too'\n"
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import importlib.util
 import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,7 +27,7 @@ from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import Run, RunError
 from masa_lib.training.drive import resume, train
 from masa_lib.training.learner import learning_rate
-from masa_lib.training.tensorboard import Board, open_board
+from masa_lib.training.trackers import Trackers
 from masa_lib.training.trainer import StepResult, Trainer
 
 
@@ -165,9 +167,9 @@ def events(run: Run) -> dict[str, list[tuple[int, float]]]:
 
 
 def test_tensorboard_shows_each_step_once_also_after_a_resume(tmp_path: Path) -> None:
-    config = small({"steps": 4, "evaluation.every": 2})
+    config = small({"steps": 4, "evaluation.every": 2, "record.trackers": "tensorboard"})
     run = train(configs.replace(config, {"steps": 3}), tmp_path / "run", "masa train")
-    Board(run).add("train", {"step": 4, "loss": 99.0})  # of a step that a kill dropped
+    Trackers(run).add("train", {"step": 4, "loss": 99.0})  # of a step that a kill dropped
     run.append_change(4, {"steps": 4})
     shown = events(resume(run.path))
     for kind, rows in (("train", run.metrics()), ("evaluation", run.evaluations())):
@@ -179,15 +181,38 @@ def test_tensorboard_shows_each_step_once_also_after_a_resume(tmp_path: Path) ->
     assert [step for step, _ in shown["evaluation/accuracy"]] == [0, 2, 3, 4]
 
 
-def test_a_board_is_left_out_where_it_is_not_wanted_and_missed_only_where_it_is(
+@pytest.mark.parametrize("name", ["trackio", "wandb"])
+def test_a_tracker_is_told_what_was_recorded_in_order_and_then_what_comes(
+        name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[str, Any]] = []
+    there = SimpleNamespace(init=lambda **told: calls.append(("init", told)),
+                            log=lambda numbers, step: calls.append((step, numbers)),
+                            finish=lambda: calls.append(("finish", 0)))
+    monkeypatch.setitem(sys.modules, name, there)
+    run = Run.create(tmp_path / "mine", small({"record.trackers": name}), "masa train")
+    for step in (1, 2):
+        run.append_metrics({"step": step, "loss": float(step)})
+    run.write_evaluation(0, {"accuracy": 0.5}, pd.DataFrame({"right": [1]}))
+    trackers = Trackers(run)
+    trackers.add("train", {"step": 3, "loss": math.nan, "accuracy": 0.25})
+    trackers.close()
+    (_, told), *rest = calls
+    assert told["name"] == "mine" and told["config"]["record"]["trackers"] == name
+    assert rest == [(0, {"evaluation/accuracy": 0.5}), (1, {"train/loss": 1.0}), (2, {"train/loss": 2.0}),
+                    (3, {"train/accuracy": 0.25}), ("finish", 0)]
+
+
+def test_there_is_no_tracker_by_default_and_one_that_is_not_installed_is_missed(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    runs = {wanted: Run.create(tmp_path / wanted, small({"record.tensorboard": wanted}), "masa train")
-            for wanted in ("on", "off", "auto")}
-    assert open_board(runs["off"]) is None and not (tmp_path / "off" / "tensorboard").exists()
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)  # as where the package is not installed
-    assert open_board(runs["auto"]) is None
-    with pytest.raises(RunError, match=r"`pip install tensorboard` brings it, and record\.tensorboard=off"):
-        open_board(runs["on"])
+    assert not Trackers(Run.create(tmp_path / "plain", small(), "masa train"))._opened
+    for name in configs.TRACKERS:
+        run = Run.create(tmp_path / name, small({"record.trackers": name}), "masa train")
+        for module in (name, "torch.utils.tensorboard"):
+            monkeypatch.setitem(sys.modules, module, None)  # as where the package is not installed
+        with pytest.raises(RunError, match=f"`pip install {name}` brings it, and record\\.trackers= does"):
+            Trackers(run)
+    with pytest.raises(configs.ConfigError, match=r"record\.trackers names 'paper'; it takes names of tensorboard"):
+        small({"record.trackers": "paper wandb"})
 
 
 def test_looking_for_finished_sequences_now_and_then_changes_no_sample(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,8 +208,8 @@ def start(out: str | Path, settings: Mapping[str, Any]) -> subprocess.Popen:
     tiers.config(settings)
     if is_run(out):
         raise RunError(f"{out} holds a run already: resume it, or choose another folder.")
-    sets = ["--set", *configs.assignments(settings)] if settings else []
-    return launch(Path(out) / LOG, "train", "--out", str(out), *sets)
+    sets = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()]
+    return _launch(Path(out), "train", "--out", str(out), *(["--set", *sets] if sets else []))
 
 
 def resume(out: str | Path) -> subprocess.Popen:
@@ -222,15 +222,15 @@ def resume(out: str | Path) -> subprocess.Popen:
     process = holder(out)
     if process is not None:
         raise RunError(f"Process {process} trains {out} already.")
-    return launch(Path(out) / LOG, "resume", str(out))
+    return _launch(Path(out), "resume", str(out))
 
 
-def launch(log: Path, *command: str) -> subprocess.Popen:
-    """A command of `masa` in a session of its own, so that neither a kernel's end nor Ctrl-C reaches it; see `log`."""
-    with files.writing(log, "choose another folder"), contextlib.ExitStack() as stack:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        out = stack.enter_context(log.open("a", encoding="utf8"))
-        return subprocess.Popen([sys.executable, "-m", "masa_lib.cli", *command], stdin=subprocess.DEVNULL, stdout=out,
+def _launch(out: Path, *command: str) -> subprocess.Popen:
+    """A command of `masa`, in a session of its own: what ends a notebook's kernel does not reach it."""
+    with files.writing(out, "choose another folder"), contextlib.ExitStack() as stack:
+        out.mkdir(parents=True, exist_ok=True)
+        log = stack.enter_context((out / LOG).open("a", encoding="utf8"))
+        return subprocess.Popen([sys.executable, "-m", "masa_lib.cli", *command], stdin=subprocess.DEVNULL, stdout=log,
                                 stderr=subprocess.STDOUT, start_new_session=True,
                                 env=os.environ | {"TQDM_DISABLE": "1"})
 
@@ -289,15 +289,11 @@ def steps(folder: str | Path) -> int:
 
 def last_words(folder: str | Path) -> str:
     """The last line that a training printed: why it ended, where it could not begin."""
+    log = Path(folder) / LOG
     try:
-        return last_line(Path(folder) / LOG)
+        with files.reading(log), log.open("rb") as file:
+            file.seek(max(file.seek(0, os.SEEK_END) - 2**14, 0))
+            lines = file.read().decode("utf8", "replace").split("\n")
     except FileNotFoundError:
         return f"There is no {LOG} in {folder}; was the folder removed?"
-
-
-def last_line(log: Path) -> str:
-    """The last line of a file that is not blank; of a long file only the end is read."""
-    with files.reading(log), log.open("rb") as file:
-        file.seek(max(file.seek(0, os.SEEK_END) - 2**14, 0))
-        lines = file.read().decode("utf8", "replace").split("\n")
     return next((line.strip() for line in reversed(lines) if line.strip()), "")

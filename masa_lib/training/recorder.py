@@ -1,4 +1,4 @@
-"""Writing a training down, step by step: its run folder, its board, and a warning where it goes wrong.
+"""Writing a training down, step by step: its run folder, its trackers, and a warning where it goes wrong.
 
 Both trainers, ours and the one on TRL, record by this one; on TRL the main process does.
 """
@@ -16,7 +16,7 @@ from masa_lib.config import Config
 from masa_lib.method import rollouts
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stopped
-from masa_lib.training.tensorboard import open_board
+from masa_lib.training.trackers import Trackers
 
 
 class Recorder:
@@ -28,16 +28,16 @@ class Recorder:
     """
 
     def __init__(self, run: Run | None, precision: str) -> None:
-        self.run, self._board, self._health = run, None, health.Watch(precision)
+        self.run, self._trackers, self._health = run, None, health.Watch(precision)
 
     def open(self) -> None:
-        """Begin a board, with what is recorded so far."""
-        self._board = open_board(self.run)
+        """Begin what `record.trackers` names, with what is recorded so far."""
+        self._trackers = Trackers(self.run)
 
     def close(self) -> None:
-        """End the board."""
-        if self._board:
-            self._board.close()
+        """End the trackers."""
+        if self._trackers:
+            self._trackers.close()
 
     def step(self, table: pd.DataFrame, metrics: dict[str, Any], config: Config) -> None:
         """Write a step down, and its rollouts where they are due."""
@@ -47,15 +47,15 @@ class Recorder:
                 self.run.write_rollouts(step, table.drop(columns=rollouts.TOKEN_COLUMNS, errors="ignore"))
             self.run.append_metrics(metrics)
         self._health.observe(metrics)
-        if self._board:
-            self._board.add("train", metrics)
+        if self._trackers:
+            self._trackers.add("train", metrics)
 
     def evaluation(self, step: int, summary: dict[str, Any], table: pd.DataFrame) -> None:
         """Write an evaluation down."""
         if self.run:
             self.run.write_evaluation(step, summary, table)
-        if self._board:
-            self._board.add("evaluation", summary)
+        if self._trackers:
+            self._trackers.add("evaluation", summary)
 
 
 @contextlib.contextmanager
