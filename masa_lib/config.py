@@ -54,7 +54,7 @@ PATHS = ("model.name", "model.weights", "problems.source", "problems.evaluation_
 #: settings of earlier versions, which records still name, and the value of each that is built in now
 REMOVED = {"update.beta1": 0.9, "update.beta2": 0.999, "update.released_updates": False, "update.entropy_floor": 0.5,
            "update.sampler_cap": 3.0, "gate.precision": 0.9, "gate.prior": 4.0, "gate.guard": True,
-           "cap.guard": True, "cap.stopped": "wrong", "cap.uncapped": 0.1, "cloning.threshold": 0.2,
+           "cap.guard": True, "cap.stopped": "wrong", "cap.uncapped": 0.1, "cloning.store": 0, "cloning.threshold": 0.2,
            "cloning.updates": 5, "cloning.learning_rate": 1e-5, "rivals.target": 0.5, "rivals.decay": 0.5,
            "rivals.explore": 0.5, "rivals.skipped": 0.25, "record.tensorboard": "auto"}
 #: what other values of them mean today
@@ -286,13 +286,6 @@ class CapConfig:
 
 
 @section
-class CloningConfig:
-    """Behaviour cloning of expert predictions (the paper's first version)."""
-
-    store: int = option(0, "expert predictions collected before they are cloned; 0: no cloning (published: 128)", ge=0)
-
-
-@section
 class RivalsConfig:
     """Settings of the other gates; `gate.candidates` is theirs, too."""
 
@@ -354,7 +347,6 @@ class Config:
     update: UpdateConfig = UpdateConfig()
     gate: GateConfig = GateConfig()
     cap: CapConfig = CapConfig()
-    cloning: CloningConfig = CloningConfig()
     rivals: RivalsConfig = RivalsConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     record: RecordConfig = RecordConfig()

@@ -366,14 +366,14 @@ def test_a_run_that_has_only_begun_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_stream_is_cost_and_what_an_oracle_measures_is_not(tmp_path: Path) -> None:
-    streams = {"tokens_recheck": 10, "tokens_cloning": 5, "tokens_oracle": 10**6, "tokens_decode": 7}
+    streams = {"tokens_recheck": 10, "tokens_anchor": 5, "tokens_oracle": 10**6, "tokens_decode": 7}
     write_run(tmp_path / "masa-efficient-s0", "masa-efficient", 0, LINE, more=lambda step: streams)
     comparison = compare.compare_runs(tmp_path)
     arm = comparison.summary["methods"]["masa-efficient"]
     assert arm["tokens"] == STEPS * (100 + 50 + 10 + 5)
     assert (arm["tokens_recheck"], arm["tokens_oracle"]) == (STEPS * 10, STEPS * 10**6)
     assert comparison.curves["tokens"].tolist() == [0, 10 * 165, STEPS * 165]
-    assert comparison.curves["tokens_cloning"].tolist() == [0, 50, 100]
+    assert comparison.curves["tokens_anchor"].tolist() == [0, 50, 100]
 
 
 def test_the_streams_add_up_to_the_tokens_to_the_target(study: Path, tmp_path: Path) -> None:

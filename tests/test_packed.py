@@ -315,7 +315,7 @@ def test_a_study_file_knows_its_packed_runs_as_finished_and_trains_none_of_them(
     assert cli.main(["study", "study.toml", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "masa-s0 finished      6        6" in shown
-    assert cli.main(["study", "study.toml", "--commit"]) == 0
+    assert cli.main(["study", "study.toml"]) == 0
     assert not (place / "masa-s0").exists()
 
 

@@ -27,7 +27,6 @@ from masa_lib.crash_safe_files import seal
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
-from masa_lib.training import expert
 from masa_lib.training.checkpoint import read_moments, read_state
 from masa_lib.training.drive import resume, train
 from masa_lib.training.trainer import Trainer
@@ -130,11 +129,9 @@ def test_a_change_made_live_is_replayed_after_the_checkpoint_before_or_behind_it
 
 @pytest.mark.parametrize(("method", "changes"), [
     ("masa-efficient", {"gate.start": 2, "gate.threshold": 0.6, "gate.recheck": 0.5, "gate.lost": 1.0,
-                        "cap.cut": 1.0, "cloning.store": 10}),
+                        "cap.cut": 1.0}),
     ("greso", {"problems.pool": 8}), ("oracle", {"rivals.samples": 2, "rivals.refresh": 4})])
-def test_gates_and_experts_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path,
-                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(expert, "LEAST_NOTION", 0.0)
+def test_gates_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path) -> None:
     config = configs.replace(CONFIG, {"steps": 6, "evaluation.every": 0, "method": method, **changes})
     run = Run.create(tmp_path / "run", config, "masa train")
     for result in Trainer(config, run):
@@ -146,7 +143,7 @@ def test_gates_and_experts_go_on_with_what_they_remember(method: str, changes: d
     assert rows["dropped"].sum() > 0
     if method == "masa-efficient":
         state = json.loads((undisturbed.path / "checkpoints" / "step-000004" / "state.json").read_text())
-        assert len(state["gates"][method]["window"]) == 4 and state["experts"] and rows["tokens_cloning"].sum() > 0
+        assert len(state["gates"][method]["window"]) == 4
 
 
 def test_steps_added_live_are_trained_by_resume(reference: Run, tmp_path: Path) -> None:
@@ -503,7 +500,6 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "a list": lambda folder: (folder / "state.json").write_text("[1]"),
     "no cursor": lambda folder: (folder / "state.json").write_text('{"step": 7}'),
     "wrong gates": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "gates": [1]}'),
-    "wrong experts": lambda folder: (folder / "state.json").write_text('{"step": 7, "cursor": 28, "experts": 1}'),
     "another optimiser": foreign_optimiser, "moments of NaN": ruined_optimiser,
     "a program": executing_optimiser,
     "no optimiser": lambda folder: (folder / "optimizer.pt").write_bytes(b"garbage"),
@@ -648,5 +644,4 @@ def test_a_run_killed_at_random_file_operations_ends_as_if_nothing_had_happened(
 def test_a_checkpoint_holds_step_and_cursor(reference: Run) -> None:
     step, folder = reference.latest_checkpoint()
     assert json.loads((folder / "state.json").read_text()) == {"step": step, "cursor": step * 4, "gates": {},
-                                                               "experts": [], "token_budget": None,
-                                                               "solution_norm": 0.0}
+                                                               "token_budget": None, "solution_norm": 0.0}

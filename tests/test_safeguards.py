@@ -16,7 +16,7 @@ from masa_lib.engines import logprobs
 from masa_lib.models import loading
 from masa_lib.recipes import warmup
 from masa_lib.runs.folder import Run
-from masa_lib.training import drive, expert, safeguards
+from masa_lib.training import drive, safeguards
 from masa_lib.training.safeguards import TokenBudget, UpdateError
 from masa_lib.training.trainer import Trainer
 
@@ -133,7 +133,7 @@ def test_imitation_halves_the_micro_batch_too() -> None:
         if memory:
             short_of_memory(model, memory, MemoryError)
         budget = TokenBudget()
-        loss, _ = expert.imitate(model, optimizer, rows, small().update, budget)
+        loss, _ = warmup.imitate(model, optimizer, rows, small().update, budget)
         assert (budget.most is not None) == bool(memory)
         found.append((loss, torch.cat([parameter.grad.flatten() for parameter in model.parameters()])))
     assert found[0][0] == pytest.approx(found[1][0], rel=1e-5)
@@ -192,17 +192,14 @@ def test_a_loss_that_is_not_finite_is_refused_where_the_gradients_are() -> None:
             safeguards.clip_gradients([parameter], 1.0, loss)
 
 
-def test_cloning_and_warm_up_refuse_it_too() -> None:
+def test_the_warm_up_refuses_it_too() -> None:
     config = small()
-    for teach in (lambda model, rows: expert.clone(model, rows, config, TokenBudget()),
-                  lambda model, rows: warmup.teach(model, [rows], config, warmup.Recipe(epochs=1, batch=1),
-                                                   random.Random(0))):
-        model, rows = samples()
-        before = weights(model)
-        spoil(model, math.nan)
-        with pytest.raises(UpdateError):
-            teach(model, rows)
-        assert torch.equal(weights(model), before)
+    model, rows = samples()
+    before = weights(model)
+    spoil(model, math.nan)
+    with pytest.raises(UpdateError):
+        warmup.teach(model, [rows], config, warmup.Recipe(epochs=1, batch=1), random.Random(0))
+    assert torch.equal(weights(model), before)
 
 
 def test_moments_that_find_no_memory_are_one_sentence_and_no_weight_moves(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -198,7 +198,7 @@ def test_a_signal_stops_every_process_after_the_same_step(tmp_path: Path) -> Non
     assert run.status["state"] == "stopped" and run.latest_checkpoint()[0] == run.metrics()["step"].max()
 
 
-@pytest.mark.parametrize("key", ["update.updates_per_step=2", "cloning.store=8", "sampling.shared_beginning=true",
+@pytest.mark.parametrize("key", ["update.updates_per_step=2", "sampling.shared_beginning=true",
                                  "model.lora_rank=4"])
 def test_what_trl_has_no_place_for_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str],
                                                            key: str) -> None:

@@ -427,9 +427,9 @@ KEYS = {
     "reward_notion", "parse_rate", "pass_rate_r", "pass_rate_mae", "length_r", "length_mae", "predicted_pass_rate",
     "predicted_pass_rate_std", "predicted_length", "solution_length", "truncated", "zero_variance_solution",
     "zero_variance_meta", "logp_gap", "clip_share", "entropy", "gradient_norm", "learning_rate", "loss",
-    "loss_solution", "loss_meta", "loss_cloning", "updates", "candidates", "dropped", "rechecked", "gate_on", "cap_on",
+    "loss_solution", "loss_meta", "updates", "candidates", "dropped", "rechecked", "gate_on", "cap_on",
     "gate_precision", "gate_recall", "gate_f1", "signal_lost", "right_cut", "stopped", "predictions_collapsed",
-    "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_oracle", "tokens_prefill",
+    "tokens_solution", "tokens_recheck", "tokens_meta", "tokens_oracle", "tokens_prefill",
     "tokens_decode", "tokens_update", "token_budget", "tokens_read", "tokens_anchor", "tokens_belief",
     "loss_belief", "belief_gradient", "belief_trust", "seconds_read",
     "seconds_generate", "seconds_grade", "seconds_update", "seconds_total", "memory_mb", "cores_others"}

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy import optimize
 
 #: the streams whose tokens are written; a record without one of them had none
-COST = ("tokens_solution", "tokens_recheck", "tokens_meta", "tokens_cloning", "tokens_anchor")
+COST = ("tokens_solution", "tokens_recheck", "tokens_meta", "tokens_anchor")
 #: prompts as the engine computed them, and what is read without an answer being written
 READ = ("tokens_prefill", "tokens_read")
 TOKENS = (*COST, "tokens_oracle", "tokens_decode", *READ, "tokens_update")

@@ -37,7 +37,7 @@ REWARDS = {"reward_solution": "solution", "reward_difficulty": "difficulty", "re
            "reward_notion": "notion"}
 ALIGNMENT = {"pass_rate_r": "r of the pass rate", "length_r": "r of the length",
              "pass_rate_mae": "mean error of the pass rate", "length_mae": "mean error of the length, tokens"}
-STREAMS = dict(zip(COST, (("solutions", GREEN), ("re-checks", SKY), ("predictions", ORANGE), ("cloning", VERMILLION),
+STREAMS = dict(zip(COST, (("solutions", GREEN), ("re-checks", SKY), ("predictions", ORANGE),
                           ("the base model's solutions", "#695A5A")), strict=True))
 SMOOTHING = 9
 #: points of a curve that are drawn, at most: a page is no wider

@@ -29,7 +29,7 @@ TABLE = (  # label, key of an arm's summary, number format
     ("accuracy, final", "accuracy_final", ".3f"), ("accuracy above grpo", "accuracy_above_grpo", "+.3f"),
     ("pass@32, base", "pass_at_32_base", ".3f"), ("pass@32, final", "pass_at_32_final", ".3f"),
     ("tokens of solutions", "tokens_solution", ",.0f"), ("tokens of re-checks", "tokens_recheck", ",.0f"),
-    ("tokens of predictions", "tokens_meta", ",.0f"), ("tokens of cloning", "tokens_cloning", ",.0f"),
+    ("tokens of predictions", "tokens_meta", ",.0f"),
     ("tokens, all streams", "tokens", ",.0f"), ("prompts read, tokens", "read", ",.0f"),
     ("tokens through the update", "tokens_update", ",.0f"), ("seconds", "seconds", ",.0f"),
     ("all computed tokens", "computed", ",.0f"), ("all, the update thrice", "computed_thrice", ",.0f"),
@@ -64,7 +64,7 @@ NOTES = ("Brackets are 95 % intervals: t over seeds, for pass@32 over problems. 
          "between 50 % and 95 % of grpo's gain. To the target: at one of them, 90 % of its mean gain; several times "
          "noisier. An accuracy that is never reached counts with all that was spent: the true ratio is at most (<=) "
          "the one given, or at least (>=) where grpo never reaches it. Cost has four denominators: tokens written "
-         "(solutions, re-checks, predictions and cloning), prompts and readings computed, tokens through the "
+         "(solutions, re-checks and predictions), prompts and readings computed, tokens through the "
          "update, and seconds, which count only from runs that had the machine to themselves; no one of them is the "
          "cost. Computed tokens are the sum of the first three, once each or with the update three times (forward "
          "and backward). Evaluation is not cost, nor is what an oracle measures. Privileged arms know what a "

@@ -26,7 +26,7 @@ from masa_lib import (
     crash_safe_files as files,
 )
 from masa_lib import engines
-from masa_lib.config import Config
+from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
@@ -37,7 +37,7 @@ from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import Problem
-from masa_lib.training import expert
+from masa_lib.training import safeguards
 from masa_lib.training.safeguards import TokenBudget
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps
@@ -208,9 +208,46 @@ def teach(model: Any, groups: Sequence[Sequence[logprobs.Sample]], config: Confi
     for number, batch in enumerate(bar := tqdm(batches, desc="warm-up", unit="step")):
         rise = min(1.0, (number + 1) / max(1, len(batches) // 10))
         optimizer.param_groups[0]["lr"] = recipe.learning_rate * rise * (1 - number / len(batches))
-        losses.append(expert.imitate(model, optimizer, batch, config.update, budget)[0])
+        losses.append(imitate(model, optimizer, batch, config.update, budget)[0])
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
     return losses
+
+
+def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[logprobs.Sample], config: UpdateConfig,
+            budget: TokenBudget) -> tuple[float, int]:
+    """One optimiser update on the cross-entropy of the samples' completions, a mean over their tokens.
+
+    Args:
+        model: in evaluation mode.
+        optimizer: of its trained parameters.
+        samples: at least one; advantages and weights play no part.
+        config: token budget, log-prob chunk, gradient clip.
+        budget: of the micro-batches, halved where memory runs out.
+
+    Returns:
+        The loss before the update, nats a token, and the tokens that went through the model.
+
+    Raises:
+        UpdateError: loss or gradient is not finite, or one sequence is too much for the memory.
+    """
+    total = sum(len(sample.completion) for sample in samples)
+
+    def passes(tokens: int) -> tuple[float, int]:
+        """Loss and tokens of all samples at a budget, their gradient in the parameters."""
+        optimizer.zero_grad()
+        losses, computed = 0.0, 0
+        for batch in logprobs.micro_batches(samples, tokens):
+            loss = -logprobs.completion_logps(model, batch, 1.0, config.logprob_chunk)[0].sum() / total
+            loss.backward()
+            losses += loss.item()
+            computed += logprobs.computed_tokens(model, batch)
+        return losses, computed
+
+    losses, computed = budget.spend(passes, samples, config.token_budget)
+    safeguards.clip_gradients(loading.trainable(model), config.gradient_clip, losses)
+    safeguards.move(optimizer)
+    torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
+    return losses, computed
 
 
 def check(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any, config: Config) -> dict[str, Any]:

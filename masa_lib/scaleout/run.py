@@ -56,7 +56,7 @@ except ImportError as error:
                       "masa_lib's folder brings it.") from error
 
 #: settings that a training on TRL takes at one value only
-ONLY = {"update.updates_per_step": 1, "cloning.store": 0, "model.lora_rank": 0,
+ONLY = {"update.updates_per_step": 1, "model.lora_rank": 0,
         "sampling.shared_beginning": False, "prediction.mode": "sampled"}
 #: what a step's metrics say of beliefs, which have no place here
 NOTHING_READ = {"tokens_read": 0, "seconds_read": 0.0, "tokens_anchor": 0, "tokens_belief": 0, "loss_belief": math.nan,
@@ -248,8 +248,7 @@ class Session:
         group = {key: value for key, value in moments["param_groups"][0].items() if key != "params"}
         plain = {"state": {number: moments["state"][name] for number, name in enumerate(self.names)},
                  "param_groups": [group | {"params": list(range(len(self.names)))}]}
-        state = {"step": self.rollouts.step, "cursor": self.rollouts.cursor, "gates": self.rollouts.memory,
-                 "experts": []}
+        state = {"step": self.rollouts.step, "cursor": self.rollouts.cursor, "gates": self.rollouts.memory}
 
         def write(folder: Path) -> None:
             loading.save(self._model(), self.tokenizer, folder, weights=weights)
@@ -357,7 +356,6 @@ class StepEnd(TrainerCallback):
             "clip_share": logs["clip_ratio/region_mean"], "entropy": logs["entropy"], "logp_gap": math.nan,
             "gradient_norm": logs["grad_norm"], "learning_rate": logs["learning_rate"], "updates": 1,
             "tokens_update": tokens, "token_budget": config.update.token_budget,
-            "loss_cloning": math.nan, "tokens_cloning": 0,
             "tokens_prefill": steps.counting.prefill, "tokens_decode": steps.counting.decode,
             "tokens_oracle": steps.oracle_tokens, **NOTHING_READ, **steps.clock.seconds(), "memory_mb": memory_mb()}
 

@@ -20,17 +20,17 @@ from masa_lib.runs.folder import CheckpointError
 
 
 def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:
-    """What a checkpoint's `state.json` holds: finished `step`, `cursor` in the problems, memory of gates and experts.
+    """What a checkpoint's `state.json` holds: finished `step`, `cursor` in the problems, memory of gates.
 
     Raises:
         CheckpointError: it is not what `Trainer` writes, or not that of `step`.
     """
     try:
         found = files.read_json(folder / "state.json")
-        state = {"gates": {}, "experts": [], "token_budget": None, "solution_norm": 0.0} | found
+        state = {"gates": {}, "token_budget": None, "solution_norm": 0.0} | found
         numbers = [state["step"], state["cursor"], 0 if state["token_budget"] is None else state["token_budget"]]
         if (any(type(number) is not int or not 0 <= number < 2**53 for number in numbers)
-                or not isinstance(state["experts"], list) or not isinstance(state["gates"], dict)
+                or not isinstance(state["gates"], dict)
                 or not 0.0 <= state["solution_norm"] < math.inf):
             raise ValueError(f"it holds {brief(found)}")
         if step not in (None, state["step"]):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import json
-import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +31,7 @@ from masa_lib.runs import live_control
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
-from masa_lib.training import evaluation, expert
+from masa_lib.training import evaluation
 from masa_lib.training.checkpoint import read_state, restore_optimizer
 from masa_lib.training.clock import Clock, memory_mb
 from masa_lib.training.learner import Learner
@@ -72,7 +71,6 @@ class Trainer:
         self.step = self.cursor = 0  # finished steps; problems drawn
         self._oracle_tokens = self._anchor_tokens = 0  # of a step: no cost; counted
         self._memory: dict[str, Any] = {}  # of the gates, by method
-        self._experts = expert.Store()
         self.recorder = Recorder(run, config.model.precision)
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
         self._moving = False  # whether a step has begun to move the weights and is not over
@@ -127,7 +125,7 @@ class Trainer:
             self.evaluate()
 
     def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams, behaviour cloning."""
+        """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams."""
         config, clock = self._config, Clock()
         self._oracle_tokens = self._anchor_tokens = 0
         engine = gather.CountingEngine(self.engine)
@@ -145,7 +143,6 @@ class Trainer:
             update = self.learner.update(found.table, found.candidates, config, self.step + 1,
                                          gate is not None and gate.refills)
             self.engine.sync()
-            cloning = self._clone(found.table)
             clock.lap("update")
         self.step, self._moving = self.step + 1, False
         self.cursor += len(found.candidates)
@@ -154,7 +151,7 @@ class Trainer:
         found.table.insert(0, "step", self.step)
         metrics = {"step": self.step, "method": config.method, **batch_metrics(found.table),
                    **belief_metrics(found.table, [candidate.belief for candidate in found.candidates]),
-                   **gated, **update, **cloning, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
+                   **gated, **update, "tokens_prefill": engine.prefill, "tokens_decode": engine.decode,
                    "tokens_read": engine.read_tokens, "seconds_read": engine.read_seconds,
                    "tokens_oracle": self._oracle_tokens, "tokens_anchor": self._anchor_tokens,
                    **clock.seconds(), "memory_mb": memory_mb()}
@@ -209,19 +206,6 @@ class Trainer:
         self._evaluated = self.step
         return summary
 
-
-    def _clone(self, table: pd.DataFrame) -> dict[str, float]:
-        """Collect the step's expert predictions, and clone them once there are enough."""
-        settings, experts = self._config.cloning, self._experts
-        for _, group in table.groupby("group") if settings.store else ():
-            experts.add(group, self.tokenizer, settings)
-        if not experts.full(settings):
-            return {"loss_cloning": math.nan, "tokens_cloning": 0}
-        found = expert.clone(self.model, experts.samples(), self._config, self.learner.budget)
-        experts.clear()
-        self.engine.sync()
-        return found
-
     def _finish(self) -> dict[str, Any] | None:
         """What is due after a step: an evaluation, which is returned, and a checkpoint."""
         config, last = self._config, self.step == self._config.steps
@@ -241,7 +225,7 @@ class Trainer:
         loading.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.learner.optimizer.state_dict(), file)
-        state = {"step": self.step, "cursor": self.cursor, "gates": self._memory, "experts": self._experts.state(),
+        state = {"step": self.step, "cursor": self.cursor, "gates": self._memory,
                  "token_budget": self.learner.budget.most, "solution_norm": self.learner.solution_norm}
         (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
 
@@ -256,10 +240,9 @@ class Trainer:
         self.step, self.cursor, self._memory = state["step"], state["cursor"], state["gates"]
         self.learner.budget.most, self.learner.solution_norm = state["token_budget"], state["solution_norm"]
         try:
-            self._experts.restore(state["experts"])
             registry.make_gate(self._config, self.pool, partial(self._solve, Clock()), self._memory)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-            raise CheckpointError(f"what its state.json keeps of gates and experts cannot be used ({error})") from error
+            raise CheckpointError(f"what its state.json keeps of gates cannot be used ({error})") from error
         self._saved = self.step
         if self.run is None or self.step in set(self.run.evaluations()["step"]):
             self._evaluated = self.step
