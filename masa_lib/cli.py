@@ -213,6 +213,7 @@ def _eval(options: argparse.Namespace) -> None:
         options.problems = None
     settings = config_from(options, base)
     from masa_lib import crash_safe_files as files
+    from masa_lib.runs import parquet
     from masa_lib.training import evaluation
 
     summary, table = evaluation.evaluate_model(settings, weights, run)
@@ -223,7 +224,7 @@ def _eval(options: argparse.Namespace) -> None:
     if options.out:
         with files.writing(options.out, "evaluate again, or choose another folder with --out"):
             options.out.mkdir(parents=True, exist_ok=True)
-            files.write_table(options.out / "evaluation.parquet", table)
+            parquet.write(options.out / "evaluation.parquet", table)
     print(files.line(summary).decode().strip() if options.json else _measures(summary))
 
 

@@ -17,6 +17,7 @@ from masa_lib.analysis import awareness, figures
 from masa_lib.lessons import probe
 from masa_lib.method import prompts
 from masa_lib.models import loading, tiers
+from masa_lib.runs import parquet
 from masa_lib.tasks.problems import held_out
 
 CONFIG = small({"problems.levels": "1-4", "sampling.solutions": 3, "prompt.max_length": 60})
@@ -32,7 +33,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def table(made: Path) -> pd.DataFrame:
-    return files.read_tables([made / "problems.parquet"])
+    return parquet.read([made / "problems.parquet"])
 
 
 def naive_logps(kind: str, values: list[int]) -> torch.Tensor:

@@ -36,6 +36,7 @@ from masa_lib.analysis.intervals import (
 )
 from masa_lib.config import METHODS
 from masa_lib.errors import MasaError
+from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run, is_run, runs_in
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
@@ -284,8 +285,8 @@ def _read_run(path: Path, arm: str) -> _Record:
     key = {"arm": arm, "seed": run.config.seed}
     counted = ["step", *TOKENS, "seconds_total", "updates"]
     steps, curve = run.metrics(), run.evaluations().assign(**key)
-    files.check_columns(steps, f"The metrics of the run {path}", numbers=[name for name in counted if name in steps])
-    files.check_columns(curve, f"The evaluations of the run {path}",
+    parquet.check_columns(steps, f"The metrics of the run {path}", numbers=[name for name in counted if name in steps])
+    parquet.check_columns(curve, f"The evaluations of the run {path}",
                         numbers=[name for name in ("accuracy", "problems") if len(curve) and (
                             name == "accuracy" or name in curve)])
     steps = steps.select_dtypes("number")
@@ -406,7 +407,7 @@ def _evaluation(run: Run, step: int) -> pd.DataFrame:
 
 def check_problems(table: pd.DataFrame, what: str) -> None:
     """Refuse what is no table of an evaluation, one row a problem, with a RunError that calls it `what`."""
-    files.check_columns(table, what, texts=("problem_id", "problem"), lists=("predictions", "predicted_lengths"),
+    parquet.check_columns(table, what, texts=("problem_id", "problem"), lists=("predictions", "predicted_lengths"),
                         numbers=("level", "prompt_length", "n", "c", "mean_length", "correct_length", "parsed",
                                  "meta_samples"))
     if table.empty or not table["n"].ge(1).all() or not table["c"].between(0, table["n"]).all():

@@ -32,7 +32,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import tiers
-from masa_lib.runs import live_control
+from masa_lib.runs import live_control, parquet
 from masa_lib.runs.folder import Run, is_run
 from masa_lib.runs.stopping import Stop, Stopped
 
@@ -208,7 +208,7 @@ def progress(planned: Planned) -> dict[str, Any]:
     killed = state in ("running", "paused") and live_control.holder(run.path) is None
     tables = ((run.metrics(), "seconds_total"), (run.evaluations(), "seconds"))
     for table, key in tables:
-        files.check_columns(table, f"The record of the run {run.path}", numbers=(key,) if len(table) else ())
+        parquet.check_columns(table, f"The record of the run {run.path}", numbers=(key,) if len(table) else ())
     seconds = float(sum(table[key].sum() for table, key in tables if len(table)))
     return row | {"state": "killed" if killed else state, "steps": live_control.steps(run.path), "seconds": seconds}
 

@@ -30,6 +30,7 @@ from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.recipes.warmup import in_form
+from masa_lib.runs import parquet
 from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
@@ -82,7 +83,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
                **summarise(table)}
 
     def write(folder: Path) -> None:
-        files.write_table(folder / "problems.parquet", table)
+        parquet.write(folder / "problems.parquet", table)
         (folder / "summary.json").write_bytes(json.dumps(json.loads(files.line(summary)), indent=2).encode() + b"\n")
         figures.probe(awareness.problem_measures(table), summary["calibration"]).write_html(folder / "probe.html")
 

@@ -23,6 +23,7 @@ from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.method.beliefs import signal_chance
 from masa_lib.method.gating import aggregate_lengths, caps, rule_scores
+from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
@@ -90,7 +91,7 @@ def read_groups(path: str | Path) -> Groups:
     run = Run.open(path)
     table = run.rollouts()
     if len(table):
-        files.check_columns(table, f"A table of rollouts of the run {path}", texts=("stream",), numbers=(
+        parquet.check_columns(table, f"A table of rollouts of the run {path}", texts=("stream",), numbers=(
             "step", "group", "member", "length", "correct", "predicted_pass_rate", "predicted_length"))
         place = table[["step", "stream", "group", "member"]]
         if place.isna().any(axis=None) or place.duplicated().any():

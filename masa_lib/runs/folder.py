@@ -28,7 +28,7 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.errors import brief
-from masa_lib.runs import packed
+from masa_lib.runs import packed, parquet
 from masa_lib.runs.provenance import environment, file_digests
 
 CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.json", ".lock"
@@ -248,7 +248,7 @@ class Run:
         """One row a candidate and step: what was believed of it (thousandths) and how its group went."""
         table = (self.path / BELIEFS).with_suffix(".parquet")
         if table.exists():
-            return files.read_tables([table])
+            return parquet.read([table])
         rows = pd.DataFrame(self._rows(BELIEFS))
         lists = [name for name in rows.columns if name != "step"]
         try:
@@ -262,7 +262,7 @@ class Run:
         table = self.beliefs()
         if len(table):
             table = table.astype({"right": "Int16", "solutions": "int16", "weight": "float32"})
-            files.write_table((self.path / BELIEFS).with_suffix(".parquet"), table)
+            parquet.write((self.path / BELIEFS).with_suffix(".parquet"), table)
             (self.path / BELIEFS).unlink(missing_ok=True)
 
     def write_rollouts(self, step: int, table: pd.DataFrame) -> None:
@@ -448,7 +448,7 @@ class Run:
         return files.read_json(self.path / name)
 
     def _tables(self, kind: str, steps: list[int]) -> pd.DataFrame:
-        return files.read_tables([self._table(kind, step) for step in steps])
+        return parquet.read([self._table(kind, step) for step in steps])
 
     def _places(self) -> dict[str, str]:
         return _places(self.path / PLACES)
@@ -505,7 +505,7 @@ class Run:
     def _write_table(self, kind: str, step: int, table: pd.DataFrame) -> None:
         self.check_writable()
         with self._writing(self._table(kind, step)):
-            files.write_table(self._table(kind, step), table)
+            parquet.write(self._table(kind, step), table)
 
 
 class PackedRun(Run):

@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from masa_lib import crash_safe_files as files
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import brief
+from masa_lib.runs import parquet
 
 CONFIGS, ENVIRONMENTS, STATUSES, CHANGES = "configs.toml", "environments.json", "statuses.json", "changes.json"
 METRICS, EVALUATIONS, PROBLEMS, ROLLOUTS, BELIEFS = TABLES = ("metrics", "evaluations", "problems", "rollouts",
@@ -244,7 +245,7 @@ def table_of(frames: Mapping[str, pd.DataFrame]) -> pa.Table:
         if columns not in known:
             known.append(columns)
         runs[run] = known.index(columns)
-        table = files.as_arrow(frame if "step" in frame else frame.rename_axis(index="step").reset_index())
+        table = parquet.as_arrow(frame if "step" in frame else frame.rename_axis(index="step").reset_index())
         tables.append(table.replace_schema_metadata(None).add_column(0, "run", pa.array([run] * len(frame))))
     try:
         whole = pa.concat_tables(tables, promote_options="permissive")

@@ -21,8 +21,9 @@ from masa_lib.analysis import figures
 from masa_lib.analysis.awareness import correlation
 from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION
 from masa_lib.config import Config
-from masa_lib.crash_safe_files import Lines, RunError, check_columns
+from masa_lib.crash_safe_files import Lines, RunError
 from masa_lib.errors import brief
+from masa_lib.runs import parquet
 from masa_lib.runs.folder import BELIEFS, EVALUATIONS, METRICS, Run, checked_rows, frame
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
@@ -95,9 +96,9 @@ class Reader:
         before = self._metrics
         drawn = {name for _, _, curves in CURVES for _, name, _ in curves}
         drawn |= {"seconds_total", "loss", "entropy", "logp_gap", "updates"}
-        check_columns(before, f"{run.path / METRICS}", numbers=sorted(drawn & set(before)))
+        parquet.check_columns(before, f"{run.path / METRICS}", numbers=sorted(drawn & set(before)))
         evaluations = run.evaluations()
-        check_columns(evaluations, f"{run.path / EVALUATIONS}", numbers=sorted({"accuracy"} & set(evaluations)))
+        parquet.check_columns(evaluations, f"{run.path / EVALUATIONS}", numbers=sorted({"accuracy"} & set(evaluations)))
         self._read_rollouts(run, anew)
         self._read_beliefs(run)
         return Records(run.config, before, evaluations, self._rollouts, run.changes(), self._beliefs)
@@ -132,8 +133,9 @@ class Reader:
             return
         table = run.rollouts(steps)
         if len(table):
-            check_columns(table, f"A table in {run.path / 'rollouts'}", texts=("stream", "problem", "answer", "text"),
-                          numbers=("step", "group", "length", "correct", "reward", "predicted_pass_rate"))
+            parquet.check_columns(
+                table, f"A table in {run.path / 'rollouts'}", texts=("stream", "problem", "answer", "text"),
+                numbers=("step", "group", "length", "correct", "reward", "predicted_pass_rate"))
             if table[["step", "group"]].isna().any(axis=None):
                 raise RunError(f"A table in {run.path / 'rollouts'} does not say of each rollout which step and group "
                                "it is of. Restore it, or look at another run.")
