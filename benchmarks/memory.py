@@ -51,7 +51,7 @@ def measure(tier: str, phase: str, settings: list[str]) -> dict[str, Any]:
     """Planned and measured peak, MB above what the process had before the model was loaded."""
     import torch
 
-    from masa_lib.models import loading, memory, tiers
+    from masa_lib.models import loading, memory, tensors, tiers
 
     changes = {"model.name": tier, "model.device": "cpu", "model.threads": 1}
     config = tiers.config(changes | dict(entry.split("=", 1) for entry in settings))
@@ -59,8 +59,8 @@ def measure(tier: str, phase: str, settings: list[str]) -> dict[str, Any]:
     warm_up()
     before = resident("VmRSS")
     model, tokenizer = loading.load(config.model)
-    optimizer = torch.optim.AdamW(loading.trainable(model), lr=1e-9)
-    for parameter in loading.trainable(model):
+    optimizer = torch.optim.AdamW(tensors.trainable(model), lr=1e-9)
+    for parameter in tensors.trainable(model):
         parameter.grad = torch.zeros_like(parameter)
     optimizer.step()
     with open("/proc/self/clear_refs", "w", encoding="utf8") as file:

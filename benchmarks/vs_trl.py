@@ -30,7 +30,7 @@ import torch
 
 from masa_lib.config import Config
 from masa_lib.lessons import step_cost
-from masa_lib.models import loading, tiers
+from masa_lib.models import loading, tensors, tiers
 from masa_lib.runs.provenance import environment
 from masa_lib.training.clock import memory_mb
 from masa_lib.training.trainer import Trainer
@@ -189,7 +189,7 @@ def enlarge(config: Config, words: int, folder: Path) -> list[str]:
     model.resize_token_embeddings(words, mean_resizing=False)
     with torch.no_grad():  # words that are never right, and seldom said
         model.get_input_embeddings().weight[len(tokenizer):] *= 0.01
-    loading.save(model, tokenizer, folder)
+    tensors.save(model, tokenizer, folder)
     return [f"model.weights={folder}"]
 
 

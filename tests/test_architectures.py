@@ -13,7 +13,7 @@ from tiny import ARCHITECTURES, make
 from masa_lib.config import Config, ModelConfig
 from masa_lib.engines import Completion, Request, logprobs, self_check
 from masa_lib.engines.in_process import TransformersEngine
-from masa_lib.models import architecture, loading
+from masa_lib.models import architecture, tensors
 from masa_lib.models.loading import ModelError
 from masa_lib.recipes import pocket
 
@@ -30,9 +30,9 @@ PROMPTS = ((5, 6, 7), (5, 6, 7), tuple(range(20, 34)), tuple(range(30, 41)))
 
 def adapted(model: Any) -> Any:
     """The model with adapters that are no longer zero."""
-    loading._add_adapters(model, ModelConfig(lora_rank=2), None)
+    tensors.add_adapters(model, ModelConfig(lora_rank=2), None)
     with torch.no_grad():
-        for weight in loading.trainable(model):
+        for weight in tensors.trainable(model):
             weight.normal_(0, 0.3)
     return model.eval()
 
@@ -53,7 +53,7 @@ def learned(model: Any, samples: Sequence[logprobs.Sample]) -> tuple[torch.Tenso
 
 
 def gradient(model: Any) -> torch.Tensor:
-    return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in loading.trainable(model)])
+    return torch.cat([torch.zeros(w.numel()) if w.grad is None else w.grad.flatten() for w in tensors.trainable(model)])
 
 
 def naive(model: Any, samples: Sequence[logprobs.Sample]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from masa_lib.config import ModelConfig
 from masa_lib.engines import EngineError, Request, logprobs, make_engine
 from masa_lib.method import prompts
-from masa_lib.models import loading, tiers
+from masa_lib.models import loading, tensors, tiers
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training.trainer import Trainer
 
@@ -39,7 +39,7 @@ def make_policy(engine: str, name: str, precision: str, noise: float, lora_rank:
     model, tokenizer = loading.load(config)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in loading.trainable(model):
+        for parameter in tensors.trainable(model):
             parameter.add_(noise * torch.randn_like(parameter))
     made = make_engine(engine, model, tokenizer, batch=64, precision=precision)
     return SimpleNamespace(name=engine, config=config, model=model, tokenizer=tokenizer, engine=made,
@@ -74,10 +74,10 @@ def mean_gap(policy: SimpleNamespace, asked, answers, temperature: float = 1.0) 
 
 def update(policy: SimpleNamespace, rate: float) -> None:
     """One optimiser step that moves the log-probs well, then the engine's turn to follow."""
-    optimizer = torch.optim.SGD(loading.trainable(policy.model), lr=rate)
+    optimizer = torch.optim.SGD(tensors.trainable(policy.model), lr=rate)
     ids = torch.tensor([PROMPTS[2]])
     policy.model(input_ids=ids, labels=ids).loss.backward()
-    torch.nn.utils.clip_grad_norm_(loading.trainable(policy.model), 1.0)
+    torch.nn.utils.clip_grad_norm_(tensors.trainable(policy.model), 1.0)
     optimizer.step()
     optimizer.zero_grad()
     policy.engine.sync()

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from masa_lib import cli, config
 from masa_lib.config import ModelConfig
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run, RunError
 from masa_lib.runs.packed import PackedStudy
@@ -152,9 +152,9 @@ def test_a_merged_model_answers_as_its_adapters_do_experts_and_small_changes_inc
     plain = AutoModelForCausalLM.from_pretrained(folder).eval()
     torch.manual_seed(1)
     with torch.no_grad():
-        for value in loading.adapters(model).values():
+        for value in tensors.adapters(model).values():
             value += 0.002 * torch.randn_like(value)  # as after a few steps: a bfloat16 sum would round it away
-    loading.save(model, tokenizer, folder / "merged", "float32")
+    tensors.save(model, tokenizer, folder / "merged", "float32")
     merged = AutoModelForCausalLM.from_pretrained(folder / "merged").eval()
     with torch.no_grad():
         expected = model.float()(input_ids=IDS).logits
@@ -168,9 +168,9 @@ def test_what_no_gradient_trains_is_written_too_and_not_rounded(tmp_path: Path) 
     model = AutoModelForCausalLM.from_config(AutoConfig.for_model("glm4_moe", **KINDS["glm4_moe"]))
     name = "model.layers.1.mlp.gate.e_score_correction_bias"
     biases = model.state_dict()[name].copy_(torch.rand(4))
-    loading.save(model, loading.load(ModelConfig())[1], tmp_path / "out", "bfloat16")
+    tensors.save(model, loading.load(ModelConfig())[1], tmp_path / "out", "bfloat16")
     assert torch.equal(AutoModelForCausalLM.from_pretrained(tmp_path / "out").state_dict()[name], biases)
-    assert torch.equal(loading.checkpoint_weights(model)[name], biases)
+    assert torch.equal(tensors.checkpoint_weights(model)[name], biases)
 
 
 def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -> None:
@@ -191,7 +191,7 @@ def test_a_run_with_adapters_keeps_and_exports_them_in_float32(tmp_path: Path) -
 def test_weights_that_are_not_the_models_are_refused_when_they_are_saved(
         tmp_path: Path, change, message: str) -> None:
     model, tokenizer = loading.load(ModelConfig(device="cpu"))
-    weights = dict(loading.policy_weights(model))
+    weights = dict(tensors.policy_weights(model))
     change(weights)
     with pytest.raises(ModelError, match=message):
-        loading.save(model, tokenizer, tmp_path / "out", weights=weights)
+        tensors.save(model, tokenizer, tmp_path / "out", weights=weights)

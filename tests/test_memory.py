@@ -12,7 +12,7 @@ import torch
 from masa_lib import cli
 from masa_lib import config as configs
 from masa_lib.config import Config, ModelConfig
-from masa_lib.models import loading, memory, tiers
+from masa_lib.models import loading, memory, tensors, tiers
 from masa_lib.models.memory import GB, PlanError
 from masa_lib.runs.folder import Run
 
@@ -36,7 +36,7 @@ def test_the_sizes_in_the_table_are_those_of_the_real_model(name: str) -> None:
 def test_the_adapters_that_are_planned_are_those_that_are_trained() -> None:
     model, _ = loading.load(ModelConfig(device="cpu", lora_rank=4))
     found = memory.plan(config("pocket", model__lora_rank=4))
-    assert found.trained == sum(parameter.numel() for parameter in loading.trainable(model))
+    assert found.trained == sum(parameter.numel() for parameter in tensors.trainable(model))
     assert found.always == {"weights": (found.parameters + found.trained) * 4, "gradients": found.trained * 4,
                             "optimiser": found.trained * 8}
 

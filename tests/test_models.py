@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from small import MODEL, small
 
 from masa_lib.config import ModelConfig
-from masa_lib.models import loading, tiers
+from masa_lib.models import loading, tensors, tiers
 from masa_lib.models.loading import ModelError
 from masa_lib.runs.folder import Run
 from masa_lib.training import drive
@@ -53,7 +53,7 @@ def test_weights_of_a_checkpoint_replace_the_models_own(copy: Path) -> None:
     model, tokenizer = load(copy)
     with torch.no_grad():
         model.get_input_embeddings().weight.zero_()
-    loading.save_checkpoint(model, tokenizer, copy / "checkpoint")
+    tensors.save_checkpoint(model, tokenizer, copy / "checkpoint")
     loaded, _ = loading.load(ModelConfig(name=str(copy), device="cpu"), copy / "checkpoint")
     assert not loaded.get_input_embeddings().weight.any() and len(tokenizer) > 100
 
@@ -160,7 +160,7 @@ def test_weights_that_are_not_finite_are_not_written_either(tmp_path: Path) -> N
     for rank, name in ((0, UP), (4, "model.layers.1.mlp.up_proj.lora_B.default.weight")):
         model, tokenizer = load(FOLDER, lora_rank=rank)
         dict(model.named_parameters())[name].data[0] = float("nan")
-        for write in (loading.save, loading.save_checkpoint):
+        for write in (tensors.save, tensors.save_checkpoint):
             with pytest.raises(ModelError, match=r"not written, as model\.layers\.1\.mlp\.up_proj\.[\w.]+ holds NaN"):
                 write(model, tokenizer, tmp_path / "place")
     assert not (tmp_path / "place").exists()
@@ -433,17 +433,17 @@ def test_new_adapters_change_nothing_and_only_they_are_trained() -> None:
     model, _ = load(FOLDER, lora_rank=4)
     assert torch.equal(model(input_ids=IDS).logits, plain(input_ids=IDS).logits)
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    assert len(names) == len(loading.trainable(model)) == 4 * 7 * 2 and all(".lora_" in name for name in names)
-    assert loading.trainable(plain) == list(plain.parameters())
+    assert len(names) == len(tensors.trainable(model)) == 4 * 7 * 2 and all(".lora_" in name for name in names)
+    assert tensors.trainable(plain) == list(plain.parameters())
 
 
 def test_merged_weights_have_the_plain_models_names_and_answer_as_the_adapters_do(tmp_path: Path) -> None:
     model, tokenizer = with_adapters()
-    loading.save(model, tokenizer, tmp_path / "merged")
+    tensors.save(model, tokenizer, tmp_path / "merged")
     merged, _ = load(tmp_path / "merged")
     plain, _ = load(FOLDER)
-    assert [name for name, _ in loading.policy_weights(model)] == [name for name, _ in plain.named_parameters()]
-    assert not any(value.requires_grad for _, value in loading.policy_weights(model))
+    assert [name for name, _ in tensors.policy_weights(model)] == [name for name, _ in plain.named_parameters()]
+    assert not any(value.requires_grad for _, value in tensors.policy_weights(model))
     logits = model(input_ids=IDS).logits
     assert torch.allclose(merged(input_ids=IDS).logits, logits, atol=1e-4)
     assert not torch.allclose(plain(input_ids=IDS).logits, logits, atol=0.1)
@@ -458,7 +458,7 @@ def test_frozen_weights_are_held_in_the_precision_of_the_computation_and_adapter
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_saved_model_says_its_precision_and_loads_with_its_tokenizer(tmp_path: Path, dtype: str) -> None:
     model, tokenizer = load(FOLDER)
-    loading.save(model, tokenizer, tmp_path, dtype)
+    tensors.save(model, tokenizer, tmp_path, dtype)
     assert {value.dtype for value in load_file(tmp_path / "model.safetensors").values()} == {getattr(torch, dtype)}
     assert json.loads((tmp_path / "config.json").read_text(encoding="utf8"))["dtype"] == dtype
     again, words = load(tmp_path)
@@ -485,9 +485,9 @@ def test_each_tensor_of_the_copy_goes_to_the_cpus_memory_before_the_next_is_made
             made.append(weakref.ref(value))
             yield name, value
 
-    policy_weights = loading.policy_weights
+    policy_weights = tensors.policy_weights
     monkeypatch.setattr(loading, "policy_weights", merged)
-    loading.save(model, tokenizer, tmp_path, "bfloat16")
+    tensors.save(model, tokenizer, tmp_path, "bfloat16")
     assert asked == ["cpu"] * len(made) and len(made) > 40
 
 
@@ -496,15 +496,15 @@ def test_saving_takes_no_second_model_of_the_gpus_memory(tmp_path: Path) -> None
     model, tokenizer = loading.load(ModelConfig(name=str(FOLDER), device="cuda"))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    loading.save(model, tokenizer, tmp_path, "bfloat16")
+    tensors.save(model, tokenizer, tmp_path, "bfloat16")
     largest = max(parameter.numel() for parameter in model.parameters())
     assert torch.cuda.max_memory_allocated() - before < 4 * largest + 2**20
 
 
 def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(tmp_path: Path) -> None:
     model, tokenizer = with_adapters()
-    loading.save_checkpoint(model, tokenizer, tmp_path)
-    assert (tmp_path / loading.ADAPTERS).stat().st_size < sum(4 * p.numel() for p in model.parameters()) / 10
+    tensors.save_checkpoint(model, tokenizer, tmp_path)
+    assert (tmp_path / tensors.ADAPTERS).stat().st_size < sum(4 * p.numel() for p in model.parameters()) / 10
     assert not (tmp_path / "model.safetensors").exists()
     again, _ = loading.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
     assert torch.equal(again(input_ids=IDS).logits, model(input_ids=IDS).logits)
@@ -514,8 +514,8 @@ def test_a_checkpoint_of_adapters_holds_nothing_else_and_restores_them_exactly(t
     for change, said in ((lambda held: held.pop(B), f"lack 1 tensors of the model, such as {B}"),
                          (lambda held: held.update({"x": held[B].clone()}), "no place for, such as x"),
                          (lambda held: held[B].fill_(float("nan")), f"hold NaN or infinity, in {B}")):
-        loading.save_checkpoint(model, tokenizer, tmp_path)
-        rewrite(tmp_path / loading.ADAPTERS, change)
+        tensors.save_checkpoint(model, tokenizer, tmp_path)
+        rewrite(tmp_path / tensors.ADAPTERS, change)
         with pytest.raises(ModelError, match=said):
             loading.load(ModelConfig(name=str(FOLDER), device="cpu", lora_rank=4), tmp_path)
 
@@ -559,8 +559,8 @@ def test_a_run_with_adapters_goes_on_exactly_and_leaves_a_plain_model(tmp_path: 
         columns = [name for name in read(whole) if not name.startswith(("seconds", "memory", "cores"))]
         pd.testing.assert_frame_equal(read(resumed)[columns], read(whole)[columns], check_exact=True)
     _, folder = whole.latest_checkpoint()
-    assert (folder / loading.ADAPTERS).read_bytes() == (
-        resumed.latest_checkpoint()[1] / loading.ADAPTERS).read_bytes()
+    assert (folder / tensors.ADAPTERS).read_bytes() == (
+        resumed.latest_checkpoint()[1] / tensors.ADAPTERS).read_bytes()
     policy, _ = loading.load(config.model, folder)
     final, _ = load(whole.path / "model")
     assert torch.allclose(final(input_ids=IDS).logits, policy(input_ids=IDS).logits, atol=1e-4)

@@ -24,7 +24,7 @@ from small import MODEL, assert_same_run, largest_file, small
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import seal
-from masa_lib.models import loading, tiers
+from masa_lib.models import loading, tensors, tiers
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.training.checkpoint import read_moments, read_state
@@ -393,12 +393,11 @@ def test_overlong_problems_are_left_out_at_the_start_and_at_resume(
 
 
 def test_the_date_in_a_prompt_is_that_of_the_runs_start(tmp_path: Path) -> None:
-    from masa_lib.models import loading
     from masa_lib.recipes import pocket
 
     model, tokenizer = loading.load(CONFIG.model)
     tokenizer.chat_template = "{{ strftime_now('%Y %m %d') }}" + pocket.CHAT_TEMPLATE
-    loading.save(model, tokenizer, tmp_path / "dated")
+    tensors.save(model, tokenizer, tmp_path / "dated")
     config = configs.replace(TINY, {"model.name": str(tmp_path / "dated")})
     run = Run.create(tmp_path / "run", config, "masa train")
     told = run.environment | {"time": "2024-02-03T23:59:00+00:00"}

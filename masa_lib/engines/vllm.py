@@ -36,7 +36,7 @@ from masa_lib.engines.base import (
     kv_bytes,
     to_reading,
 )
-from masa_lib.models import loading, tiers
+from masa_lib.models import tensors, tiers
 
 #: set before vLLM is imported: no processes of its own, no report of its use
 _ENVIRONMENT = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
@@ -69,7 +69,7 @@ class VllmEngine:
         check_installation()
         os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.model, self.prefill_tokens, self._ends, self._adapters = model, 0, sorted(end_tokens), None
-        if model.device.type == "cpu" and loading.fuses_experts(model):
+        if model.device.type == "cpu" and tensors.fuses_experts(model):
             raise EngineError("vLLM's CPU build does not take over the weights of fused experts exactly; set "
                               "sampling.engine=transformers or paged.")
         self._batch, self._memory, self._read_last = batch, memory, False
@@ -109,17 +109,17 @@ class VllmEngine:
         """All weights, without adapters."""
         with _no_autocast(self.model.device.type):
             self.llm.collective_rpc("reload_weights", kwargs={
-                "weights_iterator": iter(loading.checkpoint_weights(self.model).items())})
+                "weights_iterator": iter(tensors.checkpoint_weights(self.model).items())})
             if self.model.config.tie_word_embeddings and self.model.device.type == "cpu":
                 self.llm.apply_model(_repack_head)
 
     def _load_adapters(self) -> None:
         """The adapters, through a folder in the form of PEFT: the way that vLLM documents."""
         place = Path(self._adapters.name)
-        found = loading.adapters(self.model)
+        found = tensors.adapters(self.model)
         save_file({f"base_model.model.{name.replace('.default.', '.')}": value.contiguous().cpu()
                    for name, value in found.items()}, place / "adapter_model.safetensors")
-        (place / "adapter_config.json").write_text(json.dumps(loading.adapter_config(self.model)), encoding="utf8")
+        (place / "adapter_config.json").write_text(json.dumps(tensors.adapter_config(self.model)), encoding="utf8")
         try:
             taken = self.llm.llm_engine.add_lora(self._lora_request(load_inplace=True))
         except (ValueError, RuntimeError) as error:
@@ -236,12 +236,12 @@ def _lora_options(model: Any) -> dict[str, Any]:
     Raises:
         EngineError: adapters of experts.
     """
-    if not loading.adapters(model):
+    if not tensors.adapters(model):
         return {}
-    if loading.adapts_experts(model):
+    if tensors.adapts_experts(model):
         raise EngineError("vLLM does not serve LoRA on fused experts exactly; set sampling.engine=transformers or "
                           "paged, or model.lora_rank=0.")
-    rank = loading.adapter_config(model)["r"]
+    rank = tensors.adapter_config(model)["r"]
     room = [size for size in _RANKS if size >= rank]
     if not room:
         raise EngineError(f"model.lora_rank is {rank}; vLLM serves adapters of rank {_RANKS[-1]} at most. Lower it, or "

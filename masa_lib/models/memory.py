@@ -146,7 +146,7 @@ def plan(config: Config, gpu: float = 0, prompt: int = 0) -> Plan:
 
 
 def _saving(sizes: Architecture, config: Config, gpu: float) -> dict[str, int]:
-    """Bytes of the copy of the weights that is written; see `loading.save`."""
+    """Bytes of the copy of the weights that is written; see `tensors.save`."""
     count = max(*(a * b for a, b in sizes.linears), sizes.vocab * sizes.hidden) if gpu else sizes.parameters
     if config.record.final_model == "none":  # what checkpoints hold is written as it is
         return {}

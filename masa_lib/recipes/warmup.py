@@ -31,7 +31,7 @@ from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.method.rollouts import predictions_of, solutions_of
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.recipes import pocket
 from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading, problems
@@ -110,8 +110,8 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
                 "minutes": (time.perf_counter() - start) / 60}
 
     def write(folder: Path) -> None:
-        low = loading.final_precision(config) == "bfloat16"
-        loading.save(model, tokenizer, folder, "bfloat16" if low else "float32")
+        low = tensors.final_precision(config) == "bfloat16"
+        tensors.save(model, tokenizer, folder, "bfloat16" if low else "float32")
         configs.save(configs.replace(config, {"model.weights": str(out)}), folder / "settings.toml")
         manifest["sha256"] = pocket.digests(folder)
         (folder / files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
@@ -199,7 +199,7 @@ def teach(model: Any, groups: Sequence[Sequence[logprobs.Sample]], config: Confi
     Returns:
         The mean loss of each step, nats a token.
     """
-    optimizer = torch.optim.AdamW(loading.trainable(model), lr=recipe.learning_rate, weight_decay=0.0,
+    optimizer = torch.optim.AdamW(tensors.trainable(model), lr=recipe.learning_rate, weight_decay=0.0,
                                   betas=(0.9, 0.95))
     batches = [[sample for group in order[i:i + recipe.batch] for sample in group]
                for order in (rng.sample(groups, len(groups)) for _ in range(recipe.epochs))
@@ -244,7 +244,7 @@ def imitate(model: Any, optimizer: torch.optim.Optimizer, samples: Sequence[logp
         return losses, computed
 
     losses, computed = budget.spend(passes, samples, config.token_budget)
-    safeguards.clip_gradients(loading.trainable(model), config.gradient_clip, losses)
+    safeguards.clip_gradients(tensors.trainable(model), config.gradient_clip, losses)
     safeguards.move(optimizer)
     torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the context ends
     return losses, computed

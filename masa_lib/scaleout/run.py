@@ -25,7 +25,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.runs.folder import CONFIG, Run, RunError
 from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
@@ -251,7 +251,7 @@ class Session:
         state = {"step": self.rollouts.step, "cursor": self.rollouts.cursor, "gates": self.rollouts.memory}
 
         def write(folder: Path) -> None:
-            loading.save(self._model(), self.tokenizer, folder, weights=weights)
+            tensors.save(self._model(), self.tokenizer, folder, weights=weights)
             with (folder / "optimizer.pt").open("wb") as file:
                 torch.save(plain, file)
             (folder / "state.json").write_text(json.dumps(state), encoding="utf8")
@@ -264,7 +264,7 @@ class Session:
             return
         optimizer, state = self._optimizer(), {}
         if self.main:
-            shapes = [parameter.shape for parameter in loading.trainable(self._model())]
+            shapes = [parameter.shape for parameter in tensors.trainable(self._model())]
             moments = read_moments(self.checkpoint, shapes, "cpu")
             group = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"}
             state = {"state": {name: moments[number] for number, name in enumerate(self.names)},
@@ -275,9 +275,9 @@ class Session:
 
     def save_model(self, run: Run) -> None:
         """The trained model, as a folder that `from_pretrained` loads; every process has to call."""
-        precision, weights = loading.final_precision(self.config), self._weights()
+        precision, weights = tensors.final_precision(self.config), self._weights()
         if self.main and precision != "none":
-            run.save_model(lambda folder: loading.save(self._model(), self.tokenizer, folder, precision, weights))
+            run.save_model(lambda folder: tensors.save(self._model(), self.tokenizer, folder, precision, weights))
 
     def _model(self) -> Any:
         return self.trainer.accelerator.unwrap_model(self.trainer.model)

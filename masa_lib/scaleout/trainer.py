@@ -27,7 +27,7 @@ from masa_lib.config import Config
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, objective, rollouts
 from masa_lib.method.rollouts import predictions_of
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
 from masa_lib.tasks.problems import Problem, ProblemPool
 from masa_lib.training.clock import Clock
@@ -148,7 +148,7 @@ class MasaGRPOTrainer(GRPOTrainer):
         if self.optimizer is None:
             update, wrapped = self.config.update, self.model if model is None else model
             self.optimizer = torch.optim.AdamW(
-                loading.trainable(wrapped), lr=update.learning_rate, weight_decay=update.weight_decay,
+                tensors.trainable(wrapped), lr=update.learning_rate, weight_decay=update.weight_decay,
                 fused=self.args.device.type == "cuda")
         return self.optimizer
 

@@ -15,7 +15,7 @@ import torch
 
 from masa_lib import crash_safe_files as files
 from masa_lib.errors import brief
-from masa_lib.models import loading
+from masa_lib.models import tensors
 from masa_lib.runs.folder import CheckpointError
 
 
@@ -58,7 +58,7 @@ def read_moments(folder: Path, shapes: Sequence[torch.Size], device: torch.devic
             set(entry) == {"step", "exp_avg", "exp_avg_sq"} and float(entry["step"]) >= 1
             and all(entry[name].shape == shapes[number] for name in ("exp_avg", "exp_avg_sq"))
             for number, entry in state.items())
-        broken = fits and any(loading.not_finite(entry) for entry in state.values())
+        broken = fits and any(tensors.not_finite(entry) for entry in state.values())
     except (MemoryError, torch.OutOfMemoryError):
         raise  # says nothing of the file
     except pickle.UnpicklingError as error:  # its own sentence tells how to execute what the file holds

@@ -21,7 +21,7 @@ from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.models.tiers import resolve
 from masa_lib.runs.folder import ENVIRONMENT, Run, is_run
 from masa_lib.runs.packed import CONFIGS, TABLES, PackedStudy
@@ -117,13 +117,13 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
     run, out = Run.open(path), _new_folder(out)
     step, weights = run.weights(which)
     config = run.config_at(step)
-    dtype = loading.final_precision(config)
+    dtype = tensors.final_precision(config)
     dtype = "float32" if dtype == "none" else dtype
     model, tokenizer = loading.load(configs.replace(config, {"model.device": "cpu"}).model, weights)
     text = card(run, step, config, dtype)
 
     def write(folder: Path) -> None:
-        loading.save(model, tokenizer, folder, dtype)
+        tensors.save(model, tokenizer, folder, dtype)
         (folder / "README.md").write_text(text, encoding="utf8")
 
     _write(out, write)

@@ -17,7 +17,7 @@ from masa_lib.engines.logprobs import BeliefSample, Sample
 from masa_lib.method import beliefs, objective, rollouts
 from masa_lib.method.gating import Candidate
 from masa_lib.method.rollouts import predictions_of
-from masa_lib.models import loading
+from masa_lib.models import tensors
 from masa_lib.training import safeguards
 
 #: what a step renews of the running mean of the solutions' gradient norm
@@ -33,7 +33,7 @@ class Learner:
 
     def __init__(self, model: Any, tokenizer: Any, config: UpdateConfig) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.optimizer = torch.optim.AdamW(loading.trainable(model), lr=config.learning_rate,
+        self.optimizer = torch.optim.AdamW(tensors.trainable(model), lr=config.learning_rate,
                                            fused=model.device.type == "cuda")
         self.budget, self.solution_norm = safeguards.TokenBudget(), 0.0
 
@@ -70,11 +70,11 @@ class Learner:
         for share, samples in zip(shares, parts, strict=True):
             sums.append(self._gradients(samples, config, whole.sampling.temperature, old))
             # Parameters no sample reached get a gradient of 0: an update without a signal is an update all the same.
-            for parameter in loading.trainable(self.model):
+            for parameter in tensors.trainable(self.model):
                 if parameter.grad is None:
                     parameter.grad = torch.zeros_like(parameter)
             told.append(self._learn_beliefs(share, candidates, whole))
-            norms.append(safeguards.clip_gradients(loading.trainable(self.model), config.gradient_clip, sum(
+            norms.append(safeguards.clip_gradients(tensors.trainable(self.model), config.gradient_clip, sum(
                 (sums[-1]["loss_solution"], sums[-1]["loss_meta"], told[-1]["loss_belief"] or 0.0))))
             safeguards.move(self.optimizer)
             torch.clear_autocast_cache()  # it holds the old weights in bfloat16 until the step's context ends
@@ -116,7 +116,7 @@ class Learner:
         gradients, loss = self.budget.spend(
             lambda budget: objective.belief_gradients(self.model, samples, choices, settings.score, budget), samples,
             config.update.token_budget)
-        solutions = [parameter.grad for parameter in loading.trainable(self.model)]
+        solutions = [parameter.grad for parameter in tensors.trainable(self.model)]
         if norm := torch.nn.utils.get_total_norm(solutions).item():
             self.solution_norm += (norm - self.solution_norm) * (NORM_RENEWED if self.solution_norm else 1.0)
         length = torch.nn.utils.get_total_norm(gradients).item()

@@ -26,7 +26,7 @@ from masa_lib.config import Config
 from masa_lib.engines import Engine, context_of, load_policy, logprobs, self_check
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
-from masa_lib.models import loading
+from masa_lib.models import loading, tensors
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import CheckpointError, Run, RunError
 from masa_lib.runs.stopping import Stop
@@ -222,7 +222,7 @@ class Trainer:
             self._saved = self.step
 
     def _save(self, folder: Path) -> None:
-        loading.save_checkpoint(self.model, self.tokenizer, folder)
+        tensors.save_checkpoint(self.model, self.tokenizer, folder)
         with (folder / "optimizer.pt").open("wb") as file:
             torch.save(self.learner.optimizer.state_dict(), file)
         state = {"step": self.step, "cursor": self.cursor, "gates": self._memory,
@@ -231,9 +231,9 @@ class Trainer:
 
     def save_model(self) -> None:
         """Write the trained model into the run, as a folder that `from_pretrained` loads."""
-        precision = loading.final_precision(self._config)
+        precision = tensors.final_precision(self._config)
         if self.run and precision != "none":
-            self.run.save_model(lambda folder: loading.save(self.model, self.tokenizer, folder, precision))
+            self.run.save_model(lambda folder: tensors.save(self.model, self.tokenizer, folder, precision))
 
     def _restore(self, folder: Path) -> None:
         state = read_state(folder)
