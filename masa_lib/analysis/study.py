@@ -36,8 +36,6 @@ from masa_lib.runs import live_control, parquet
 from masa_lib.runs.folder import Run, is_run
 from masa_lib.runs.stopping import Stop, Stopped
 
-#: a run's output goes to LOGS/<study's folder>/<run>.log, outside of the record
-LOGS = Path("runs/logs")
 #: seconds between two looks at the processes
 POLL = 0.5
 #: seeds of an arm; more are a slip, and a list of them would not fit into the memory
@@ -67,15 +65,6 @@ class Planned:
     def config(self) -> Config:
         """The config that the command gives."""
         return tiers.config(self.changes)
-
-    @property
-    def command(self) -> list[str]:
-        """The arguments of `masa` that begin this run, or go on with it."""
-        if is_run(self.path):
-            return ["resume", str(self.path)]
-        settings = {key: value for key, value in self.changes.items() if key not in ("method", "seed")}
-        return ["train", "--method", self.changes["method"], "--seed", str(self.changes["seed"]), "--out",
-                str(self.path), "--set", *configs.assignments(settings)]
 
 
 @dataclass(frozen=True)
@@ -169,12 +158,11 @@ def _checked(where: str, kind: type[T], table: Any) -> T:
         return kind.model_validate(table)
     except pydantic.ValidationError as error:
         fault = error.errors(include_url=False)[0]
-    key = str(fault["loc"][0]) if fault["loc"] else ""
-    if fault["type"] in ("missing", "extra_forbidden"):
-        lacks = "does not say its" if fault["type"] == "missing" else "has the key"
-        raise ConfigError(f"{where} {lacks} {brief(key).strip(chr(39))}; the keys are {', '.join(kind.model_fields)}.")
-    said = fault["msg"].replace("Input", "it", 1)
-    raise ConfigError(f"{where}{': ' * bool(key)}{key} is {brief(fault['input'])}; {said}.")
+    key, value, known = ".".join(map(str, fault["loc"][:1])), brief(fault["input"]), ", ".join(kind.model_fields)
+    said = {"missing": f" does not say its {key}; the keys are {known}",
+            "extra_forbidden": f" has the key {brief(key)}; the keys are {known}"}.get(
+                fault["type"], f"{': ' * bool(key)}{key} is {value}; {fault['msg'].replace('Input', 'it', 1)}")
+    raise ConfigError(f"{where}{said}.")
 
 
 def _seeds(where: str, seeds: int | str) -> range:
@@ -237,8 +225,7 @@ def train(study: Study) -> None:
         rows = {planned.path: progress(planned) for planned in study.runs()}  # what is wrong is said before all work
         signals: list[int] = []
         with Stop() as stop, futures.ThreadPoolExecutor(study.jobs) as pool:
-            works = {planned.path: pool.submit(_work, planned, LOGS / study.out.name / f"{planned.path.name}.log",
-                                               signals) for planned in study.runs()}
+            works = {planned.path: pool.submit(_work, planned, signals) for planned in study.runs()}
             try:
                 _watch(study, stop, works, rows)
                 signals += [stop.signal] if stop.signal else []
@@ -252,8 +239,8 @@ def train(study: Study) -> None:
     if stop.signal:
         raise Stopped(f"Stopped: {finished}.", 128 + stop.signal)
     if faults:
-        raise StudyError(f"{finished}, but {'; '.join(faults)}. The logs lie in {LOGS / study.out.name}; the same "
-                         "command tries again.")
+        raise StudyError(f"{finished}, but {'; '.join(faults)}. {live_control.LOG} in a run's folder says more; the "
+                         "same command tries again.")
 
 
 def _watch(study: Study, stop: Stop, works: Mapping[Path, futures.Future], rows: dict[Path, dict[str, Any]]) -> None:
@@ -277,25 +264,26 @@ def _watch(study: Study, stop: Stop, works: Mapping[Path, futures.Future], rows:
             bar.update(sum(row["steps"] for row in rows.values()) - bar.n)
 
 
-def _work(planned: Planned, log: Path, signals: Sequence[int]) -> tuple[dict[str, Any], str]:
+def _work(planned: Planned, signals: Sequence[int]) -> tuple[dict[str, Any], str]:
     """Finish a run and make it compact; returns its progress, and what went wrong with it.
 
     Args:
         planned: the run.
-        log: where its output goes.
         signals: those that came; each is passed on, and after the first nothing is begun.
     """
     code = 0
     while not signals and live_control.holder(planned.path):  # somebody else is at it
         time.sleep(POLL)
     if not signals and progress(planned)["state"] != "finished":
-        code = _wait(live_control.launch(log, *planned.command), signals)
+        begun = is_run(planned.path)
+        code = _wait(live_control.resume(planned.path) if begun else live_control.start(planned.path, planned.changes),
+                     signals)
     row = progress(planned)
     if row["state"] == "finished":
         _compact(planned)
     elif code and not signals:
         how = f"failed with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-        return row, f"{planned.path.name} {how}: {live_control.last_line(log).rstrip('.')}"
+        return row, f"{planned.path.name} {how}: {live_control.last_words(planned.path).rstrip('.')}"
     return row, ""
 
 
@@ -312,11 +300,12 @@ def _wait(process: subprocess.Popen, signals: Sequence[int]) -> int:
 
 
 def _compact(planned: Planned) -> None:
-    """Drop of a finished record checkpoints, TensorBoard's copy, and the model but of seed 0; a packed one is so."""
+    """Drop of a finished record checkpoints, TensorBoard's copy, log, and the model but of seed 0."""
     run = Run.open(planned.path)
     if not run.is_packed:
         for part in ("checkpoints", "tensorboard", *(["model"] if planned.changes["seed"] else [])):
             shutil.rmtree(planned.path / part, ignore_errors=True)
+        (planned.path / live_control.LOG).unlink(missing_ok=True)
         run.pack_beliefs()
 
 

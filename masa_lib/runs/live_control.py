@@ -208,8 +208,8 @@ def start(out: str | Path, settings: Mapping[str, Any]) -> subprocess.Popen:
     tiers.config(settings)
     if is_run(out):
         raise RunError(f"{out} holds a run already: resume it, or choose another folder.")
-    sets = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in settings.items()]
-    return _launch(Path(out), "train", "--out", str(out), *(["--set", *sets] if sets else []))
+    sets = ["--set", *configs.assignments(settings)] if settings else []
+    return _launch(Path(out), "train", "--out", str(out), *sets)
 
 
 def resume(out: str | Path) -> subprocess.Popen:
