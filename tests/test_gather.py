@@ -74,10 +74,6 @@ def parts() -> Parts:
     return Parts(ProblemPool(small().problems, 0), make_engine("transformers", model, tokenizer, batch=512), tokenizer)
 
 
-def solved(table: pd.DataFrame) -> pd.DataFrame:
-    return table[table["stream"] == "solution"]
-
-
 # Calls of the engine.
 
 def test_before_the_gate_acts_a_step_is_one_call_and_the_one_of_masa(parts: Parts) -> None:
@@ -91,8 +87,8 @@ def test_once_it_acts_predictions_come_first_and_one_call_solves_what_was_chosen
     found, engine, table = parts.gather(ACTS)
     assert len(engine.calls) >= 2
     meta, last = [len(call) for call in engine.calls[:-1]], engine.calls[-1]
-    assert sum(meta) == 4 * len(found.candidates) == len(table[table["stream"] == "meta"])
-    assert len(last) == 4 * solved(table)["group"].nunique() == len(solved(table))
+    assert sum(meta) == 4 * len(found.candidates) == len(rollouts.predictions_of(table))
+    assert len(last) == 4 * rollouts.solutions_of(table)["group"].nunique() == len(rollouts.solutions_of(table))
     asked = [tuple(prompts.encode(parts.tokenizer, prompts.meta_messages(c.problem.text, small().prompt, 40)))
              for c in found.candidates]
     assert [request.prompt for call in engine.calls[:-1] for request, _ in call][::4] == asked
@@ -103,7 +99,7 @@ def test_once_it_acts_predictions_come_first_and_one_call_solves_what_was_chosen
 def test_the_number_of_predictions_can_be_another_one_once_the_gate_acts(parts: Parts) -> None:
     for step, size in ((1, 4), (2, 3)):
         table = parts.gather(ACTS | {"gate.predictions": 3}, step)[2]
-        assert set(table[table["stream"] == "meta"].groupby("group").size()) == {size}
+        assert set(rollouts.predictions_of(table).groupby("group").size()) == {size}
 
 
 def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_it_has_any(parts: Parts) -> None:
@@ -113,7 +109,7 @@ def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_
     found, engine, table = parts.gather(changes, memory={"started": True, "window": [], "told": {}, "met": met})
     first, last = engine.calls
     assert len(found.candidates) == 12 and found.admitted == 6 and len(first) == 4 * 2  # two are new
-    meta, rolled = table[table["stream"] == "meta"], set(solved(table)["group"])
+    meta, rolled = rollouts.predictions_of(table), set(rollouts.solutions_of(table)["group"])
     assert not rolled & {1, 3, 5, 7, 9} and set(meta["group"]) == rolled | {10, 11}
     assert len(meta) == 4 * len(rolled | {10, 11}) and len(last) == 4 * len(rolled) + len(meta) - len(first)
     assert all(found.candidates[group].predictions for group in set(meta["group"]))
@@ -124,7 +120,7 @@ def test_a_step_repeats_exactly_and_the_lots_are_those_of_seed_and_step(parts: P
     changes = DROPS | {"gate.recheck": 0.5}
     first, again = (parts.gather(changes)[2] for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
-    rolled = [set(solved(parts.gather(changes, step)[2])["group"]) for step in (2, 3, 4)]
+    rolled = [set(rollouts.solutions_of(parts.gather(changes, step)[2])["group"]) for step in (2, 3, 4)]
     assert rolled[0] != rolled[1] or rolled[1] != rolled[2]
 
 
@@ -155,20 +151,20 @@ def test_what_the_rule_drops_is_dropped_and_the_batch_is_filled_within_the_budge
 def test_a_gate_that_acts_can_roll_out_fewer_problems(parts: Parts) -> None:
     few = {"gate.places": 0.5, "gate.recheck": 0.0}
     found, _, table = parts.gather(ACTS | {"gate.threshold": 0.0} | few)
-    assert found.admitted == solved(table)["group"].nunique() == 3
+    assert found.admitted == rollouts.solutions_of(table)["group"].nunique() == 3
     assert parts.gather({"method": "mopps"} | few)[0].admitted == 3
     assert parts.gather({"method": "masa-efficient", "gate.start": 9} | few, step=2)[0].admitted == 6
 
 
 def test_a_step_rolls_out_one_problem_at_least(parts: Parts) -> None:
     found, _, table = parts.gather(DROPS | {"gate.recheck": 0.0, "gate.threshold": 1.0, "gate.candidates": 2.0})
-    assert len(found.candidates) == 12 and (found.admitted, solved(table)["group"].nunique()) == (1, 1)
+    assert len(found.candidates) == 12 and (found.admitted, rollouts.solutions_of(table)["group"].nunique()) == (1, 1)
 
 
 def test_with_a_share_of_1_all_that_was_judged_is_rolled_out_and_nothing_behind_the_last_place(parts: Parts) -> None:
     for step in (2, 3, 4):
         found, _, table = parts.gather(ACTS | {"gate.recheck": 1.0, "gate.threshold": 0.3}, step)
-        assert set(solved(table)["group"]) == set(range(found.judged))
+        assert set(rollouts.solutions_of(table)["group"]) == set(range(found.judged))
         assert (table.loc[table["group"] < found.judged, "weight"] == 1).all()
     assert found.admitted == 6
 
@@ -177,7 +173,7 @@ def test_a_share_of_the_dropped_problems_is_rechecked_and_weighs_accordingly(par
     dropped, rechecked = 0, 0
     for step in range(2, 14):
         found, _, table = parts.gather(DROPS | {"gate.recheck": 0.25}, step)
-        again = solved(table)[~solved(table)["admitted"]]
+        again = rollouts.solutions_of(table)[~rollouts.solutions_of(table)["admitted"]]
         assert (again["weight"] == 4).all()
         dropped += found.judged - found.admitted
         rechecked += again["group"].nunique()
@@ -201,7 +197,7 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     changes = ACTS | {"cap.multiplier": 0.7, "cap.aggregate": "mean", "gate.recheck": 0.5}
     monkeypatch.setattr(gating, "UNCAPPED", 0.0)
     found, _, table = parts.gather(changes)
-    rows, config = solved(table), small(changes)
+    rows, config = rollouts.solutions_of(table), small(changes)
     expected = rows["group"].map(lambda group: gating.cap(found.candidates[group].lengths, config))
     expected = expected.where(rows["admitted"], 40)  # a re-checked group has none
     assert rows["cap"].tolist() == expected.tolist() and (rows["length"] <= rows["cap"]).all()
@@ -209,14 +205,14 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     assert (rows["capped"] == (rows["cap"] < 40)).all() and rows["capped"].any() and not rows["admitted"].all()
     found = metrics.batch_metrics(table)
     assert found["stopped"] == ((rows["cap"] < 40) & (rows["finish"] == "length")).mean() > 0
-    meta = table[table["stream"] == "meta"]
+    meta = rollouts.predictions_of(table)
     assert (meta["cap"] == 64).all() and not meta["capped"].any()
 
 
 def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.1, "sampling.solutions": 40}
     monkeypatch.setattr(gating, "UNCAPPED", 0.25)
-    rows = solved(parts.gather(changes)[2])
+    rows = rollouts.solutions_of(parts.gather(changes)[2])
     limited = rows[rows.groupby("group")["capped"].transform("any")]
     assert len(limited) > 150 and (limited.loc[~limited["capped"], "cap"] == 40).all()
     assert limited["capped"].mean() == pytest.approx(0.75, abs=3 * np.sqrt(0.25 * 0.75 / len(limited)))
@@ -225,13 +221,13 @@ def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts, monkeypatch: py
 def test_a_solution_that_a_cap_stopped_is_wrong_unless_it_has_an_answer_and_cut_ones_are_read(parts: Parts) -> None:
     changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.5, "cap.aggregate": "mean", "sampling.solutions": 8}
     found, _, table = parts.gather(changes)
-    rows = solved(table)
+    rows = rollouts.solutions_of(table)
     stopped = rows["capped"] & (rows["finish"] == "length")
     answered = rows["text"].str.contains(ANSWER)
     assert 0 < (stopped & ~answered).sum() < len(rows) and (rows.loc[stopped & ~answered, "reward"] == 0).all()
     assert rows["reward"].notna().all() and found.admitted == 6
     assert (rows["reward"] == rows["correct"].astype(float)).all() and rows.loc[answered, "correct"].any()
-    cut = solved(parts.gather(changes | {"sampling.cut": "wrong"})[2])
+    cut = rollouts.solutions_of(parts.gather(changes | {"sampling.cut": "wrong"})[2])
     assert (cut.loc[stopped, "reward"] == 0).all()
     assert cut.loc[~stopped, "reward"].equals(rows.loc[~stopped, "reward"])
 
@@ -241,7 +237,7 @@ def test_notions_that_half_of_the_predictions_name_stand_behind_the_problem(part
         found, _, table = parts.gather(ACTS | {"cap.hint": hint, "gate.threshold": 0.0})
         named = [candidate.notions for candidate in found.candidates]
         assert any(named)
-        for row in solved(table).to_dict("records"):
+        for row in rollouts.solutions_of(table).to_dict("records"):
             wanted = prompts.solution_messages(row["problem"], small().prompt, named[row["group"]] if acts else ())
             assert list(row["prompt_ids"]) == prompts.encode(parts.tokenizer, wanted)
     meta = table[(table["stream"] == "meta") & table["predicted_pass_rate"].notna()]

@@ -360,20 +360,20 @@ def answers():
 
 
 def test_the_committed_model_answers_in_a_box_and_sometimes_right(answers) -> None:
-    solved = answers[answers["stream"] == "solution"]
+    solved = rollouts.solutions_of(answers)
     boxed = solved["text"].map(lambda text: grading.extract_answer(text) is not None)
     assert boxed.mean() > 0.7
     assert 0.03 < solved["correct"].mean() < 0.6  # neither hopeless nor done
 
 
 def test_the_committed_model_predicts_in_json_all_over_the_range(answers) -> None:
-    meta = answers[answers["stream"] == "meta"]
+    meta = rollouts.predictions_of(answers)
     assert meta["predicted_pass_rate"].notna().mean() > 0.8
     assert meta["predicted_pass_rate"].nunique() >= 6
     assert meta["predicted_length"].std() > 10
 
 
 def test_the_committed_models_solutions_differ_in_length_and_in_outcome(answers) -> None:
-    by_problem = answers[answers["stream"] == "solution"].groupby("group")
+    by_problem = rollouts.solutions_of(answers).groupby("group")
     assert (by_problem["length"].nunique() > 2).mean() > 0.8
     assert (by_problem["correct"].nunique() > 1).mean() > 0.2  # groups that teach

@@ -267,9 +267,3 @@ def test_what_is_written_into_a_text_is_what_stood_between_its_markers() -> None
 
 def test_a_study_without_records_leaves_its_place_empty() -> None:
     assert WRITER["table"]([WRITER["Column"](("unheard",))], ["seeds"]) == ""
-
-
-def test_the_committed_report_is_that_of_the_committed_records() -> None:
-    """To write it: `masa compare data/runs/efficiency --out report.html > data/runs/efficiency/report.txt`."""
-    told = (BASELINE.parent / "efficiency" / "report.txt").read_text(encoding="utf8")
-    assert told == f"{report.text(WRITER['recorded']('efficiency').summary)}\nFigures: report.html\n"

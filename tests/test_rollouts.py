@@ -87,7 +87,7 @@ def shared(parts) -> tuple[pd.DataFrame, CountingEngine]:
 
 def test_predictions_that_share_a_beginning_differ_from_the_pass_rate_on(
         parts, table: pd.DataFrame, shared: tuple) -> None:
-    whole, meta = (found[found["stream"] == "meta"] for found in (table, shared[0]))
+    whole, meta = (rollouts.predictions_of(found) for found in (table, shared[0]))
     first = meta["member"] == 0
     assert meta.loc[first, "text"].tolist() == whole.loc[first, "text"].tolist()
     heads = meta["text"].map(lambda text: text[:parse_prediction(text).spans[0][0]] if parse_prediction(text).spans
@@ -126,7 +126,7 @@ def test_what_is_shared_is_sampled_once_and_stands_among_the_prompts_ids(parts, 
 
 
 def test_solutions_are_graded_and_predictions_parsed(table: pd.DataFrame) -> None:
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
+    solved, meta = rollouts.solutions_of(table), rollouts.predictions_of(table)
     pairs = zip(solved["text"], solved["answer"], strict=True)
     boxed = [text.endswith(f"\\boxed{{{answer}}}") for text, answer in pairs]
     assert solved["correct"].tolist() == boxed and 0 < sum(boxed) < len(boxed)
@@ -156,7 +156,7 @@ def test_what_is_cut_at_its_cap_is_read_as_far_as_it_goes_or_counts_as_wrong(par
 
 
 def test_rewards_are_those_of_the_rewards_room(table: pd.DataFrame) -> None:
-    solved, meta = table[table["stream"] == "solution"], table[table["stream"] == "meta"]
+    solved, meta = rollouts.solutions_of(table), rollouts.predictions_of(table)
     assert solved["reward"].tolist() == solved["correct"].astype(float).tolist()
     assert solved[["reward_difficulty", "reward_length", "reward_notion"]].isna().all(axis=None)
     vectorised = reward_table.score_table(reward_table.reward_table(table.assign(step=1)), CONFIG.reward)
@@ -188,7 +188,7 @@ def test_the_parts_of_the_meta_reward_can_be_normalised_each_by_itself(table: pd
     again = table.drop(columns=["reward", "advantage"])
     rollouts.score(again, replace(CONFIG, {
         "update.normalise_meta": "parts", "reward.pass_rate_weight": 3, "reward.notion_weight": 0}))
-    meta = again[again["stream"] == "meta"]
+    meta = rollouts.predictions_of(again)
     def normalised(column: str) -> pd.Series:
         return meta.groupby("group")[column].transform(lambda part: (part - part.mean()) / (part.std(ddof=1) + 1e-6))
     expected = 0.75 * normalised("reward_difficulty") + 0.25 * normalised("reward_length")
@@ -247,7 +247,7 @@ def test_released_mode_parses_and_pays_as_released(parts) -> None:
     config = small({"reward.mode": "released", "sampling.solution_tokens": 30})
     found = collect(parts, config)
     rollouts.score(found, config)
-    meta = found[found["stream"] == "meta"]
+    meta = rollouts.predictions_of(found)
     vectorised = reward_table.score_table(reward_table.reward_table(found.assign(step=1)), config.reward)
     np.testing.assert_allclose(meta["reward"].to_numpy(), vectorised.loc[meta.index, "reward"].to_numpy())
 

@@ -49,7 +49,7 @@ def sampled(model: tuple[Any, Any]) -> list[pd.DataFrame]:
 
 def scored(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """A copy with rewards and advantages; the streams that the method has."""
-    table = table.copy() if config.method == "masa" else table[table["stream"] == "solution"].reset_index(drop=True)
+    table = table.copy() if config.method == "masa" else rollouts.solutions_of(table).reset_index(drop=True)
     rollouts.score(table, config)
     return table
 
