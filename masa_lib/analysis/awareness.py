@@ -21,6 +21,8 @@ from masa_lib.tasks.predictions import PASS_RATE_STEPS
 GATE = ("gate_precision", "gate_recall", "gate_f1", "signal_lost")
 CAP = ("right_cut", "stopped")
 SIGNIFICANT = 0.05
+#: bins of a calibration, of about equally many problems each in the order of the prediction; equal ones share a bin
+BINS = 10
 #: steps below which no fall and rise can be told; points as which a longer run is read (means of as many steps each);
 #: knots of the line that is taken for the trend; simulated series, and the share of them that is less alike than the
 #: likeness that is taken
@@ -82,30 +84,30 @@ def meta_awareness(table: pd.DataFrame) -> dict[str, float]:
     }
 
 
-def calibration(predicted: Any, true: Any, samples: Any = math.nan, bins: int = 10) -> dict[str, Any]:
+def calibration(predicted: Any, true: Any, samples: Any = math.nan) -> dict[str, Any]:
     """How far off predictions are where they are high and where they are low.
 
     Args:
         predicted: of each problem.
         true: of each problem, on the same scale.
         samples: solutions behind each true rate (0 to 1), for `floor`.
-        bins: of about equally many problems each, in the order of the prediction; equal predictions share a bin.
 
     Returns:
-        `bins` (mean predicted, mean true, number of problems), `error`, their mean absolute gap over the problems, and
-        `floor`: the error of a perfect predictor, as its true rates, too, are measured with so many solutions.
+        `bins` (mean predicted, mean true, number of problems; see BINS), `error`, their mean absolute gap over the
+        problems, and `floor`: the error of a perfect predictor, as its true rates, too, are measured with so many
+        solutions.
     """
     frame = pd.DataFrame({"predicted": np.asarray(predicted, float), "true": np.asarray(true, float),
                           "samples": samples}).dropna(subset=["predicted", "true"])
-    table = frame.groupby(_places(frame["predicted"], bins)).agg(
+    table = frame.groupby(_places(frame["predicted"])).agg(
         predicted=("predicted", "mean"), true=("true", "mean"), problems=("true", "size"))
     gap = (table["predicted"] - table["true"]).abs()
     error = float((gap * table["problems"]).sum() / len(frame)) if len(frame) else math.nan
     return {"error": error, "bins": table.to_dict("records"),
-            "floor": calibration_floor(frame["true"], frame["samples"], bins)}
+            "floor": calibration_floor(frame["true"], frame["samples"])}
 
 
-def calibration_floor(true: pd.Series, samples: pd.Series, bins: int = 10) -> float:
+def calibration_floor(true: pd.Series, samples: pd.Series) -> float:
     """The calibration error to expect of predictions that are the true pass rates, from the luck of the samples alone.
 
     The true rates are taken for those of the Beta distribution that has the mean of the measured ones, and their
@@ -115,7 +117,6 @@ def calibration_floor(true: pd.Series, samples: pd.Series, bins: int = 10) -> fl
     Args:
         true: measured pass rates.
         samples: n, of each; below 2 nothing can be said, and the floor is NaN.
-        bins: as in `calibration`.
     """
     if len(true) < 2 or not (samples >= 2).all():
         return math.nan
@@ -125,13 +126,13 @@ def calibration_floor(true: pd.Series, samples: pd.Series, bins: int = 10) -> fl
     if spread > 0:
         size = max(centre * (1 - centre) / spread - 1, 0.01)
         rates[:] = stats.beta.ppf((rates.index + 0.5) / len(true), centre * size, (1 - centre) * size)
-    noise = (rates * (1 - rates) * (1 / samples).mean()).groupby(_places(rates, bins)).sum()
+    noise = (rates * (1 - rates) * (1 / samples).mean()).groupby(_places(rates)).sum()
     return float(math.sqrt(2 / math.pi) * np.sqrt(noise).sum() / len(true))
 
 
-def _places(values: pd.Series, bins: int) -> pd.Series:
+def _places(values: pd.Series) -> pd.Series:
     """The bin of each value: about equally many in each, in their order; equal values share one."""
-    return ((values.rank() - 0.5) / len(values) * bins).astype(int)
+    return ((values.rank() - 0.5) / len(values) * BINS).astype(int)
 
 
 def drop_then_align(predicted: Any, true: Any) -> dict[str, float]:

@@ -105,16 +105,15 @@ def pass_at_k(samples: Any, correct: Any, k: int) -> np.ndarray:
     return -np.expm1(log_choose(n - c) - log_choose(n))
 
 
-def pass_at_k_interval(table: pd.DataFrame, k: int, *, level: float = 0.95) -> tuple[float, float, float]:
+def pass_at_k_interval(table: pd.DataFrame, k: int) -> tuple[float, float, float]:
     """Mean pass@k and its `share_interval` over problems (a problem that several seeds met counts as one).
 
     Args:
         table: evaluation tables with the columns problem_id, n and c.
         k: at most the smallest n.
-        level: of the interval.
     """
     values = pd.Series(pass_at_k(table["n"], table["c"], k), index=table["problem_id"].to_numpy())
-    return share_interval(values.groupby(level=0).mean(), level)
+    return share_interval(values.groupby(level=0).mean())
 
 
 def calibration_curve(problems: pd.DataFrame) -> pd.DataFrame:
@@ -250,15 +249,13 @@ def reference(arm: str) -> str:
     return REFERENCE + FRESH if arm.endswith(FRESH) else REFERENCE
 
 
-def paper_points(measure: str, folder: Path = PAPER) -> pd.DataFrame:
+def paper_points(measure: str) -> pd.DataFrame:
     """The points of the paper's Fig. 1a (arm grpo) and 1b (masa) as columns arm, predicted and actual.
 
-    Args:
-        measure: pass_rate (0 to 1) or length (tokens).
-        folder: of the published numbers.
+    `measure` is pass_rate (0 to 1) or length (tokens).
     """
     name = "difficulty" if measure == "pass_rate" else measure
-    frames = [pd.read_csv(folder / "figures" / f"fig1{panel}_{name}.csv").iloc[:, :3] for panel in "ab"]
+    frames = [pd.read_csv(PAPER / "figures" / f"fig1{panel}_{name}.csv").iloc[:, :3] for panel in "ab"]
     points = pd.concat([frame.set_axis(["arm", "predicted", "actual"], axis=1) for frame in frames], ignore_index=True)
     return points.assign(arm=points["arm"].str.lower())
 

@@ -16,28 +16,28 @@ from scipy import stats
 ANY, SHARE, SIGNED, POSITIVE = (-math.inf, math.inf), (0.0, 1.0), (-1.0, 1.0), (0.0, math.inf)
 #: weight of each of the two problems, one never and one always solved, that `share_interval` imagines (Jeffreys' prior)
 IMAGINED = 0.5
+#: where an interval of 95 % ends
+TAIL = 0.975
 
 
-def mean_interval(values: Iterable[float], level: float = 0.95,
-                  bounds: tuple[float, float] = ANY) -> tuple[float, float, float]:
-    """Mean and t-interval of values (seeds, mostly), NaN left out; the ends are NaN for fewer than two.
+def mean_interval(values: Iterable[float], bounds: tuple[float, float] = ANY) -> tuple[float, float, float]:
+    """Mean and 95 % t-interval of values (seeds, mostly), NaN left out; the ends are NaN for fewer than two.
 
     Args:
         values: independent, roughly normal; means over many problems are. For shares of few, see `share_interval`.
-        level: of the interval.
         bounds: what the mean can be, such as SHARE; the interval ends there, which costs no coverage.
     """
     kept = np.asarray(list(values), dtype=float)
     kept = kept[np.isfinite(kept)]
     if kept.size < 2:
         return (float(kept[0]) if kept.size else math.nan), math.nan, math.nan
-    half = stats.t.ppf((1 + level) / 2, kept.size - 1) * kept.std(ddof=1) / math.sqrt(kept.size)
+    half = stats.t.ppf(TAIL, kept.size - 1) * kept.std(ddof=1) / math.sqrt(kept.size)
     low, high = np.clip([kept.mean() - half, kept.mean() + half], *bounds)
     return float(kept.mean()), float(low), float(high)
 
 
-def share_interval(rates: Iterable[float], level: float = 0.95) -> tuple[float, float, float]:
-    """Mean and interval of rates between 0 and 1, one a problem (its accuracy, its pass@k); NaN left out.
+def share_interval(rates: Iterable[float]) -> tuple[float, float, float]:
+    """Mean and 95 % interval of rates between 0 and 1, one a problem (its accuracy, its pass@k); NaN left out.
 
     The interval is that of a Beta distribution with the mean and variance of a Bayesian bootstrap that sees, beside the
     problems, half a problem never and half a problem always solved; t instead of normal tails for few problems. For
@@ -45,7 +45,6 @@ def share_interval(rates: Iterable[float], level: float = 0.95) -> tuple[float, 
 
     Args:
         rates: of problems drawn independently.
-        level: of the interval.
     """
     kept = np.asarray(list(rates), dtype=float)
     kept = kept[np.isfinite(kept)]
@@ -54,10 +53,9 @@ def share_interval(rates: Iterable[float], level: float = 0.95) -> tuple[float, 
     weight = kept.size + 2 * IMAGINED
     centre = (kept.sum() + IMAGINED) / weight
     variance = (((kept - centre) ** 2).sum() + IMAGINED * (centre**2 + (1 - centre) ** 2)) / (weight * (weight + 1))
-    tails = (1 + level) / 2
-    variance *= (stats.t.ppf(tails, max(kept.size - 1, 1)) / stats.norm.ppf(tails)) ** 2
+    variance *= (stats.t.ppf(TAIL, max(kept.size - 1, 1)) / stats.norm.ppf(TAIL)) ** 2
     size = max(centre * (1 - centre) / variance - 1, 2 * IMAGINED)  # one problem says as little as none at least
-    low, high = stats.beta.ppf([1 - tails, tails], centre * size, (1 - centre) * size)
+    low, high = stats.beta.ppf([1 - TAIL, TAIL], centre * size, (1 - centre) * size)
     mean = float(kept.mean())
     return mean, min(float(low), mean) if mean > 0 else 0.0, max(float(high), mean) if mean < 1 else 1.0
 

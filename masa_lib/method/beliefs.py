@@ -40,6 +40,8 @@ _BEGINNING = {"compact": '{"math_notion": [], "pass_rate": ',
 #: what is kept of the trust from step to step, where it starts (the untrained belief is worse than a constant), and
 #: what a step's mean outcome renews of the constant that the belief has to beat
 _KEPT, _START, _RENEWED = 0.8, -5.0, 0.05
+#: rounds of expectation maximisation that find the best constant
+_ROUNDS = 500
 
 
 class BeliefError(MasaError, ValueError):
@@ -79,7 +81,7 @@ class Question:
     choices: tuple[int, ...]
 
 
-def question(tokenizer: Any, config: PromptConfig, beginning: str | None = None) -> Question:
+def question(tokenizer: Any, config: PromptConfig) -> Question:
     """The forced beginning and the nine answers in a tokenizer's words.
 
     The beginning is encoded together with each answer, so that a tokenizer that writes the space in front of a digit
@@ -88,12 +90,11 @@ def question(tokenizer: Any, config: PromptConfig, beginning: str | None = None)
     Args:
         tokenizer: of the model.
         config: the wording.
-        beginning: another beginning than the wording's own.
 
     Raises:
         BeliefError: behind the beginning an answer is not one token, or two answers have the same one.
     """
-    text = _BEGINNING[config.wording] if beginning is None else beginning
+    text = _BEGINNING[config.wording]
     encoded = [tuple(tokenizer.encode(text + answer, add_special_tokens=False)) for answer in ANSWERS]
     shared = min(map(len, encoded)) - 1
     suffixes = {ids[:shared] for ids in encoded}
@@ -199,7 +200,7 @@ class Trust:
         self.constant_V = (1 - _RENEWED) * self.constant_V + _RENEWED * seen_V
 
 
-def best_constant(right: Sequence[int], solutions: Sequence[int], rounds: int = 500) -> np.ndarray:
+def best_constant(right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
     """The one belief that, held of every problem, would have scored best on these outcomes, V.
 
     It is the most likely distribution of the pass rates (found by expectation maximisation), so a belief has to beat it
@@ -207,7 +208,7 @@ def best_constant(right: Sequence[int], solutions: Sequence[int], rounds: int = 
     """
     likely_PV = np.exp(np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)]))
     constant_V = UNIFORM_V
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         joint_PV = likely_PV * constant_V
         constant_V = (joint_PV / joint_PV.sum(axis=1, keepdims=True)).mean(axis=0)
     return constant_V

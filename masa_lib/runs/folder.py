@@ -176,7 +176,7 @@ class Run:
         except (KeyError, TypeError, ValueError):
             return datetime.datetime.now(datetime.UTC).date()
 
-    def begin_again(self, step: int, command: str = "") -> None:
+    def begin_again(self, step: int) -> None:
         """Record another life of the run, which goes on from a step: when, on what, with which versions.
 
         Raises:
@@ -184,7 +184,7 @@ class Run:
         """
         self.check_writable()
         self.check_files()
-        told, here = self.environment, environment(self.config, command or f"masa resume {self.path}")
+        told, here = self.environment, environment(self.config, f"masa resume {self.path}")
         new = [key for key in configs.settings() if key not in self.settings()]
         if new:
             logger.warning("The config of the run %s is of another version of masa_lib; what it does not name has "

@@ -27,12 +27,12 @@ class UpdateError(MasaError, RuntimeError):
 class TokenBudget:
     """The tokens of a micro-batch, halved where memory runs out; what was halved stays so.
 
-    Args:
-        most: of the budget, from an earlier life of the run; None: whatever is set.
+    Attributes:
+        most: what it came to, also in an earlier life of the run; None: whatever is set.
     """
 
-    def __init__(self, most: int | None = None) -> None:
-        self.most = most
+    def __init__(self) -> None:
+        self.most: int | None = None
 
     def within(self, wanted: int) -> int:
         """The budget in force where `wanted` tokens are set."""
