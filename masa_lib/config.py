@@ -253,7 +253,7 @@ class UpdateConfig:
 
 @section
 class GateConfig:
-    """Which problems masa-efficient leaves out once its predictions are good; rivals use what their docs name."""
+    """Which problems masa-efficient leaves out once its predictions are good; baselines use what their docs name."""
 
     start: int = option(0, "k: gate, cap and hint act after this step; 0: once nine in ten problems that the gate "
                         "would have left out had no signal", ge=0)

@@ -105,8 +105,9 @@ def test_the_number_of_predictions_can_be_another_one_once_the_gate_acts(parts: 
 def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_it_has_any(parts: Parts) -> None:
     changes = ACTS | {"gate.rule": "posterior", "gate.threshold": 0.4, "gate.recheck": 0.0, "cap.multiplier": 0.0,
                       "gate.candidates": 2.0}
-    met = {problem.id: [-1, 4 - 4 * (number % 2), 12] for number, problem in enumerate(parts.pool.take(0, 10))}
-    found, engine, table = parts.gather(changes, memory={"started": True, "window": [], "told": {}, "met": met})
+    history = {problem.id: [-1, 4 - 4 * (number % 2), 12] for number, problem in enumerate(parts.pool.take(0, 10))}
+    found, engine, table = parts.gather(changes, memory={"started": True, "window": [], "calibration": {},
+                                                         "history": history})
     first, last = engine.calls
     assert len(found.candidates) == 12 and found.admitted == 6 and len(first) == 4 * 2  # two are new
     meta, rolled = rollouts.predictions_of(table), set(rollouts.solutions_of(table)["group"])

@@ -180,7 +180,7 @@ def test_a_step_is_measured_as_sums_by_weight() -> None:
                   candidate(4, KNOWS)]  # the last one was dropped and not rolled out
     found = measure(table, candidates, config(), capping=False)
     assert found == {"asked": 5, "rejected": 3, "flat": 11.0, "signal": 11.0, "drops": 20.0, "hits": 10.0,
-                     "right": 16.0, "cut": 0.0, "spread": pytest.approx(np.std([0, 0.5, 0.5, 0, 0]))}
+                     "right": 16.0, "truncated": 0.0, "spread": pytest.approx(np.std([0, 0.5, 0.5, 0, 0]))}
 
 
 def test_solutions_that_are_left_out_decide_nothing() -> None:
@@ -195,14 +195,14 @@ def test_an_uncapped_right_solution_counts_as_often_as_it_was_rarely_left_uncapp
     table = pd.concat([step([1.0], length=30, size=2), step([1.0], length=10, capped=True, size=6)])
     beyond = measure(table, [candidate(0, DOUBTS, (5,))], config(), capping)  # a cap of 10
     within = measure(table, [candidate(0, DOUBTS, (60,))], config(), capping)  # the full cap: nothing is by chance
-    assert (beyond["cut"], beyond["right"]) == pytest.approx((20, 20) if capping else (2, 2))
-    assert (within["cut"], within["right"]) == (0, 2)
+    assert (beyond["truncated"], beyond["right"]) == pytest.approx((20, 20) if capping else (2, 2))
+    assert (within["truncated"], within["right"]) == (0, 2)
 
 
 def test_right_solutions_of_a_recheck_are_not_left_uncapped_by_chance_and_count_once() -> None:
     table = step([1.0], length=30, size=2).assign(admitted=False)
     found = measure(table, [candidate(0, KNOWS, (5,))], config(), capping=True)
-    assert (found["cut"], found["right"]) == (2, 2)
+    assert (found["truncated"], found["right"]) == (2, 2)
 
 
 def test_measured_by_rechecks_precision_and_recall_are_on_average_those_of_all_problems() -> None:

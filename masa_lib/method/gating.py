@@ -231,8 +231,8 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
 
     Returns:
         `asked` and `rejected` candidates; of the groups rolled out, by weight: `signal`, `flat` (no signal), `drops`
-        (rejected) and `hits` (rejected and flat); of their right solutions left uncapped, by weight: `right` and `cut`
-        (longer than their cap is or would be); `spread`, the standard deviation of the mean predictions.
+        (rejected) and `hits` (rejected and flat); of their right solutions left uncapped, by weight: `right` and
+        `truncated` (longer than their cap is or would be); `spread`, the standard deviation of the mean predictions.
     """
     rejected = np.array([not admits(candidate.predictions, config, chance_of(candidate)) for candidate in candidates])
     limits = np.array([cap(candidate.lengths, config) for candidate in candidates])
@@ -247,7 +247,7 @@ def measure(table: pd.DataFrame, candidates: Sequence[Candidate], config: Config
     return {"asked": len(candidates), "rejected": int(rejected.sum()),
             "signal": float(groups["weight"][~flat].sum()), "flat": float(groups["weight"][flat].sum()),
             "drops": float(groups["weight"][dropped].sum()), "hits": float(groups["weight"][flat & dropped].sum()),
-            "right": float((1 / chance).sum()), "cut": float((1 / chance)[whole["length"] > limits].sum()),
+            "right": float((1 / chance).sum()), "truncated": float((1 / chance)[whole["length"] > limits].sum()),
             "spread": float(np.std(means)) if len(means) > 1 else None}
 
 
@@ -266,8 +266,9 @@ class MasaGate:
         self.config, self.rng = config, random.Random(config.seed)
         self.gate_on = self.cap_on = self.hint_on = False
         self._started, self._window = False, []  # ready by measured precision; sums of the last steps
-        self._told: dict[str, tuple[int, float]] = {}  # by what was predicted, in eighths; see `_told_of`
-        self._met: dict[str, tuple[int, float, float]] = {}  # by problem: said of its last group; right, wrong (faded)
+        self._calibration: dict[str, tuple[int, float]] = {}  # by what was predicted, eighths; see `_calibrated`
+        # by problem: what was predicted of its last group; right and wrong solutions, faded
+        self._history: dict[str, tuple[int, float, float]] = {}
 
     def begin(self, step: int) -> None:
         """Decide what acts in a step (counted from 1)."""
@@ -276,8 +277,8 @@ class MasaGate:
         started = step > gate.start if gate.start else self._started
         lost = (seen["drops"] - seen["hits"] + 1) / (seen["signal"] + 1)
         self.gate_on = started and (gate.lost == 1 or lost <= gate.lost)  # whatever rounding makes of it
-        cut = (seen["cut"] + 1) / (seen["right"] + 1)
-        self.cap_on = started and limits.multiplier > 0 and (limits.cut == 1 or cut <= limits.cut)
+        truncated = (seen["truncated"] + 1) / (seen["right"] + 1)
+        self.cap_on = started and limits.multiplier > 0 and (limits.cut == 1 or truncated <= limits.cut)
         self.hint_on = started and limits.hint in ("training", "both")
 
     def draw(self, wanted: int) -> int:
@@ -290,7 +291,7 @@ class MasaGate:
 
     def asks(self, problem: Problem) -> bool:
         """All but those that the rule `posterior` knows, unless a cap or a hint needs the predictions."""
-        return self.cap_on or self.hint_on or not (self._competes and problem.id in self._met)
+        return self.cap_on or self.hint_on or not (self._competes and problem.id in self._history)
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool | None]:
         """The first that promise a signal, or the nearest to the target of those; all, while the gate is off."""
@@ -314,20 +315,20 @@ class MasaGate:
 
     def _learn(self, candidate: Candidate, right: int, size: int) -> None:
         """How a group went, for what was predicted of it and for its problem."""
-        told = NOTHING
+        predicted = NOTHING
         if candidate.predictions:
-            told = said(candidate.predictions)
-            seen, rate = self._told_of(told)
-            self._told[str(told)] = seen + 1, rate + max(RATE, 1 / (seen + 1)) * (right / size - rate)
-        _, *before = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
-        self._met[candidate.problem.id] = told, DECAY * before[0] + right, DECAY * before[1] + size - right
+            predicted = said(candidate.predictions)
+            seen, rate = self._calibrated(predicted)
+            self._calibration[str(predicted)] = seen + 1, rate + max(RATE, 1 / (seen + 1)) * (right / size - rate)
+        _, *before = self._history.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
+        self._history[candidate.problem.id] = predicted, DECAY * before[0] + right, DECAY * before[1] + size - right
 
-    def _told_of(self, eighths: int) -> tuple[int, float]:
+    def _calibrated(self, eighths: int) -> tuple[int, float]:
         """Of the groups of which this was predicted: how many, and their mean pass rate; a running one from the tenth.
 
         At first as if there had been one, and the prediction had come true.
         """
-        return self._told.get(str(eighths), (1, eighths / PASS_RATE_STEPS))
+        return self._calibration.get(str(eighths), (1, eighths / PASS_RATE_STEPS))
 
     @property
     def _competes(self) -> bool:
@@ -342,10 +343,10 @@ class MasaGate:
 
         The prior is Jeffreys's, and PRIOR solutions with the pass rate that came of such predictions.
         """
-        eighths, right, wrong = self._met.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
-        if candidate.problem.id not in self._met and candidate.predictions:
+        eighths, right, wrong = self._history.get(candidate.problem.id, (NOTHING, 0.0, 0.0))
+        if candidate.problem.id not in self._history and candidate.predictions:
             eighths = said(candidate.predictions)
-        rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._told_of(eighths)[1], PRIOR)
+        rate, weight = (0.5, 0.0) if eighths == NOTHING else (self._calibrated(eighths)[1], PRIOR)
         return 0.5 + weight * rate + right, 0.5 + weight * (1 - rate) + wrong
 
     def measures(self) -> dict[str, float]:
@@ -354,7 +355,7 @@ class MasaGate:
         spread = pd.Series([row["spread"] for row in self._window], dtype=float).mean()
         found = (_ratio(seen["hits"], seen["drops"]), _ratio(seen["hits"], seen["flat"]),
                  _ratio(2 * seen["hits"], seen["drops"] + seen["flat"]),
-                 _ratio(seen["drops"] - seen["hits"], seen["signal"]), _ratio(seen["cut"], seen["right"]),
+                 _ratio(seen["drops"] - seen["hits"], seen["signal"]), _ratio(seen["truncated"], seen["right"]),
                  math.nan if math.isnan(spread) else float(spread < COLLAPSED))
         return dict(zip(MEASURES[:len(found)], found, strict=True))
 
@@ -362,16 +363,17 @@ class MasaGate:
         """See `Gate`."""
         return {"started": self._started, "window": list(self._window),
                 **{name: {key: list(entry) for key, entry in known.items()}
-                   for name, known in (("told", self._told), ("met", self._met))}}
+                   for name, known in (("calibration", self._calibration), ("history", self._history))}}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `Gate`."""
         self._started, self._window = state["started"], list(state["window"])
-        self._told, self._met = ({key: tuple(entry) for key, entry in state[name].items()} for name in ("told", "met"))
+        self._calibration, self._history = ({key: tuple(entry) for key, entry in state[name].items()}
+                                            for name in ("calibration", "history"))
 
     def _sums(self, steps: int = 0) -> dict[str, float]:
         """Over so many of the last steps; 0: over the whole window."""
-        names = ("asked", "rejected", "signal", "flat", "drops", "hits", "right", "cut")
+        names = ("asked", "rejected", "signal", "flat", "drops", "hits", "right", "truncated")
         return {name: sum(row[name] for row in self._window[-steps:]) for name in names}
 
 
