@@ -25,6 +25,9 @@ SETTINGS: dict[str, Any] = {
     "evaluation.final_problems": 5, "evaluation.final_samples": 3, "evaluation.predictions": 2,
     "record.rollouts_every": 1, "record.checkpoint_every": 2}
 
+#: of a run that is stopped, killed and resumed: several checkpoints and evaluations
+LIVES: dict[str, Any] = {"steps": 7, "evaluation.every": 3, "sampling.problems": 4}
+
 
 def small(changes: Mapping[str, Any] | None = None) -> Config:
     """The config of a small run, with changes by dotted key."""
