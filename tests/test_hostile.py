@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from small import small
@@ -343,7 +344,7 @@ def test_the_places_of_a_run_are_not_committed() -> None:
 
 
 def test_the_model_card_quotes_nothing_raw(run: Run) -> None:
-    evil = f"x`\n---\n# Owned\n{MARKUP} [click](javascript:alert(1)) | " + "y" * 5000
+    evil = f"x`\n---\n{{{{ 7 * 191 }}}}\n# Owned\n{MARKUP} [click](javascript:alert(1)) | " + "y" * 5000
     told = {"hardware": {"cpu": evil, "gpus": [evil], "torch_threads": evil}, "git": {"commit": evil, "dirty": evil},
             "versions": {evil: evil}, "command": evil}
     (run.path / "environment.json").write_text(json.dumps(told))
@@ -351,7 +352,9 @@ def test_the_model_card_quotes_nothing_raw(run: Run) -> None:
     text = card(Run(run.path, config), 3, config, "float32")
     plain = re.sub(r"```.*?```|\\.|`[^`\n]*`", "", text, flags=re.DOTALL)  # code shows links as they are
     assert "<img" not in text and "](javascript" not in plain and "\n# Owned" not in text
-    assert text.split("---\n")[1].count("\n") == 3 and "base_model" not in text
+    assert "1337" not in text  # nor is it taken for a part of the template
+    assert yaml.safe_load(text.split("---\n")[1]) == {  # no base_model
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["masa_lib", "masa"]}
     assert max(map(len, text.splitlines())) < 7000
 
 
