@@ -1,107 +1,88 @@
-"""Gates and caps tried out: one account that agrees with the curves of replay, gates rehearsed, and the panel."""
+"""Gates weighed and replayed: break-even, foresight, costs at equal accuracy, the gate that reads choosing again."""
 
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
-from small import small
+from hypothesis import given
+from hypothesis import strategies as st
 from synthetic import evaluation_table, rollout_table, write_run
 
+from masa_lib import DATA
 from masa_lib import config as configs
-from masa_lib.analysis import compare, costs, figures, gate_figures, report
-from masa_lib.engines import make_engine
-from masa_lib.lessons import environment, exercises, gate_trials, replay
+from masa_lib.analysis import compare, figures, gate_figures, report
+from masa_lib.lessons import belief_replay, environment, gate_trials, replay
+from masa_lib.lessons.belief_replay import KNOWS, Recorded
+from masa_lib.lessons.gate_trials import BreakEven
 from masa_lib.lessons.replay import Groups
-from masa_lib.lessons.widgets import gate_replay
 from masa_lib.lessons.widgets import panel as panel_module
-from masa_lib.lessons.widgets.gate_replay import GateReplay
-from masa_lib.method import gating
-from masa_lib.models import loading
-from masa_lib.runs.folder import runs_in
+from masa_lib.lessons.widgets.gate_replay import PRESETS, GateReplay
+from masa_lib.runs.folder import Run, runs_in
 
 STEPS = (1, 5, 10, 15, 20, 25)
-NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "06_doing_less.ipynb"
+RECORDED = DATA / "runs" / "beliefs" / "masa-read-s0"
+NOTEBOOK = Path(__file__).resolve().parent.parent / "notebooks" / "07_did_it_help.ipynb"
+SHARE = st.floats(0.05, 0.95)
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Groups]:
     folder, found = tmp_path_factory.mktemp("gates"), []
     for seed in range(2):
         run = write_run(folder / f"masa-s{seed}", "masa", seed, {0: 0.1, 20: 0.5})
         for step in STEPS:
-            table = rollout_table(step, aware=0.7, groups=24, seed=seed)
-            run.write_rollouts(step, table.assign(level=table["group"] % 3))
-        found.append(run.path)
+            run.write_rollouts(step, rollout_table(step, aware=0.7, groups=24, seed=seed))
+        found.append(replay.read_groups(run.path))
     return found
 
 
-@pytest.fixture(scope="module")
-def runs(paths: list[Path]) -> list[Groups]:
-    return [replay.read_groups(path) for path in paths]
-
-
-@pytest.fixture(scope="module")
-def groups(runs: list[Groups]) -> Groups:
-    return gate_trials.pooled(runs)
-
-
-def test_pooled_groups_are_all_groups_in_order(runs: list[Groups], groups: Groups) -> None:
+def test_pooled_groups_are_all_groups_in_order(runs: list[Groups]) -> None:
+    groups = gate_trials.pooled(runs)
     assert len(groups.steps_P) == 2 * 24 * len(STEPS)
     np.testing.assert_array_equal(groups.right_PG[:len(runs[0].steps_P)], runs[0].right_PG)
     np.testing.assert_array_equal(groups.meta_PM[len(runs[0].steps_P):], runs[1].meta_PM)
 
 
-@pytest.mark.parametrize(("rule", "limit", "members"), [("signal", 0.4, 8), ("signal", 0.7, 3), ("v1", 0.1, 8),
-                                                        ("v2", 0.1, 2)])
-def test_the_account_of_a_gate_alone_is_that_of_its_curve(groups: Groups, rule: str, limit: float,
-                                                          members: int) -> None:
-    config = configs.replace(groups.config, {"gate.rule": rule, "gate.std": limit, "gate.threshold": limit,
-                                             "gate.predictions": members, "cap.multiplier": 0.0, "gate.recheck": 0.2})
-    found = gate_trials.account(groups, config)
-    wanted = replay.gate_curve(groups, rule, [limit], members, recheck=0.2).set_index("phase")
-    for name in ("dropped", "precision", "recall", "signal_lost", "tokens_saved", "gain"):
-        np.testing.assert_allclose(found[name], wanted[name], atol=1e-12)
-    np.testing.assert_allclose(found["predictions"], wanted["meta_share"])
-    assert (found[["right_cut", "stopped", "cap_tokens"]].abs() < 1e-12).all(axis=None)
+@given(price=st.floats(0, 500), dropped=SHARE, precision=SHARE, signal=SHARE, group=st.floats(100, 1000),
+       ratio=st.floats(0.2, 1.5))
+def test_asking_pays_exactly_below_its_worth(price: float, dropped: float, precision: float, signal: float,
+                                             group: float, ratio: float) -> None:
+    one = BreakEven(price, dropped, precision, signal, group, ratio * group)
+    possible = signal > dropped * (1 - precision) and dropped * ratio < 1  # no more is dropped than there is
+    if possible and abs(one.worth - price) > 1e-6 * group:
+        assert (one.gain > 1) == (price < one.worth)
 
 
-def test_a_rule_that_learns_while_a_model_trains_is_refused(groups: Groups) -> None:
-    panel = GateReplay(groups)
-    before, message = panel.config, "posterior learns while a model trains"
-    for refuses in (lambda: gate_trials.account(groups, configs.replace(groups.config, {"gate.rule": "posterior"})),
-                    lambda: panel.apply({"gate.rule": "posterior", "gate.recheck": 0.5})):
-        with pytest.raises(replay.ReplayError, match=message):
-            refuses()
-    assert panel.config == before and panel.controls["gate.recheck"].value == before.gate.recheck
+def test_a_gate_by_lot_is_worth_nothing_and_one_that_never_errs_what_it_leaves_out() -> None:
+    assert BreakEven(0, 0.5, 0.6, 0.4, 100, 100).worth == pytest.approx(0)
+    assert BreakEven(0, 0.5, 1.0, 0.4, 100, 80).worth == pytest.approx(40)
 
 
-@pytest.mark.parametrize(("aggregate", "multiplier"), [("max", 0.9), ("mean", 1.1), ("median", 2.0)])
-def test_the_account_of_a_cap_alone_is_that_of_its_curve(groups: Groups, aggregate: str, multiplier: float) -> None:
-    config = configs.replace(groups.config, {"gate.threshold": 0.0, "cap.aggregate": aggregate,
-                                             "cap.multiplier": multiplier})
-    found = gate_trials.account(groups, config)
-    wanted = replay.cap_curve(groups, aggregate, [multiplier]).set_index("phase")
-    for name, theirs in {"right_cut": "right_cut", "stopped": "stopped", "signal_lost": "signal_lost",
-                         "cap_tokens": "tokens_saved"}.items():
-        np.testing.assert_allclose(found[name], wanted[theirs], atol=1e-12)
-    assert (found["dropped"] == 0).all()
+@pytest.mark.parametrize(("rule", "limit", "members"), [("signal", 0.4, 8), ("v1", 0.1, 3)])
+def test_a_replayed_gate_has_the_gain_of_its_curve(runs: list[Groups], rule: str, limit: float, members: int) -> None:
+    groups = gate_trials.pooled(runs)
+    one = gate_trials.replayed(groups, rule, limit, predictions=members)
+    row = replay.gate_curve(groups, rule, [limit], members, recheck=0.0).set_index("phase").loc["last third"]
+    assert one.gain == pytest.approx(row["gain"])
+    assert (one.dropped, one.precision) == pytest.approx((row["dropped"], row["precision"]))
 
 
-def test_every_token_of_gate_and_cap_together_has_its_place(groups: Groups) -> None:
-    config = configs.replace(groups.config, {"gate.threshold": 0.5, "cap.multiplier": 0.9, "gate.predictions": 4})
-    found = gate_trials.account(groups, config)
-    spent = found[["solutions", "rechecks", "predictions"]].sum(axis=1)
-    np.testing.assert_allclose(found["tokens_saved"], 1 - spent)
-    np.testing.assert_allclose(spent - found["predictions"] + found["dropped_tokens"] + found["cap_tokens"], 1)
-    alone = [gate_trials.account(groups, configs.replace(config, {key: 0.0}))["signal_lost"]
-             for key in ("gate.threshold", "cap.multiplier")]
-    assert (found["signal_lost"] <= alone[0] + alone[1] + 1e-9).all()
-    assert (found["signal_lost"] >= np.maximum(*alone) - 1e-9).all()
+def test_a_trained_gate_is_weighed_by_what_its_lots_measured() -> None:
+    steps = pd.DataFrame({"arm": "masa-read", "seed": 0, "gate_on": 1, "candidates": [30, 30], "rechecked": [1, 0],
+                          "tokens_solution": [5000, 5000], "tokens_recheck": [800, 0], "solution_length": [
+                              5800 / 88, 62.5], "tokens_meta": 0, "tokens_prefill": 0, "tokens_read": [1400, 1360],
+                          "gate_precision": 0.8, "gate_recall": 0.8, "dropped": 2 / 3})
+    one = gate_trials.trained(steps, 40.0, 8)
+    assert gate_trials.rolled_out(steps, 8)["groups"].tolist() == [21]
+    assert one.dropped == pytest.approx(2 / 3) and one.left_out == pytest.approx(840)
+    assert one.price == pytest.approx((2760 - 21 * 40) / 60)
+    assert one.signal == pytest.approx(1 / 3)
+    assert one.group == pytest.approx(540 / 3 + 840 * 2 / 3)
 
 
 def test_a_sweep_has_the_precision_of_dropping_the_lowest_scores() -> None:
@@ -115,125 +96,138 @@ def test_a_sweep_has_the_precision_of_dropping_the_lowest_scores() -> None:
     assert chances["precision"].tolist() == pytest.approx([0.75, 0.375, 1.75 / 3])
 
 
-def test_a_level_is_judged_by_other_runs_and_the_same_third(paths: list[Path], runs: list[Groups]) -> None:
-    levels = [gate_trials.levels(path, run) for path, run in zip(paths, runs, strict=True)]
-    assert levels[0].tolist() == [number % 3 for number in range(24)] * len(STEPS)
-    found = gate_trials.level_scores(runs, levels)[:len(levels[0])].reshape(len(STEPS), 24)
-    other = pd.DataFrame({"level": levels[1], "signal": runs[1].signal_P})[runs[1].steps_P <= 5]
-    assert found[0, :3] == pytest.approx(other.groupby("level")["signal"].mean())
-    assert (found[0] == found[1]).all()
-
-
-def test_after_training_the_oracle_foresees_best_and_blind_predictions_do_not() -> None:
-    config = configs.Config()
-    means = {}
-    for aware in (0.0, 1.0):
-        tables = [evaluation_table(0.5, aware, problems=120, seed=seed) for seed in range(2)]
-        tables = [table.assign(c=np.where(np.arange(120) % 2, table["c"], 32)) for table in tables]
-        if aware:
-            tables = [table.assign(predictions=[[round(c / 4)] * 8 for c in table["c"]]) for table in tables]
-        curves = gate_trials.after_training(tables, config)
-        means[aware] = {gate: gate_trials.precision_at(part) for gate, part in curves.groupby("gate")}
-    assert means[1.0]["oracle"] > 0.9
-    assert means[1.0]["predictions"] > 0.9 > means[0.0]["predictions"]
-
-
-@pytest.mark.parametrize("method", ["grpo", "masa-efficient", "dapo", "mopps", "greso", "level-table", "oracle"])
-def test_a_rehearsal_counts_what_each_gate_chooses_and_pays(method: str, pocket: tuple) -> None:
-    config = small({"method": method, "problems.pool": 6, "sampling.problems": 3, "gate.start": 1, "gate.lost": 1.0,
-                    "sampling.predictions": 2, "gate.threshold": 0.6, "rivals.samples": 4})
-    model, tokenizer = pocket
-    found = gate_trials.rehearse(config, make_engine("transformers", model, tokenizer, batch=64), tokenizer, 3)
-    assert found["step"].tolist() == [1, 2, 3]
-    assert (found["groups"] >= 1).all()
-    assert (found["signal"] <= found["groups"]).all()
-    assert (found["solutions"] > 0).all()
-    assert (found["predictions"] > 0).all() == (method == "masa-efficient")
-    assert (found["oracle"].sum() > 0) == (method == "oracle")
-    if method == "masa-efficient":
-        assert found["gate_on"].tolist() == [0, 1, 1]
-        assert (found["candidates"] >= found["groups"]).all()
+def test_who_knows_foresees_better_than_who_does_not_whether_read_or_sampled() -> None:
+    tables = [evaluation_table(0.5, 0.0, problems=120, seed=seed) for seed in range(2)]
+    tables = [table.assign(c=np.where(np.arange(120) % 2, table["c"], 32)) for table in tables]
+    eighths = [[round(c / 4) for c in table["c"]] for table in tables]
+    read = [table.assign(belief=[[1000 * (answer == right) for answer in range(9)] for right in rights])
+            for table, rights in zip(tables, eighths, strict=True)]
+    sampled = [table.assign(predictions=[[right] * 8 for right in rights])
+               for table, rights in zip(tables, eighths, strict=True)]
+    curves = gate_trials.after_training({"blind": tables, "read": read, "sampled": sampled}, configs.Config())
+    found = {gate: gate_trials.precision_at(part) for gate, part in curves.groupby("gate")}
+    assert set(found) == {"blind", "read", "sampled", "levels"}
+    assert min(found["read"], found["sampled"]) > 0.9 > found["blind"]
 
 
 @pytest.fixture(scope="module")
-def pocket() -> tuple:
-    return loading.load(small().model)
+def compared(tmp_path_factory: pytest.TempPathFactory) -> compare.Comparison:
+    folder = tmp_path_factory.mktemp("costs")
+    for arm, slow in {"grpo": 1, "masa-efficient": 2, "mopps": 3}.items():
+        for seed in range(3):
+            write_run(folder / f"{arm}-s{seed}", arm, seed, {0: 0.1, 10: 0.5 - slow / 100, 20: 0.6})
+    return compare.compare_runs(folder)
+
+
+def test_costs_at_equal_accuracy_are_those_of_the_comparison(compared: compare.Comparison) -> None:
+    table = gate_trials.equal_costs(compared, ["mopps", "grpo", "history"])
+    assert set(table["arm"]) == {"mopps", "grpo"}
+    row = table[(table["arm"] == "mopps") & (table["cost"] == "tokens")].iloc[0]
+    assert row["mean"] == pytest.approx(compared.summary["methods"]["mopps"]["tokens_equal_ratio"]["mean"])
+    assert set(table["verdict"]) <= {"cheaper", "dearer", "not shown to differ"}
+    table.loc[table["cost"] == "seconds", ["mean", "low", "high"]] = np.nan
+    drawn = gate_figures.equal_costs(table, gate_trials.DENOMINATORS)
+    assert [trace.text[0] for trace in drawn.data].count("not recorded") == 2
+    assert len(drawn.layout.annotations) == 4
+
+
+def test_an_arm_is_measured_against_another_over_the_seeds_of_both(compared: compare.Comparison) -> None:
+    found, back = (gate_trials.against(compared, *arms) for arms in (("masa-efficient", "mopps"),
+                                                                     ("mopps", "masa-efficient")))
+    ratios = [compared.summary["methods"][arm]["tokens_equal_ratio"]["mean"] for arm in ("masa-efficient", "mopps")]
+    assert found["mean"] == pytest.approx(ratios[0] / ratios[1]) == pytest.approx(1 / back["mean"])
+    assert found["seeds"] == 3 and {found["verdict"], back["verdict"]} <= {"cheaper", "dearer", "not shown to differ"}
+
+
+def test_predictions_are_priced_by_what_is_written_and_what_is_read_beyond_the_solutions_prompts() -> None:
+    table = pd.DataFrame({"arm": ["masa-read", "grpo"], "seed": 0, "tokens_meta": 0, "tokens_read": [900, 0],
+                          "read": [1000.0, 500.0]})
+    groups = pd.DataFrame({"arm": ["masa-read", "grpo"], "seed": 0, "groups": [10, 10]})
+    found = gate_trials.price_in_predictions(table, groups, 40.0)
+    assert found.loc["masa-read"].tolist() == [0, 600] and found.loc["grpo"].tolist() == [0, 0]
+
+
+@pytest.fixture(scope="module")
+def recorded() -> Recorded:
+    return belief_replay.read_beliefs(RECORDED)
+
+
+def test_the_gate_of_the_study_chooses_in_the_replay_what_it_chose_in_the_training(recorded: Recorded) -> None:
+    found = belief_replay.shares(belief_replay.choose(recorded))
+    assert found.loc["all", "own"] > 0.97  # the record rounds beliefs, and the lot decides between equals
+    assert found.loc["all", "dropped"] == pytest.approx(2 / 3)
+
+
+def test_shares_by_lot_weigh_each_group_by_one_over_its_chance() -> None:
+    table = pd.DataFrame({"step": [1, 1, 2, 3], "judged": True, "chosen": True, "weight": [1.0, 50.0, 1.0, 0.0],
+                          "signal": [True, False, True, False]})
+    found = belief_replay.shares(table).loc["all"]
+    assert found["signal"] == pytest.approx(2 / 52) and (found["known"], found["lots"]) == (3, 1)
+    assert math.isnan(found["precision"])
+
+
+def test_what_knows_more_meets_more_groups_with_a_signal_than_the_lot(recorded: Recorded) -> None:
+    met = {knows: belief_replay.shares(belief_replay.choose(recorded, knows=knows)).loc["all", "signal"]
+           for knows in KNOWS}
+    assert met["nothing"] < min(met["belief and history"], met["belief"], met["history"])
+    assert met["nothing"] == pytest.approx(belief_replay.shares(
+        belief_replay.choose(recorded).assign(chosen=True)).loc["all", "signal"])
+
+
+def test_fewer_places_and_candidates_are_chosen_and_judged(recorded: Recorded) -> None:
+    found = belief_replay.choose(recorded, {"belief.places": 0.25, "belief.candidates": 2.0})
+    assert found.groupby("step")["chosen"].sum().unique().tolist() == [4]
+    assert found.groupby("step")["judged"].sum().unique().tolist() == [8]
+    assert (found.loc[~found["judged"], "chance"].isna()).all()
+
+
+def test_a_run_without_beliefs_is_refused(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "grpo-s0", "grpo", 0, {0: 0.1, 20: 0.5})
+    with pytest.raises(replay.ReplayError, match="recorded no beliefs"):
+        belief_replay.read_beliefs(run.path)
 
 
 @pytest.fixture
-def panel(groups: Groups) -> GateReplay:
-    return GateReplay(groups)
+def panel(recorded: Recorded) -> GateReplay:
+    return GateReplay([recorded])
 
 
-def test_the_panel_shows_the_account_of_its_setting(groups: Groups, panel: GateReplay) -> None:
-    panel.apply({"gate.threshold": 0.7, "gate.predictions": 2, "cap.multiplier": 0.8})
-    wanted = gate_trials.account(groups, configs.replace(groups.config, {
-        "gate.threshold": 0.7, "gate.predictions": 2, "cap.multiplier": 0.8})).loc["last third"]
-    pd.testing.assert_series_equal(panel.row, wanted)
-    assert f"<b>{wanted['tokens_saved']:+.1%}</b>" in panel.page.value
-    bars = {trace.name: trace.y[1] for trace in panel.figure.data if trace.type == "bar"}
-    assert bars["predictions"] == pytest.approx(100 * wanted["predictions"])
-
-
-def test_a_move_of_any_control_redraws(panel: GateReplay) -> None:
-    for key, value in {"threshold": 0.8, "gate.predictions": 3, "gate.recheck": 0.5, "cap.multiplier": 0.7,
-                       "cap.aggregate": "mean", "gate.rule": "v1"}.items():
-        before = (panel.row["tokens_saved"], panel.row["signal_lost"])
+def test_the_panel_shows_the_shares_of_its_setting_and_every_control_redraws(panel: GateReplay,
+                                                                             recorded: Recorded) -> None:
+    for key, value in {"knows": "history", "belief.places": 0.3, "belief.candidates": 2.0, "belief.decay": 0.1,
+                       "belief.history": 1.0}.items():
+        before = panel.shares
         panel.controls[key].value = value
-        assert (panel.row["tokens_saved"], panel.row["signal_lost"]) != before, key
-    before = panel.row["groups"]
-    panel.phase.value = "all"
-    assert panel.row["groups"] > before
-
-
-def test_each_rule_has_its_own_threshold(panel: GateReplay) -> None:
-    panel.controls["gate.rule"].value = "v1"
-    assert (panel.controls["threshold"].value, panel.controls["threshold"].max) == (0.1, 0.5)
-    panel.controls["threshold"].value = 0.2
-    assert (panel.config.gate.std, panel.config.gate.threshold) == (0.2, 0.4)
-    panel.controls["gate.rule"].value = "signal"
-    assert panel.controls["threshold"].value == 0.4
-
-
-def test_dots_say_what_became_of_each_group(groups: Groups, panel: GateReplay) -> None:
-    table = gate_replay.fates(groups, panel.config, "all")
-    rates = np.array([[gating.admits(tuple(rate[np.isfinite(rate)]), panel.config)] for rate in groups.rates_PM])[:, 0]
-    assert (table["fate"].str.startswith("kept") == rates).all()
-    assert (table["fate"].str.endswith("has a signal") == groups.signal_P).all()
-
-
-def test_a_setting_that_drops_nothing_can_be_sent_to_a_page(panel: GateReplay) -> None:
-    panel.apply({"gate.threshold": 0.0})
-    assert np.isnan(panel.row["precision"])
-    assert "<b>none</b>" in panel.page.value
-    json.dumps(panel.figure.to_dict(), default=list, allow_nan=False)
-
-
-def test_presets_and_reset(panel: GateReplay) -> None:
-    for name, settings in panel.presets.items():
-        panel.preset(name)
-        assert {key: configs.get(panel.config, key) for key in ("gate.rule", "cap.multiplier")} == {
-            key: settings[key] for key in ("gate.rule", "cap.multiplier")}
-    assert panel.row["dropped"] == 0
-    panel.phase.value = "all"
+        assert not panel.shares.equals(before), key
+    wanted = belief_replay.shares(belief_replay.choose(recorded, {
+        "belief.places": 0.3, "belief.candidates": 2.0, "belief.decay": 0.1, "belief.history": 1.0}, "history"))
+    pd.testing.assert_frame_equal(panel.shares, wanted)
+    assert f"<b>{wanted.loc['all', 'signal']:.0%}</b>" in panel.page.value
+    bars = {trace.name: list(trace.y) for trace in panel.figure.data if trace.type == "bar"}
+    assert bars["your gate"] == pytest.approx(wanted["signal"].iloc[:3].tolist())
     panel.reset()
-    assert panel.phase.value == "last third"
-    assert {key: configs.get(panel.config, key) for key in gate_trials.KEYS} == panel.initial
+    assert panel.shares.equals(panel.own)
+
+
+def test_presets_change_what_the_gate_knows(panel: GateReplay) -> None:
+    for name, (knows, trusted) in PRESETS.items():
+        panel.preset(name)
+        assert (panel.controls["knows"].value, panel.controls["trusted"].value) == (knows, trusted)
+    json.dumps(panel.figure.to_dict(), default=list)
 
 
 def test_an_impossible_setting_is_refused_and_changes_nothing(panel: GateReplay) -> None:
-    before = panel.config
-    with pytest.raises(configs.ConfigError, match=r"gate\.threshold is 2"):
-        panel.apply({"gate.threshold": 2.0, "gate.recheck": 0.5})
-    assert panel.config == before
+    with pytest.raises(configs.ConfigError, match=r"belief\.places is 2"):
+        panel.apply({"belief.places": 2.0, "belief.decay": 0.1})
+    assert panel.controls["belief.decay"].value == panel.initial["belief.decay"]
 
 
 def test_the_setting_is_given_as_options_that_a_training_takes(panel: GateReplay) -> None:
-    panel.apply({"gate.rule": "v2", "gate.std": 0.05})
+    panel.apply({"knows": "belief", "belief.places": 0.5})
     words = panel.command.value.split()
-    given = dict(word.split("=") for word in words[words.index("--set") + 1:])
-    read = configs.replace(configs.Config(), given)
-    assert (read.gate.rule, read.gate.std, read.gate.predictions) == ("v2", 0.05, 8)
+    read = configs.replace(configs.Config(), {"method": words[words.index("--method") + 1]} | dict(
+        word.split("=") for word in words[words.index("--set") + 1:]))
+    assert (read.method, read.belief.places, read.belief.history) == ("masa-read", 0.5, 0.0)
 
 
 def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,40 +237,34 @@ def test_without_widgets_there_is_a_picture(panel: GateReplay, monkeypatch: pyte
         monkeypatch.setattr(environment, "STATIC", static)
         panel._ipython_display_()
     assert [type(entry).__name__ for entry in shown] == ["Figure", "VBox"]
-    assert shown[0].layout.paper_bgcolor or shown[0].layout.template.layout.paper_bgcolor == "rgba(0,0,0,0)"
 
 
-def test_a_gate_exercise_is_decided_by_runs_it_was_not_tuned_on(runs: list[Groups]) -> None:
-    less = {"gate.predictions": 6}
-    said = exercises.gate_exercise(*runs, less).splitlines()
-    row = gate_trials.account(runs[1], configs.replace(runs[1].config, less)).loc["last third"]
-    assert said[1].startswith(f"Other runs: you save {row['tokens_saved']:+.1%} of the tokens, net, and lose "
-                              f"{row['signal_lost']:.1%}")
-    assert said[2].startswith("Beaten, also")
-    for nothing_better in ({}, {"gate.threshold": 1.0, "gate.recheck": 0.0}):
-        assert exercises.gate_exercise(*runs, nothing_better).splitlines()[2].startswith("Not beaten: save more")
+def test_the_choices_are_drawn_by_third_of_the_training(recorded: Recorded) -> None:
+    found = {knows: belief_replay.shares(belief_replay.choose(recorded, knows=knows)) for knows in KNOWS[:2]}
+    drawn = gate_figures.belief_shares(found)
+    assert [bar.name for bar in drawn.data] == list(KNOWS[:2])
+    assert list(drawn.data[0].x) == list(replay.PHASES[:3])
+    assert list(drawn.data[1].y) == pytest.approx(found["belief"]["signal"].iloc[:3].tolist())
 
 
-def show_study(runs: Path) -> list[Any]:
-    """What the notebook's cell about the efficiency study displays when the recorded runs lie in `runs`."""
+def own_run(folder: Path) -> list[object]:
+    """What the cell of notebook 07 about the reader's own run displays, of runs in this folder."""
     cells = json.loads(NOTEBOOK.read_text(encoding="utf8"))["cells"]
-    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "efficiency")
-    shown: list[Any] = []
-    exec(source, {"RUNS": runs, "Path": Path, "pd": pd, "compare": compare, "costs": costs, "report": report,
-                  "figures": figures, "gate_figures": gate_figures, "display": shown.append, "runs_in": runs_in})
+    source = next("".join(cell["source"]) for cell in cells if cell["id"] == "mine")
+    shown: list[object] = []
+    exec(source.replace('ROOT / "runs" / "laptop"', "folder"), {
+        "folder": folder, "runs_in": runs_in, "compare": compare, "pd": pd, "figures": figures, "Run": Run,
+        "RUNS": DATA / "runs", "config": configs, "report": report, "display": shown.append,
+        "study": compare.compare_runs(DATA / "runs" / "baseline")})
     return shown
 
 
-def test_the_notebook_says_that_the_study_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert show_study(tmp_path) == []
-    assert "The study efficiency is not recorded yet" in capsys.readouterr().out
-
-
-def test_the_notebook_shows_a_recorded_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for arm, slow in {"grpo": 1, "masa-efficient": 2, "mopps": 3}.items():
-        for seed in range(2):
-            write_run(tmp_path / "efficiency" / f"{arm}-s{seed}", arm, seed, {0: 0.1, 10: 0.5 - slow / 100, 20: 0.6})
-    curves, shares = show_study(tmp_path)
-    assert {trace.name for trace in curves.data if trace.name} == {"grpo", "masa-efficient", "mopps"}
-    assert "masa-efficient" in shares.data[0].y
-    assert "masa-efficient" in capsys.readouterr().out
+def test_the_reader_sees_runs_of_their_own_beside_the_recorded_ones(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert own_run(tmp_path) == []
+    assert "There is no run of yours yet" in capsys.readouterr().out
+    for arm in ("grpo", "masa-read"):
+        write_run(tmp_path / f"{arm}-s0", arm, 0, {0: 0.1, 20: 0.5})
+    drawn, = own_run(tmp_path)
+    assert {trace.name for trace in drawn.data if trace.name} == {"mine: grpo", "mine: masa-read", "grpo", "masa"}
+    assert "Settings of yours that differ" in capsys.readouterr().out

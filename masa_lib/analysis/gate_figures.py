@@ -5,6 +5,9 @@ In the template and with the helpers of `figures`; every frame comes from `compa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pandas as pd
 import plotly.graph_objects as go
 
@@ -15,6 +18,7 @@ from masa_lib.analysis.figures import (
     GREY,
     ORANGE,
     PALETTE,
+    SKY,
     STREAMS,
     SYMBOLS,
     VERMILLION,
@@ -103,6 +107,60 @@ def token_shares(shares: pd.DataFrame) -> go.Figure:
                            hovertemplate=f"%{{y}}, {label}: %{{x:.1f}} %<extra></extra>")
     figure.add_vline(100, line={"dash": "dot", "color": GREY, "width": 1})
     return figure.update_layout(barmode="stack", legend_traceorder="normal").update_yaxes(autorange="reversed")
+
+
+def equal_costs(costs: pd.DataFrame, labels: Mapping[str, str]) -> go.Figure:
+    """What arms cost at equal accuracy, a panel a denominator: right of the line an arm is cheaper than its reference.
+
+    A full mark: the interval shows it; an open one: not shown to differ. An interval may leave the panel.
+
+    Args:
+        costs: columns arm, cost, mean, low, high (the reference's cost over the arm's; NaN: not recorded), bound,
+            seeds and verdict, as `lessons.gate_trials.equal_costs` gives them.
+        labels: the costs in order, and what they are called.
+    """
+    arms, places = list(dict.fromkeys(costs["arm"])), arm_places(costs["arm"])
+    figure = grid(list(labels.values()), columns=len(labels), title="Cost at equal accuracy", y="",
+                  x="grpo's over the arm's", height=230 + 34 * len(arms))
+    for number, cost in enumerate(labels, 1):
+        for row in costs[costs["cost"] == cost].itertuples():
+            _interval(figure, row, PALETTE[places[row.arm]], number)
+        figure.add_vline(1, line={"dash": "dot", "color": GREY, "width": 1.5}, row=1, col=number)
+        figure.update_yaxes(categoryorder="array", categoryarray=arms[::-1], range=[-0.6, len(arms) - 0.4],
+                            showticklabels=number == 1, row=1, col=number)
+    return figure.update_xaxes(type="log", range=[-0.98, 0.72], tickvals=[0.125, 0.25, 0.5, 1, 2, 4],
+                               ticktext=["⅛", "¼", "½", "1", "2", "4"]).update_layout(
+        showlegend=False, margin={"b": 64})
+
+
+def _interval(figure: go.Figure, row: Any, color: str, column: int) -> None:
+    """A mark with its interval, or a word where nothing is recorded."""
+    known, place = row.mean == row.mean, {"row": 1, "col": column}
+    text = "" if known else "not recorded"
+    bar = {"array": [row.high - row.mean], "arrayminus": [row.mean - row.low], "thickness": 2, "width": 5}
+    figure.add_scatter(x=[row.mean if known else 1], y=[row.arm], mode="markers" if known else "text", text=[text],
+                       marker={"size": 11, "color": color, "line": {"width": 2, "color": color},
+                               "symbol": "circle" if row.verdict in ("cheaper", "dearer") else "circle-open"},
+                       error_x=bar if known and row.low == row.low else None, **place,
+                       hovertemplate=f"{row.arm}, {row.seeds} seeds: {row.bound} {row.mean:.2f} ({row.low:.2f} to "
+                                     f"{row.high:.2f}), {row.verdict}<extra></extra>" if known else None,
+                       hoverinfo=None if known else "skip")
+
+
+def belief_shares(shares: Mapping[str, pd.DataFrame]) -> go.Figure:
+    """The share of the chosen groups with right and wrong solutions, by third of the training, a bar a choice.
+
+    Args:
+        shares: by what the choice is called, `lessons.belief_replay.shares`.
+    """
+    figure = grid([""], title="What a choice would have met", x="", y="share of groups with a signal", height=340)
+    for (name, table), color in zip(shares.items(), (GREY, ORANGE, SKY, BLUE, GREEN), strict=False):
+        part = table.drop(index="all")
+        figure.add_bar(x=list(part.index), y=part["signal"], name=name, marker_color=color,
+                       customdata=part[["known", "lots"]],
+                       hovertemplate=f"{name}, %{{x}}: %{{y:.2f}}, known of %{{customdata[0]}} groups, "
+                                     "%{customdata[1]} of them by lot<extra></extra>")
+    return figure.update_yaxes(range=[0, 1])
 
 
 def replay_gates(gates: pd.DataFrame) -> go.Figure:

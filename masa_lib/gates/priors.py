@@ -50,11 +50,15 @@ class BeliefGate(Baseline):
         """All candidates at once, as they compete."""
         return math.ceil(self.config.belief.candidates * wanted)
 
-    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
-        """Those with the highest chance of right and wrong solutions; the lot decides between equals."""
+    def chances(self, candidates: Sequence[Candidate]) -> np.ndarray:
+        """The chance that the group of each candidate has right and wrong solutions, by prior and history, P."""
         counts = [self.memory["counts"].get(candidate.problem.id, (0.0, 0.0)) for candidate in candidates]
         posterior_PV = beliefs.posterior(self.prior(candidates), np.array(counts))
-        chances_P = beliefs.mixed_chance(posterior_PV, self.config.sampling.solutions)
+        return beliefs.mixed_chance(posterior_PV, self.config.sampling.solutions)
+
+    def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
+        """Those with the highest chance of right and wrong solutions; the lot decides between equals."""
+        chances_P = self.chances(candidates)
         order = sorted(range(len(candidates)), key=lambda number: (-round(chances_P[number], 9), self.rng.random()))
         chosen = set(order[:wanted])
         return [number in chosen for number in range(len(candidates))]
@@ -112,9 +116,13 @@ class Read(BeliefGate):
         """See whether the belief beat the constant, too."""
         super().observe(table, candidates)
         groups = rollouts.outcomes(table)
+        self.weigh(np.array([candidates[group].belief.probabilities for group in groups.index]),
+                   groups["right"].tolist(), groups["solutions"].tolist())
+
+    def weigh(self, beliefs_PV: np.ndarray, right: Sequence[int], solutions: Sequence[int]) -> None:
+        """Trust a step's beliefs more or less, by what happened to their problems."""
         trust = self.trust
-        trust.learn(np.array([candidates[group].belief.probabilities for group in groups.index]),
-                    groups["right"].tolist(), groups["solutions"].tolist())
+        trust.learn(beliefs_PV, right, solutions)
         self.memory |= {"trust": trust.total, "constant": trust.constant_V.tolist()}
 
     def measures(self) -> dict[str, float]:

@@ -165,6 +165,11 @@ EXERCISES: dict[str, Exercise] = {
                                                 "numbers of `intervals.mean_interval` the last one."),
     "free predictions": Exercise(_free_predictions, (), 5e-3, "Divide, seed by seed, GRPO's tokens to the target by "
                                  "MASA's tokens of *solutions* to the target; `paired_ratio` averages them."),
+    "by lot": Exercise((0.0,), (((0.6,), "This is the precision of dropping by lot; put it into the formula."),), 1e-3,
+                       "By lot, q is the share of groups without a signal, 1 - s, and all groups cost g."),
+    "precision that pays": Exercise((0.68,), (((0.32,), "This is 1 - q."), ((0.6,), "That is the lot's precision; the "
+                                    "price has to be earned on top of it.")), 5e-3,
+                                    "Divide both sides by d times g, and solve for q."),
     "levels by luck": Exercise(
         (12 * 0.05,), (), 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
 }
@@ -237,41 +242,6 @@ def notion_exercise(recorded: Recorded, notion: str | None) -> str:
     found = f"{notion!r} pays in {below:.0%} of the groups below one half and in {above:.0%} of those above"
     good = below < 0.1 and above > 0.9
     return f"Right: {found}." if good else f"Not yet: {found}; less than 10 % and more than 90 % are asked."
-
-
-def gate_exercise(tuned: Any, fresh: Any, settings: Mapping[str, Any], phase: str = "last third") -> str:
-    """Whether a setting of gate and cap beats the recommended one: more tokens saved, net, at no more signal lost.
-
-    Args:
-        tuned: `replay.Groups` of the runs that the reader looked at.
-        fresh: those of runs that the reader did not look at; they decide.
-        settings: by dotted key (`gate_trials.KEYS`); what is left out has the library's default.
-        phase: of `replay.PHASES`.
-
-    Raises:
-        ConfigError: an unknown setting, or a value that is not allowed.
-    """
-    from masa_lib import config
-    from masa_lib.lessons import gate_trials
-
-    def rows(groups: Any) -> list[Any]:
-        recommended = {key: config.get(config.Config(), key) for key in gate_trials.KEYS}
-        return [gate_trials.account(groups, config.replace(groups.config, recommended | dict(changes))).loc[phase]
-                for changes in (settings, {})]
-
-    said, beaten = [], {}
-    for name, groups in (("Tuned on", tuned), ("Other runs", fresh)):
-        mine, theirs = rows(groups)
-        beaten[name] = (mine["tokens_saved"] > theirs["tokens_saved"]
-                        and mine["signal_lost"] <= theirs["signal_lost"])
-        said.append(f"{name}: you save {mine['tokens_saved']:+.1%} of the tokens, net, and lose "
-                    f"{mine['signal_lost']:.1%} of the signal; the recommended setting {theirs['tokens_saved']:+.1%} "
-                    f"and {theirs['signal_lost']:.1%}.")
-    verdict = {(True, True): "Beaten, also on runs that you did not tune on.",
-               (True, False): "Beaten only where you tuned: that was luck, or too little room; leave a margin.",
-               (False, True): "Not beaten where you tuned; that it wins elsewhere is luck.",
-               (False, False): "Not beaten: save more without losing more signal than the recommended setting."}
-    return "\n".join([*said, verdict[tuple(beaten.values())]])
 
 
 def pays_pass_rate_alone(settings: Mapping[str, Any]) -> str:

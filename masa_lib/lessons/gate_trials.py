@@ -1,39 +1,193 @@
-"""One setting of gate, cap and M tried out: on recorded groups, or with a model that stands still.
+"""What a gate is worth: break-even of asking, how well it foresees, and what whole trainings cost at equal accuracy.
 
-`replay` draws curves over many settings, one device at a time; here all devices of one setting act together, and every
-token has its place in one account. `rehearse` lets any gate choose problems for a few steps without an update, so that
-gates that need no predictions can be compared as well. Neither says what a model becomes whose training was gated.
+Pure functions on recorded groups, evaluations and comparisons; nothing here samples or needs torch.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from masa_lib.analysis.compare import pass_at_k
+from masa_lib.analysis import report
+from masa_lib.analysis.compare import Comparison, pass_at_k
+from masa_lib.analysis.costs import COSTS
+from masa_lib.analysis.intervals import ratio_of_logs
 from masa_lib.config import Config
-from masa_lib.engines import Engine
-from masa_lib.gates import registry
 from masa_lib.lessons import replay
-from masa_lib.lessons.replay import PHASES, Groups, ReplayError, ceiling
-from masa_lib.method import gather, gating, rollouts
-from masa_lib.method.streams import solutions_of
-from masa_lib.runs.folder import Run
+from masa_lib.lessons.replay import PHASES, Groups
+from masa_lib.method import beliefs, gating
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem, ProblemPool
-from masa_lib.training import metrics
 
-#: keeps the seeds of the oracle's own solutions apart from those of the rehearsed steps
-ORACLE_TAG = 4241
-#: the settings that a trial obeys
-KEYS = ("gate.rule", "gate.threshold", "gate.std", "gate.predictions", "gate.recheck", "cap.aggregate",
-        "cap.multiplier")
+#: the costs that are told apart, and what a figure calls them
+DENOMINATORS = {cost: COSTS[cost] for cost in ("tokens", "read", "tokens_update", "seconds")}
+
+
+@dataclass(frozen=True)
+class BreakEven:
+    """What asking about a candidate costs, and what it may cost at most.
+
+    `price`: tokens that asking about one candidate takes. `dropped`: share of the candidates that the gate leaves out.
+    `precision`: share of these whose group would have had no signal. `signal`: share of all candidates whose group has
+    one. `group`, `left_out`: tokens of a group, mean over all candidates and over those left out.
+    """
+
+    price: float
+    dropped: float
+    precision: float
+    signal: float
+    group: float
+    left_out: float
+
+    @property
+    def worth(self) -> float:
+        """The highest price that pays, tokens: what leaving out saves, less what lost signal costs to buy elsewhere."""
+        return self.dropped * (self.left_out - (1 - self.precision) * self.group / self.signal)
+
+    @property
+    def gain(self) -> float:
+        """Groups with a signal a token, relative to asking nothing and rolling out everything."""
+        kept = self.signal - self.dropped * (1 - self.precision)
+        return kept / (self.price + self.group - self.dropped * self.left_out) * self.group / self.signal
+
+
+def replayed(groups: Groups, rule: str, threshold: float, phase: str = PHASES[2], predictions: int = 0) -> BreakEven:
+    """The account of a gate by sampled predictions, from recorded groups; tokens written.
+
+    Args:
+        groups: of one run, or `pooled` of several.
+        rule: of the gate, as for `replay.gate_curve`.
+        threshold: of the rule.
+        phase: of PHASES.
+        predictions: M; 0 takes all that were recorded.
+    """
+    here = groups.phases_FP[PHASES.index(phase)] > 0
+    members = predictions or groups.rates_PM.shape[1]
+    row = replay.gate_curve(groups, rule, [threshold], members, recheck=0.0).set_index("phase").loc[phase]
+    price = groups.meta_tokens(members)[here].mean()
+    group = groups.lengths_PG.sum(axis=1)[here].mean()
+    saved = row["tokens_saved"] * group + price  # of a candidate, before predictions are paid
+    return BreakEven(price, row["dropped"], row["precision"], groups.signal_P[here].mean(), group,
+                     saved / row["dropped"])
+
+
+def trained(steps: pd.DataFrame, prompt: float, solutions: int) -> BreakEven:
+    """The account of a gate as it went in whole trainings, from what its lots measured; tokens written and read.
+
+    Args:
+        steps: of one arm of a comparison, whose gate chooses among candidates that compete (`masa_lib.gates.priors`).
+        prompt: tokens of a problem's prompt, which is read for its solutions in any case.
+        solutions: G.
+    """
+    steps = steps[steps["gate_on"] > 0]
+    total = steps.reindex(columns=["candidates", "rechecked", "tokens_solution", "tokens_recheck", "tokens_meta",
+                                   "tokens_prefill", "tokens_read"]).fillna(0.0).sum()
+    precision, recall = steps[["gate_precision", "gate_recall"]].mean()
+    groups = rolled_out(steps, solutions)["groups"].sum()
+    chosen = groups - total["rechecked"]
+    dropped = 1 - chosen / total["candidates"]
+    price = (total[["tokens_meta", "tokens_prefill", "tokens_read"]].sum() - groups * prompt) / total["candidates"]
+    kept, left_out = (prompt + spent / count for spent, count in (
+        (total["tokens_solution"], chosen), (total["tokens_recheck"], total["rechecked"])))
+    return BreakEven(max(price, 0.0), dropped, precision, 1 - precision * dropped / recall,
+                     (1 - dropped) * kept + dropped * left_out, left_out)
+
+
+def break_even_table(found: Mapping[str, BreakEven]) -> pd.DataFrame:
+    """A row a gate: its numbers, in tokens and shares, what it is worth, and the gain."""
+    return pd.DataFrame({name: {
+        "price c": one.price, "left out d": one.dropped, "precision q": one.precision, "signal s": one.signal,
+        "group g": one.group, "left-out group": one.left_out, "worth": one.worth, "gain": one.gain}
+        for name, one in found.items()}).T
+
+
+def equal_costs(found: Comparison, arms: Iterable[str], timed: Comparison | None = None) -> pd.DataFrame:
+    """What the arms cost at equal accuracy, relative to their reference: a row an arm and denominator.
+
+    Args:
+        found: the comparison.
+        arms: to show, in order; one that is not there is left out.
+        timed: of runs that had the machine to themselves, for the seconds; None takes them from `found`.
+
+    Returns:
+        Columns arm, cost (of DENOMINATORS), mean, low, high (the reference's cost over the arm's; NaN: not recorded),
+        bound (`<=`: at most), seeds, and what the ratio shows, `verdict`.
+    """
+    rows = []
+    for cost in DENOMINATORS:
+        methods = (timed if timed is not None and cost == "seconds" else found).summary["methods"]
+        for arm in arms:
+            ratio = methods[arm][f"{cost}_equal_ratio"] if arm in methods else {}
+            there = ratio.get("mean") is not None
+            if arm in found.summary["methods"]:
+                rows.append({"arm": arm, "cost": cost, **{end: ratio.get(end) for end in ("mean", "low", "high")},
+                             "bound": methods[arm]["equal_bound"] if there else "",
+                             "seeds": methods[arm]["seeds"] if there else 0,
+                             "verdict": report.verdict(ratio, methods[arm]["equal_missed"]) if there else ""})
+    return pd.DataFrame(rows).astype(dict.fromkeys(("mean", "low", "high"), float))
+
+
+def equal_table(costs: pd.DataFrame) -> pd.DataFrame:
+    """`equal_costs` to be read: a row an arm, a column a denominator, each ratio with its interval."""
+    ends = costs[["mean", "low", "high"]].astype(object).where(costs[["mean", "low", "high"]].notna(), None)
+    text = ["not recorded" if ratio["mean"] is None else f"{bound} {report.show(ratio, '.2f')}".strip()
+            for bound, ratio in zip(costs["bound"].str.replace("<=", "≤"), ends.to_dict("records"), strict=True)]
+    wide = costs.assign(text=text).pivot(index="arm", columns="cost", values="text")
+    return wide.loc[list(dict.fromkeys(costs["arm"])), list(DENOMINATORS)].rename(columns=DENOMINATORS).rename_axis(
+        index=None, columns=None)
+
+
+def unbroken(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose texts and names of rows no page breaks: with spaces and hyphens that hold together."""
+    def hold(text: object) -> object:
+        return text.replace(" ", "\u00a0").replace("-", "\u2011") if isinstance(text, str) else text
+
+    return table.map(hold).rename(index=hold)
+
+
+def against(found: Comparison, arm: str, other: str, cost: str = "tokens") -> dict[str, float | str | None]:
+    """What the other arm costs at equal accuracy over what this one does, over the seeds that both have.
+
+    Args:
+        found: a comparison with both; the accuracies are those of their reference.
+        arm: above 1 it is the cheaper one.
+        other: the one that it is measured against.
+        cost: of `costs.COSTS`.
+
+    Returns:
+        mean, low, high (None for fewer than two seeds), seeds, and what it shows of the arm, `verdict`.
+    """
+    table = found.runs.pivot(index="seed", columns="arm", values=[f"{cost}_equal", "equal_missed"])
+    logs = (table[f"{cost}_equal"][arm] - table[f"{cost}_equal"][other]).dropna()
+    ratio = {name: value if np.isfinite(value) else None for name, value in ratio_of_logs(logs).items()}
+    missed = float(table["equal_missed"][[arm, other]].loc[logs.index].to_numpy().max(initial=0.0))
+    return ratio | {"seeds": len(logs), "verdict": report.verdict(ratio, missed) if len(logs) else "not recorded"}
+
+
+def price_in_predictions(runs: pd.DataFrame, groups: pd.DataFrame, prompt: float) -> pd.DataFrame:
+    """What an arm's predictions took, mean over its runs: tokens `written`, and `read` beyond the solutions' prompts.
+
+    Args:
+        runs: `Comparison.runs`.
+        groups: columns arm, seed and groups: how many groups of solutions each run rolled out.
+        prompt: tokens of a problem's prompt.
+    """
+    table = runs.merge(groups, on=["arm", "seed"])
+    asks = (table["tokens_meta"] > 0) | (table["tokens_read"] > 0)
+    table["written"] = table["tokens_meta"]
+    table["read_for"] = (table["read"] - table["groups"] * prompt).clip(lower=0).where(asks, 0.0)
+    found = table.groupby("arm")[["written", "read_for"]].mean().rename(columns={"read_for": "read"})
+    return found.reindex(runs["arm"].unique())
+
+
+def rolled_out(steps: pd.DataFrame, solutions: int) -> pd.DataFrame:
+    """How many groups of so many solutions each run of a comparison rolled out: columns arm, seed, groups."""
+    written = steps["tokens_solution"] + steps["tokens_recheck"]
+    steps = steps.assign(groups=(written / (steps["solution_length"] * solutions)).round())
+    return steps.groupby(["arm", "seed"])["groups"].sum().reset_index()
 
 
 def pooled(runs: Sequence[Groups]) -> Groups:
@@ -41,86 +195,6 @@ def pooled(runs: Sequence[Groups]) -> Groups:
     arrays = [field.name for field in dataclasses.fields(Groups) if field.name != "config"]
     return dataclasses.replace(runs[0], **{name: np.concatenate([getattr(run, name) for run in runs])
                                            for name in arrays})
-
-
-def threshold(config: Config) -> float:
-    """What the config's rule compares its scores with: gate.threshold for the rule signal, else gate.std.
-
-    Raises:
-        ReplayError: for the rule posterior.
-    """
-    if config.gate.rule == "posterior":
-        raise ReplayError("The rule posterior learns while a model trains and cannot be replayed; take the rule "
-                          "signal, v1 or v2.")
-    return config.gate.threshold if config.gate.rule == "signal" else config.gate.std
-
-
-def scores(groups: Groups, config: Config, draws: int = replay.DRAWS) -> np.ndarray:
-    """Of each group what the config's rule compares with its threshold, over random subsets of M; shape (draws, P)."""
-    threshold(config)
-    return gating.rule_scores(replay.draw(groups, groups.rates_PM, _members(groups, config), draws), config.gate.rule,
-                              groups.right_PG.shape[1])
-
-
-def account(groups: Groups, config: Config, draws: int = replay.DRAWS) -> pd.DataFrame:
-    """What gate and cap of a config would have done together, and where the tokens would have gone, by phase.
-
-    Args:
-        groups: recorded.
-        config: those of its settings that KEYS names; `gate.predictions` = 0 takes all recorded predictions.
-        draws: random subsets that a smaller M is averaged over.
-
-    Returns:
-        Index phase, columns `groups` (how many), `flat` (share without a signal), `dropped`, `precision`, `recall` (of
-        the gate), `right_cut` and `stopped` (shares of the right and of all solutions, by the cap), `signal_lost`
-        (share of the groups with a signal that are dropped and not re-checked, or have none left under the cap), and as
-        shares of all recorded solution tokens `solutions`, `rechecks` and `predictions` (spent), `dropped_tokens` and
-        `cap_tokens` (not spent) and `tokens_saved` (net: 1 less what is spent). `gain` is the number of groups with a
-        signal per token, relative to rolling out everything without predictions. That a share of the solutions is left
-        uncapped (`UNCAPPED`) is not played.
-    """
-    members, recheck = _members(groups, config), config.gate.recheck
-    dropped_DP = scores(groups, config, draws) < threshold(config)
-    rolled_DP = np.where(dropped_DP, recheck, 1.0)
-    over_DPG = groups.lengths_PG > caps(groups, config, draws)[..., None]
-    spent_DP = np.minimum(groups.lengths_PG, caps(groups, config, draws)[..., None]).sum(axis=-1)
-    still_DPG = groups.right_PG & ~over_DPG
-    kept_DP = rolled_DP * (groups.signal_P & still_DPG.any(axis=-1) & ~still_DPG.all(axis=-1))
-    phases, tokens_P, flat_P = groups.phases_FP, groups.lengths_PG.sum(axis=1), ~groups.signal_P
-
-    def total(values: np.ndarray) -> np.ndarray:
-        """Sums of (draws, P) or (P,) by phase, the mean over draws."""
-        return phases @ np.atleast_2d(values).mean(axis=0)
-
-    drops, full, signal = total(dropped_DP), total(tokens_P), total(groups.signal_P)
-    hits, dropped_tokens = total(dropped_DP & flat_P), total((1 - rolled_DP) * tokens_P)
-    solutions, rechecks = total(~dropped_DP * spent_DP), total(dropped_DP * recheck * spent_DP)
-    predictions = total(groups.meta_tokens(members))
-    spent = solutions + rechecks + predictions
-    with np.errstate(invalid="ignore", divide="ignore"):
-        lost = 1 - total(kept_DP) / signal
-        found = {"groups": phases.sum(axis=1).astype(int), "flat": total(flat_P) / phases.sum(axis=1),
-                 "dropped": drops / phases.sum(axis=1), "precision": hits / drops, "recall": hits / total(flat_P),
-                 "right_cut": total((over_DPG & groups.right_PG).sum(axis=-1)) / total(groups.right_PG.sum(axis=-1)),
-                 "stopped": total(over_DPG.mean(axis=-1)) / phases.sum(axis=1), "signal_lost": lost,
-                 "solutions": solutions / full, "rechecks": rechecks / full, "predictions": predictions / full,
-                 "dropped_tokens": dropped_tokens / full,
-                 "cap_tokens": (full - dropped_tokens - solutions - rechecks) / full,
-                 "tokens_saved": 1 - spent / full, "gain": (1 - lost) / (spent / full)}
-    return pd.DataFrame(found, index=pd.Index(PHASES, name="phase"))
-
-
-def caps(groups: Groups, config: Config, draws: int = replay.DRAWS) -> np.ndarray:
-    """Tokens that a solution of each group is allowed under the config's cap; shape (draws, P)."""
-    full = groups.config.sampling.solution_tokens
-    drawn = replay.draw(groups, groups.predicted_PM, _members(groups, config), draws)
-    if not config.cap.multiplier:
-        return np.full(drawn.shape[:2], float(full))
-    return gating.caps(gating.aggregate_lengths(drawn, config.cap.aggregate), config.cap.multiplier, full)
-
-
-def _members(groups: Groups, config: Config) -> int:
-    return config.gate.predictions or groups.rates_PM.shape[1]
 
 
 def sweep(scores_P: np.ndarray, signal_P: np.ndarray) -> pd.DataFrame:
@@ -146,29 +220,43 @@ def precision_at(curve: pd.DataFrame, recall: float = replay.RECALL) -> float:
     return float(np.interp(recall, curve["recall"], curve["precision"], right=np.nan)) if len(curve) else np.nan
 
 
-def levels(path: str | Path, groups: Groups) -> np.ndarray:
-    """The level of each of a run's recorded groups, in the order of `replay.read_groups`."""
-    table = Run.open(path).rollouts(np.unique(groups.steps_P))
-    return table.groupby(["step", "group"])["level"].first().to_numpy()
+def after_training(tables: Mapping[str, Sequence[pd.DataFrame]], config: Config) -> pd.DataFrame:
+    """How well gates foresee that a group has no signal, on held-out problems after training.
 
-
-def level_scores(runs: Sequence[Groups], levels_of: Sequence[np.ndarray]) -> np.ndarray:
-    """What a table of levels knows: of each group the share with a signal among the others' groups of its level.
-
-    Privileged, as nothing else is told a level. The others are the other runs' groups of the same third of the
-    training; a level that none of them met scores 1.
+    A group is G of a problem's n recorded solutions; its chance of a signal stands for whether it has one.
 
     Args:
-        runs: of one study, at least two.
-        levels_of: of each run its groups' levels.
+        tables: by name the last evaluations of an arm's runs, n above G; a run's beliefs are used where it has them,
+            else its predictions, by the config's rule. All arms have the same problems.
+        config: its gate's rule, and G.
 
     Returns:
-        A score a group, in the order of `pooled`.
+        Columns gate, threshold, dropped, precision, recall. Beside the arms stands `levels`, the mean chance of a
+        problem's level in the other runs of the first arm; privileged, as nothing else is told a level.
     """
-    frames = [pd.DataFrame({"run": number, "level": level, "phase": run.phases_FP[:3].argmax(axis=0),
-                            "signal": run.signal_P.astype(float)})
-              for number, (run, level) in enumerate(zip(runs, levels_of, strict=True))]
-    return _others_share(pd.concat(frames, ignore_index=True), ["phase", "level"])
+    size, curves, levels = config.sampling.solutions, {}, {}
+    for name, runs in tables.items():
+        rows = pd.concat([pd.DataFrame({"run": run, "level": table["level"].to_numpy(), "signal": _mixed(table, size),
+                                        "score": _scores(table, config)}) for run, table in enumerate(runs)])
+        signal_P = rows["signal"].to_numpy()
+        curves[name] = sweep(rows["score"].to_numpy(), signal_P)
+        levels = levels or {"levels": sweep(_others_share(rows, ["level"]), signal_P)}
+    return pd.concat([curve.assign(gate=name) for name, curve in (curves | levels).items()], ignore_index=True)
+
+
+def _mixed(table: pd.DataFrame, size: int) -> np.ndarray:
+    """The chance that so many of a problem's solutions are not all alike."""
+    right, wrong = (pass_at_k(table["n"], count, size) for count in (table["c"], table["n"] - table["c"]))
+    return right + wrong - 1
+
+
+def _scores(table: pd.DataFrame, config: Config) -> np.ndarray:
+    """The chance of a signal by what a model believes, or the rule on what it predicts."""
+    if "belief" in table:
+        said_PV = np.stack(table["belief"].to_list()).astype(float)
+        return beliefs.mixed_chance(said_PV / said_PV.sum(axis=1, keepdims=True), config.sampling.solutions)
+    rates = pd.DataFrame(table["predictions"].tolist()).to_numpy(dtype=float) / PASS_RATE_STEPS
+    return gating.rule_scores(rates, config.gate.rule, config.sampling.solutions)
 
 
 def _others_share(table: pd.DataFrame, cells: list[str]) -> np.ndarray:
@@ -177,77 +265,3 @@ def _others_share(table: pd.DataFrame, cells: list[str]) -> np.ndarray:
     others = cell.transform("size") - own.transform("size")
     share = (cell.transform("sum") - own.transform("sum")) / others.where(others > 0)
     return share.fillna(1.0).to_numpy()
-
-
-def after_training(tables: Sequence[pd.DataFrame], config: Config) -> pd.DataFrame:
-    """How well three gates foresee that a group has no signal, on held-out problems after training.
-
-    A group is G of a problem's n recorded solutions; its chance of a signal stands for whether it has one.
-
-    Args:
-        tables: the last evaluation of each run of a study, n above G.
-        config: its gate's rule, and G.
-
-    Returns:
-        Columns gate, threshold, precision, recall (and dropped, but for the oracle). `predictions`: the rule on each
-        problem's predictions; `levels`: the mean chance of its level in the other runs, privileged; `oracle`: knows the
-        problem's other n - G solutions (`replay.ceiling`).
-    """
-    size, frames = config.sampling.solutions, []
-    for run, table in enumerate(tables):
-        right, wrong = (pass_at_k(table["n"], count, size) for count in (table["c"], table["n"] - table["c"]))
-        rates = pd.DataFrame(table["predictions"].tolist()).to_numpy(dtype=float) / PASS_RATE_STEPS
-        frames.append(pd.DataFrame({"run": run, "level": table["level"].to_numpy(), "signal": right + wrong - 1,
-                                    "predictions": gating.rule_scores(rates, config.gate.rule, size)}))
-    rows = pd.concat(frames, ignore_index=True)
-    rows["levels"] = _others_share(rows, ["level"])
-    curves = {name: sweep(rows[name].to_numpy(), rows["signal"].to_numpy()) for name in ("predictions", "levels")}
-    curves["oracle"] = ceiling(pd.concat(tables, ignore_index=True), size)
-    return pd.concat([curve.assign(gate=name) for name, curve in curves.items()], ignore_index=True)
-
-
-def rehearse(config: Config, engine: Engine, tokenizer: Any, steps: int) -> pd.DataFrame:
-    """What a method's gate would choose in a few steps with a model that stands still, and what that costs.
-
-    Each step goes the way of a training step (`Trainer.train_step`) up to the update, which is left out.
-
-    Args:
-        config: of the method; with `method` grpo everything is admitted.
-        engine: who samples.
-        tokenizer: of the model.
-        steps: how many.
-
-    Returns:
-        A row a step: step, candidates, gate_on, groups (admitted), signal (how many of them have one), and the tokens
-        of solutions, rechecks, predictions and, counted by nobody in a training, of the oracle.
-    """
-    step, cursor, oracle, rows = 0, 0, 0, []
-
-    def solve(asked: Sequence[Problem], samples: int) -> list[int]:
-        nonlocal oracle
-        right, tokens = rollouts.count_right(asked, samples, engine, tokenizer, config, [config.seed, ORACLE_TAG, step])
-        oracle += tokens
-        return right
-
-    pool = ProblemPool(config.problems, config.seed)
-    gate = registry.make_gate(config, pool, solve)
-    for step in range(1, steps + 1):
-        oracle = 0
-        sample = partial(rollouts.sample, engine=engine, tokenizer=tokenizer, config=config, seed=[config.seed, step],
-                         temperature=config.sampling.temperature)
-        found = gather.collect(gate, pool, cursor, sample, config, step)
-        rollouts.score(found.table, config)
-        learned = gather.learn(gate, found)
-        cursor += len(found.candidates)
-        rows.append({"step": step, **_tally(found), "oracle": oracle, "gate_on": learned["gate_on"]})
-    return pd.DataFrame(rows)
-
-
-def _tally(found: gather.Selection) -> dict[str, int]:
-    """Groups and tokens of a step's rollouts."""
-    solved = solutions_of(found.table)
-    share = solved[solved["admitted"]].groupby("group")["correct"].mean()
-    counted = metrics.batch_metrics(found.table)
-    return {"candidates": len(found.candidates), "groups": len(share), "signal": int(((share > 0) & (share < 1)).sum()),
-            "solutions": counted["tokens_solution"], "rechecks": counted["tokens_recheck"],
-            "predictions": counted["tokens_meta"]}
