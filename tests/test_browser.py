@@ -243,6 +243,46 @@ def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: 
     assert len({mean for mean, _ in seen}) == 3 and seen[0] == seen[-1]
 
 
+def end(page: Any, label: str, key: str) -> None:
+    """Move a slider to its first or last value by the keyboard."""
+    page.locator(".widget-slider", has_text=label).locator(".noUi-handle").focus()
+    page.keyboard.press(key)
+
+
+@pytest.mark.slow  # the notebook's cells up to the lab come first
+def test_the_tasks_of_the_reward_lab_are_reached_by_keyboard(lab: Lab, page: Any) -> None:
+    page.set_viewport_size({"width": 1366, "height": 768})
+    open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
+    command(page, "notebook:run-all-cells")
+    menu, said, names = page.get_by_label("task", exact=True), page.get_by_role("status"), reward_lab.LABELS
+    menu.wait_for()
+
+    def begin() -> None:
+        menu.focus()
+        page.keyboard.press("ArrowDown")
+        playwright.expect(said).to_contain_text("Not yet")
+
+    begin()
+    for key in ("reward.length_weight", "reward.notion_weight"):
+        end(page, names[key], "Home")
+    end(page, names["reward.difficulty_base"], "End")
+    playwright.expect(said).to_contain_text("Reached: the mean reward")
+    begin()
+    page.get_by_label(names["update.normalise_meta"]).focus()
+    for _ in range(2):  # from reward over parts to none
+        page.keyboard.press("ArrowDown")
+    playwright.expect(said).to_contain_text("Reached: the pass rate")
+    begin()
+    end(page, names["reward.pass_rate_weight"], "Home")
+    end(page, names["reward.length_slack"], "End")
+    page.get_by_label(names["reward.exclude_problem_notions"]).focus()
+    page.keyboard.press("Space")
+    playwright.expect(said).to_contain_text("Reached: a constant answer")
+    picture(page, "reward_lab_task")
+    figure = page.locator(".js-plotly-plot").last.bounding_box()
+    assert figure["x"] + figure["width"] <= 1366 and figure["height"] <= 560  # whole beside the knobs
+
+
 @pytest.fixture
 def handed() -> Iterator[Path]:
     """The file that "Use in training" writes; what a reader has there is put back."""

@@ -56,7 +56,7 @@ def blank(recorded: Recorded, points: int = 300) -> go.Figure:
                            marker_symbol=symbol, text=[_hover(text) for text in rows["text"]], showlegend=False,
                            hovertemplate="%{text}<br>reward %{y:.3f}<extra></extra>", row=1, col=1)
         figure.add_scatter(x=EIGHTHS / 8, mode="lines+markers", line={"color": color, "width": 2.5},
-                           name=f"predicts {first} to {last} of 8", legendgroup="promise", row=1, col=1,
+                           name=f"says {first} to {last}", row=1, col=1,
                            marker={"size": 7, "symbol": symbol},
                            hovertemplate=f"predicts {first} to {last} of 8: mean reward %{{y:.3f}}<extra></extra>")
     for true, predicted in np.argwhere(_thin(recorded)):  # grey, and no trace: a move sets what traces share
@@ -73,7 +73,7 @@ def blank(recorded: Recorded, points: int = 300) -> go.Figure:
         figure.add_bar(x0=1, hovertemplate="%{hovertext}<extra></extra>", showlegend=False, marker_color=color, row=2,
                        col=2)
     for name, color in PARTS.values():
-        figure.add_bar(x=list(PAID.values()), name=name, marker_color=color, legendgroup="parts", row=3, col=1,
+        figure.add_bar(x=list(PAID.values()), name=name, marker_color=color, row=3, col=1,
                        hovertemplate=f"%{{x}}: %{{y:.3f}} for the {name}<extra></extra>")
     return _dress(figure)
 
