@@ -291,6 +291,17 @@ def _page(runs: Sequence[Path]) -> Path:
     return runs[0] / "report.html" if runs[0].is_dir() else runs[0].with_name(f"{runs[0].name}-report.html")
 
 
+@command("doctor", "why is my reward flat: what a run's records say, and what to do", RUN, JSON)
+def _doctor(options: argparse.Namespace) -> None:
+    import json
+
+    from masa_lib.analysis import doctor
+    from masa_lib.runs.folder import Run
+
+    run = Run.open(options.run)
+    print(json.dumps(doctor.rows(run), ensure_ascii=False) if options.json else doctor.text(run))
+
+
 @command("study", "train a grid of arms and seeds; what is finished is left alone",
          option("file", metavar="FILE", about="the study, as studies/baseline.toml"),
          option("--only", metavar="ARM", nargs="+", default=[], about="these arms alone"),
