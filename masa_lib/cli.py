@@ -201,13 +201,7 @@ def _how_to_resume(run: Path | None) -> str:
          epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... evaluation.predictions=... "
                 "(`masa train --help` has the other settings).")
 def _eval(options: argparse.Namespace) -> None:
-    base = weights = run = None
-    if options.run:
-        from masa_lib.runs.folder import Run
-
-        run = Run.open(options.run)
-        step, weights = run.weights(options.checkpoint)
-        base = run.config_at(step)
+    base, weights, run, step = _of_run(options)
     if options.problems:  # all of a file is measured on, unless it is the one that the run was trained on
         options.set = [f"problems.evaluation_source={options.problems}", *options.set]
         options.problems = None
@@ -226,6 +220,19 @@ def _eval(options: argparse.Namespace) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             parquet.write(options.out / "evaluation.parquet", table)
     print(files.line(summary).decode().strip() if options.json else _measures(summary))
+
+
+@command("chat", "ask a trained model to predict, then to solve, problem by problem",
+         option("run", metavar="RUN", nargs="?", type=Path, about="a run; without it the model of the settings"),
+         CHECKPOINT, option("--solutions", metavar="N", type=int, default=8, about="of each problem (default: 8)"),
+         short=("model", "method", "seed", "engine"))
+def _chat(options: argparse.Namespace) -> None:
+    base, weights, run, _ = _of_run(options)
+    settings = config_from(options, base)
+    from masa_lib.lessons import chat
+
+    for said in chat.chat(settings, weights, run, max(1, options.solutions)):
+        print(said)
 
 
 @command("probe", "ask what an untrained model believes of its own solutions, and what is true",
@@ -250,6 +257,17 @@ def _warmup(options: argparse.Namespace) -> None:
     made = warmup.build(settings, out, warmup.Recipe(problems=options.count), options.command)
     print(_measures(made["check"]))
     print(f"Made: {out}. `masa train --config {shlex.quote(str(out / 'settings.toml'))}` trains it.")
+
+
+def _of_run(options: argparse.Namespace) -> tuple[config.Config | None, Path | None, Any, int]:
+    """The config of a run's checkpoint, its weights, the run and the step; None where no run is given."""
+    if not options.run:
+        return None, None, None, 0
+    from masa_lib.runs.folder import Run
+
+    run = Run.open(options.run)
+    step, weights = run.weights(options.checkpoint)
+    return run.config_at(step), weights, run, step
 
 
 def _settings_and_out(options: argparse.Namespace, name: str) -> tuple[config.Config, Path]:
