@@ -305,6 +305,8 @@ class EvaluationConfig:
     final_problems: int = option(320, "held-out problems of the first and last evaluation", ge=1)
     final_samples: int = option(32, "solutions a problem of the first and last evaluation", ge=1)
     predictions: int = option(8, "meta rollouts a problem of the first and last evaluation; 0: none", ge=0)
+    read_every: int = option(0, "steps between two looks at the beliefs about the problems of the learning curve, "
+                             "which solve and write nothing (methods that read); 0: none", ge=0)
     temperature: float = option(1.0, "of the evaluation's sampling", gt=0, le=10)
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 from small import small, timeless
 
+from masa_lib import crash_safe_files as files
 from masa_lib.analysis import awareness
 from masa_lib.config import Config
 from masa_lib.engines import make_engine
@@ -138,3 +139,24 @@ def test_training_does_not_notice_evaluations(evaluated: Run) -> None:
     metrics = [timeless(result.metrics) for result in Trainer(silent)]
     recorded = [timeless(row) for row in evaluated.metrics().to_dict("records")]
     assert recorded == metrics
+
+
+def test_looking_at_held_out_beliefs_is_recorded_for_each_step_and_changes_no_number_of_the_training(
+        tmp_path: Path) -> None:
+    config = {"method": "masa-read", "steps": 2, "evaluation.problems": 3, "record.rollouts_every": 0}
+    runs = [train(small(config | {"evaluation.read_every": every}), tmp_path / str(every), "masa train")
+            for every in (0, 1)]
+    plain, looked = ([timeless(row) for row in run.metrics().to_dict("records")] for run in runs)
+    assert plain == looked and not (runs[0].path / "readings.jsonl").exists()
+    rows = files.read_lines(runs[1].path / "readings.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    last = runs[1].evaluation_table(2).head(3)  # of the last evaluation's problems, the learning curve's come first
+    assert rows[-1]["problems"] == last["problem_id"].tolist()
+    assert rows[-1]["beliefs"] == [list(belief) for belief in last["belief"]]
+    runs[1].rewind(1)
+    assert [row["step"] for row in files.read_lines(runs[1].path / "readings.jsonl")] == [1]
+
+
+def test_methods_that_sample_their_predictions_have_no_beliefs_to_look_at(tmp_path: Path) -> None:
+    run = train(small({"steps": 1, "evaluation.read_every": 1}), tmp_path / "run", "masa train")
+    assert not (run.path / "readings.jsonl").exists()

@@ -35,8 +35,9 @@ CONFIG, ENVIRONMENT, STATUS, LOCK = "config.toml", "environment.json", "status.j
 #: the paths that the config names by their last part, kept beside it for this computer: not a part of the record
 PLACES = ".places.json"
 METRICS, CHANGES, EVALUATIONS, ROLLOUTS = "metrics.jsonl", "changes.jsonl", "evaluations.jsonl", "rollouts.jsonl"
-BELIEFS = "beliefs.jsonl"
-RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, "rollouts", "evaluations", "checkpoints")
+BELIEFS, READINGS = "beliefs.jsonl", "readings.jsonl"
+RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, READINGS, "rollouts", "evaluations",
+           "checkpoints")
 STATES = ("running", "paused", "finished", "stopped", "failed")
 T = TypeVar("T")
 
@@ -244,6 +245,10 @@ class Run:
         """Record what was believed of a step's candidates; see `gather.belief_record`."""
         self._append(BELIEFS, row)
 
+    def append_reading(self, row: Mapping[str, Any]) -> None:
+        """Record what is believed of held-out problems after a step; see `evaluation.read`."""
+        self._append(READINGS, row)
+
     def beliefs(self) -> pd.DataFrame:
         """One row a candidate and step: what was believed of it (thousandths) and how its group went."""
         table = (self.path / BELIEFS).with_suffix(".parquet")
@@ -425,7 +430,7 @@ class Run:
         that a checkpoint never outlives the records that lead up to it.
         """
         self.check_writable()
-        records = {name: self._rows(name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS)}
+        records = {name: self._rows(name) for name in (METRICS, EVALUATIONS, ROLLOUTS, BELIEFS, READINGS)}
         with self._writing(self.path):
             for newer in self._checkpoint_steps():
                 if newer > step:

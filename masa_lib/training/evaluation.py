@@ -90,6 +90,19 @@ def evaluate_step(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, 
     return evaluate(held_out[:count], sampler, tokenizer, config, samples=samples, predictions=predictions, step=step)
 
 
+def read(held_out: Sequence[Problem], reader: Engine, tokenizer: Any, config: Config, step: int) -> dict[str, Any]:
+    """What is believed of the learning curve's problems after a step, thousandths: nothing is solved or written."""
+    asked = held_out[:config.evaluation.problems]
+    found, _ = rollouts.believe(asked, engine=reader, tokenizer=tokenizer, sample=_never,
+                                config=configs.replace(config, {"prediction.think": False}))
+    return {"step": step, "problems": [problem.id for problem in asked],
+            "beliefs": [beliefs.thousandths(belief.probabilities) for belief in found]}
+
+
+def _never(asks: Sequence[Ask]) -> pd.DataFrame:
+    raise AssertionError("a belief that is read at once needs no sample")
+
+
 def _sample_hinted(asks: Sequence[Ask], sample: Sample, held_out: Sequence[Problem]) -> pd.DataFrame:
     """First the predictions, then the solutions with the predicted notions behind the problem."""
     solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in rollouts.STREAMS)

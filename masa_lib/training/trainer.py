@@ -209,11 +209,20 @@ class Trainer:
     def _finish(self) -> dict[str, Any] | None:
         """What is due after a step: an evaluation, which is returned, and a checkpoint."""
         config, last = self._config, self.step == self._config.steps
+        if self.run and config.evaluation.read_every and self.step % config.evaluation.read_every == 0:
+            self._read_held_out()
         evaluated = self.evaluate() if evaluation.due(config, self.step) else None
         best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
         if last or best or self.step % config.record.checkpoint_every == 0:
             self.save_checkpoint()
         return evaluated
+
+    def _read_held_out(self) -> None:
+        """Record the beliefs about held-out problems, where the method reads: no cost of the training."""
+        if configs.reads(self._config):
+            with loading.precision(self._config.model, self.model.device):
+                self.run.append_reading(evaluation.read(self.held_out, self.engine, self.tokenizer, self._config,
+                                                        self.step))
 
     def save_checkpoint(self) -> None:
         """Write the current step into the run as a checkpoint, unless it is the last one written."""
