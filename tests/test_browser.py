@@ -23,8 +23,7 @@ from typing import Any
 
 import pytest
 
-from masa_lib.analysis.awareness import correlation
-from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_view
+from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_records
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, runs_in
@@ -183,9 +182,15 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     press(page, "step")
     playwright.expect(page.get_by_text(f"step {done + 1} of")).to_be_visible()
     state(page, "paused")
-    points = training_view.belief_points(training_view.read(out).beliefs)
-    r = correlation(points["predicted"], points["actual"])
+    r = training_records.knowledge(training_records.read(out))["r"].iloc[-1]
     playwright.expect(page.locator(".annotation-text", has_text=f"r = {r:.2f}")).to_be_visible()
+    page.get_by_label("gate: choose problems").focus()
+    page.keyboard.press("Space")
+    opened = page.locator("li", has_text="belief.candidates = 1.0")
+    press(page, "step")
+    playwright.expect(opened).to_be_visible()
+    state(page, "paused")
+    change = Run.open(out).changes()[-1]
     picture(page, "training_panel")
     press(page, "stop")
     state(page, "stopped")
@@ -199,6 +204,27 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     assert run.status["state"] == "finished" and len(run.metrics()) == run.config.steps
     playwright.expect(page.get_by_text(f"step {run.config.steps} of {run.config.steps}")).to_be_visible()
     assert run.changes()[-1] == change
+
+
+@pytest.mark.slow
+def test_all_of_the_live_notebook_runs_and_the_beliefs_come_to_follow_the_truth(lab: Lab, page: Any) -> None:
+    book = json.loads((ROOT / "notebooks" / "04_train_masa.ipynb").read_text(encoding="utf8"))
+    for cell in book["cells"]:  # as many steps as it takes, at most what a reader's own run has
+        cell["source"] = "".join(cell["source"]).replace("(8, 4) if environment.SMOKE", "(20, 20) if environment.SMOKE")
+    (lab.folder / "notebooks" / "live_04.ipynb").write_text(json.dumps(book), encoding="utf8")
+    open_notebook(page, lab, "notebooks/live_04.ipynb")
+    command(page, "notebook:run-all-cells")
+    state(page, "finished", 15 * SECONDS)
+    playwright.expect(page.get_by_text("0 of 5 are right").last).to_be_visible()  # the last but three of the cells
+    out = Path(page.locator(".widget-text", has_text="folder").locator("input").input_value())
+    known = training_records.knowledge(training_records.read(out))
+    assert known["r"].iloc[0] < 0.3 and known["r"].tail(5).mean() > 0.6
+    shown = page.locator(".annotation-text", has_text=f"r = {known['r'].iloc[-1]:.2f}")
+    playwright.expect(shown.first).to_be_visible()
+    playwright.expect(page.get_by_text("recorded grpo (mean of 8 seeds), as accurate").or_(
+        page.get_by_text("Not yet more accurate than at the beginning."))).to_be_visible()
+    assert page.locator("[data-mime-type='application/vnd.jupyter.stderr']").count() == 0
+    picture(page, "live_alignment", shown.first)
 
 
 def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any], group: int) -> tuple[str, list[str]]:

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from masa_lib import config as configs
 from masa_lib.hub import HubError
 from masa_lib.lessons import model_choice
+from masa_lib.models import tiers
 
 
 @pytest.fixture(autouse=True)
@@ -46,3 +48,33 @@ def test_a_model_that_is_nowhere_is_refused_and_the_choice_before_stands(name: s
     with pytest.raises(HubError, match="is neither a tier") as refused:
         model_choice.choose(name)
     assert "\n" not in str(refused.value) and model_choice.chosen() == "smollm2"
+
+
+def test_hours_grow_with_steps_and_lengths_and_fall_with_a_faster_card() -> None:
+    config = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo"}, True)
+    one = model_choice.hours(config, "H100")
+    assert one["all"] == pytest.approx(one["solutions"] + one["update"]) and one["predictions"] == 0
+    twice = model_choice.hours(configs.replace(config, {"steps": 2 * config.steps}), "H100")
+    assert twice["all"] == pytest.approx(2 * one["all"])
+    slower, longer = model_choice.hours(config, "A100"), model_choice.hours(config, "H100", filled=0.9)
+    assert slower["all"] > one["all"] < longer["all"]
+
+
+def test_hours_count_predictions_that_are_written_and_only_the_places_of_a_gate() -> None:
+    config = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo"}, True)
+    masa, read = (model_choice.hours(configs.replace(config, {"method": name}), "H100") for name in (
+        "masa", "masa-read"))
+    grpo = model_choice.hours(config, "H100")
+    assert masa["predictions"] > 0 == read["predictions"] and masa["all"] > grpo["all"] > read["all"]
+
+
+def test_vllm_decodes_as_many_sequences_as_its_share_has_room_for() -> None:
+    config = tiers.config({"model.name": "qwen3-1.7b"}, True)
+    small, large = (model_choice.decoded_together(config, size) for size in (80, 141))
+    assert 1 < small < large
+    assert model_choice.decoded_together(configs.replace(config, {"sampling.engine": "transformers"}), 80) == 512
+
+
+def test_automatic_checks_train_on_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model_choice, "SMOKE", True)
+    assert model_choice.gpu_memory() == 0

@@ -108,6 +108,14 @@ def _free_predictions() -> float:
     return intervals.paired_ratio(grpo["tokens_to_target"], masa["tokens_solution_to_target"])["mean"]
 
 
+def _shorter_answers() -> float:
+    from masa_lib.lessons import model_choice
+
+    plain = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo"}, True)
+    short = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo", "sampling.solution_tokens": 2048}, True)
+    return model_choice.hours(short, "H100")["all"] / model_choice.hours(plain, "H100")["all"]
+
+
 @functools.cache
 def _recorded() -> compare.Comparison:
     """The recorded study, read once: an exercise is tried several times."""
@@ -170,6 +178,8 @@ EXERCISES: dict[str, Exercise] = {
     "precision that pays": Exercise((0.68,), (((0.32,), "This is 1 - q."), ((0.6,), "That is the lot's precision; the "
                                     "price has to be earned on top of it.")), 5e-3,
                                     "Divide both sides by d times g, and solve for q."),
+    "shorter answers": Exercise(
+        _shorter_answers, (), 5e-3, "Divide the hours with sampling.solution_tokens at 2048 by those without it."),
     "levels by luck": Exercise(
         (12 * 0.05,), (), 1e-3, "Each of the twelve leaves out 0 in 5 of 100 cases; add that up."),
 }

@@ -1,19 +1,29 @@
-"""The model that a reader chose in notebook 00, for the notebooks after it: a name in a file, `runs/model.txt`.
+"""The model that a reader chose in notebook 00, for the notebooks after it, and the hours that a training of it takes.
 
-Deliberately no loading and no look at whether it fits: `masa_lib.models` do that. Automatic checks (`MASA_SMOKE=1`)
-neither change the choice nor follow it.
+The choice is a name in a file, `runs/model.txt`. Deliberately no loading and no look at whether it fits:
+`masa_lib.models` do that. Automatic checks (`MASA_SMOKE=1`) neither change the choice nor follow it.
 """
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+import pandas as pd
 
 from masa_lib import ROOT
 from masa_lib import crash_safe_files as files
+from masa_lib.config import CHOOSING, Config, samples_predictions
+from masa_lib.lessons import step_cost
 from masa_lib.lessons.environment import SMOKE
-from masa_lib.models import tiers
+from masa_lib.models import memory, tiers
 
 DEFAULT = "pocket"
+#: seconds that a decoding step takes at the least, by engine, whatever the card; an assumption
+LEAST = {"transformers": 0.03, "paged": 0.05, "vllm": 0.01}
+#: by the makers' data sheets: GB, dense bfloat16 operations and bytes of memory a second
+CARDS = {"L4": (24, 121e12, 0.3e12), "A100": (80, 312e12, 2.04e12), "H100": (80, 989e12, 3.35e12),
+         "H200": (141, 989e12, 4.8e12)}
 PLACE = ROOT / "runs" / "model.txt"
 
 
@@ -43,3 +53,62 @@ def choose(name: str) -> str:
 def chosen() -> str:
     """The model that was chosen last; before any choice the pocket model."""
     return PLACE.read_text(encoding="utf8") if PLACE.is_file() and not SMOKE else DEFAULT
+
+
+def gpu_memory() -> float:
+    """GB of this computer's GPU; 0 where there is none, and in automatic checks, which train on none."""
+    import torch
+
+    if SMOKE or not torch.cuda.is_available():
+        return 0.0
+    return torch.cuda.get_device_properties(0).total_memory / memory.GB  # pragma: no cover
+
+
+def hours(config: Config, card: str, filled: float = 0.5, signal: float = 0.6) -> pd.Series:
+    """What a training may take on one GPU, by `step_cost.phases`; an estimate to plan by, not a measurement.
+
+    A gate's readings, grading and evaluations are left out; of a method that chooses, only the places it rolls out
+    count. Decoding is assumed to reach half of the card's memory rate and to take at least LEAST a token, the
+    update two fifths of its operations.
+
+    Args:
+        config: of the run; its model's sizes are read as for the memory plan.
+        card: one of CARDS.
+        filled: mean length of an answer as a share of its cap.
+        signal: share of the solutions that lie in groups with right and wrong ones, and so enter the update.
+
+    Returns:
+        Hours: solutions, predictions, update and all.
+
+    Raises:
+        PlanError: the model's sizes are not known.
+    """
+    size, flops, bandwidth = CARDS[card]
+    sampling, sizes = config.sampling, memory.architecture(config.model.name)
+    chosen = config.belief.places if config.method in CHOOSING else 1.0
+    load = step_cost.Load(
+        problems=max(round(chosen * sampling.problems), 1), solutions=sampling.solutions,
+        predictions=sampling.predictions if samples_predictions(config) else 0,
+        length=filled * sampling.solution_tokens, meta_length=filled * sampling.meta_tokens,
+        prompt=memory.PROMPT_TOKENS[config.prompt.wording], batch=decoded_together(config, size), signal=signal,
+        longest=max(sampling.solution_tokens, sampling.meta_tokens))
+    hardware = step_cost.Hardware(gpus=1, flops=flops, bandwidth=bandwidth, memory=size * memory.GB)
+    itemsize = 2 if config.model.precision == "bfloat16" else 4
+    seconds = step_cost.phases(sizes, load, hardware, itemsize)
+    for stream, count, cap in (("solutions", load.solutions, sampling.solution_tokens),
+                               ("predictions", load.predictions, sampling.meta_tokens)):
+        passes = math.ceil(load.problems * count / load.batch) * cap
+        seconds[stream] = max(seconds[stream], LEAST[sampling.engine] * passes)
+    found = pd.Series({name: config.steps * seconds[name] / 3600 for name in ("solutions", "predictions", "update")})
+    return pd.concat([found, pd.Series({"all": found.sum()})])
+
+
+def decoded_together(config: Config, size: float) -> int:
+    """Sequences that an engine decodes at once on a GPU of so many GB: its batch, or what vLLM's share has room for."""
+    if config.sampling.engine != "vllm":
+        return config.sampling.batch
+    found, sizes = memory.plan(config, size), memory.architecture(config.model.name)
+    itemsize = 2 if config.model.precision == "bfloat16" else 4
+    context = memory.PROMPT_TOKENS[config.prompt.wording] + config.sampling.solution_tokens / 2
+    room = found.engine - sizes.parameters * itemsize - memory.GB
+    return max(int(room // (sizes.key_values * itemsize * context)), 1)

@@ -13,7 +13,7 @@ import html
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -22,20 +22,22 @@ import plotly.graph_objects as go
 
 from masa_lib import config as configs
 from masa_lib.analysis import health
+from masa_lib.analysis.costs import totals
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
-from masa_lib.gates.baselines import GATES
 from masa_lib.lessons import environment
+from masa_lib.lessons.widgets import ghost as ghosts
+from masa_lib.lessons.widgets import knobs, training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.lessons.widgets.keyboard import Keys
+from masa_lib.lessons.widgets.knobs import LIVE, OPEN_GATE, TABS, acts
 from masa_lib.lessons.widgets.panel import button
 from masa_lib.models import memory, tiers
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import CHANGES, EVALUATIONS, METRICS, ROLLOUTS, Run, is_run
-from masa_lib.tasks import problems
+from masa_lib.runs.folder import CHANGES, EVALUATIONS, METRICS, READINGS, ROLLOUTS, Run, is_run
 
 #: what a run is given so that there is something to see; `settings` go before it
-RECORD = {"record.rollouts_every": 2, "record.checkpoint_every": 10}
+RECORD = {"evaluation.read_every": 1, "record.rollouts_every": 2, "record.checkpoint_every": 10}
 SETUP = {"model.name": "model", "problems.source": "problems", "method": "method", "sampling.engine": "engine",
          "steps": "budget, steps", "seed": "seed"}
 #: what each button does, and the states of a run in which it can be pressed
@@ -46,10 +48,8 @@ BUTTONS = {
     "go on": ("forward", "end the pause", ("pausing", "paused")),
     "stop": ("stop", "end after the running step, with a checkpoint", ("running", "pausing", "paused")),
     "resume": ("refresh", "go on from the last checkpoint", ("stopped", "failed", "killed"))}
-LIVE = [key for key in configs.settings() if key.startswith(live_control.LIVE)]
-#: the tabs of knobs, and the sections of settings that each has; a knob that does nothing under the method is hidden
-TABS = {"Belief": ("prediction", "belief"), "Reward": ("reward",), "Update": ("update",), "Gate": ("gate",),
-        "Cap and hint": ("cap",)}
+#: redraws of a recorded run that is played from its beginning to its end, at most, and milliseconds between two
+FRAMES, MILLISECONDS = 40, 400
 #: between two looks at the folder
 SECONDS = 1.0
 PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
@@ -63,6 +63,7 @@ class TrainingPanel:
         settings: dotted keys to begin with; what they leave open has the defaults of the model's tier.
         handed: a config file whose settings a new run begins with, too, such as the reward lab's "Use in training"
             writes; the panel says so, and a button takes them back. Nothing where there is no such file.
+        ghost: recorded runs of one arm, a seed each, whose accuracy by tokens is drawn behind that of this run.
 
     Raises:
         ConfigError: a setting is unknown or not allowed.
@@ -71,11 +72,13 @@ class TrainingPanel:
     _newest: ClassVar[dict[str, TrainingPanel]] = {}
 
     def __init__(self, out: str | Path = "runs/panel", settings: Mapping[str, Any] | None = None,
-                 handed: str | Path | None = None) -> None:
+                 handed: str | Path | None = None, ghost: Sequence[str | Path] = ()) -> None:
+        self._ghost_paths, self._ghost, self._ghost_on = tuple(ghost), None, ()
+        self._began = time.monotonic()  # when this panel saw the run begin to load
         self._own = self.settings = RECORD | dict(settings or {})
         self.state, self.process = "", None
-        self.records = view.nothing(tiers.config(self.settings))
-        self.reader = view.Reader(out)
+        self.records = training_records.nothing(tiers.config(self.settings))
+        self.reader = training_records.Reader(out)
         self._seen, self._problem, self._filling, self._planned = None, 0, False, 0
         self._taken: tuple[str, dict[str, Any]] = ("", {})  # a file's name, and the settings that it handed over
         self._guard = threading.RLock()
@@ -91,29 +94,44 @@ class TrainingPanel:
     # What it looks like.
 
     def _build(self, out: str) -> None:
-        fields = configs.settings()
-        self.out = widgets.Text(out, description="folder", continuous_update=False, **_shared("where the run is kept"))
-        self.setup = {key: _setup(key, label, fields[key]) for key, label in SETUP.items()}
-        self.knobs = {key: _knob(key, fields[key]) for key in LIVE}
-        self.buttons = {name: _button(name, icon, about) for name, (icon, about, _) in BUTTONS.items()}
-        self.reset_button = _button("reset knobs", "undo", "as the run began")
-        self.next_button = _button("next problem", "arrow-right", "another problem of the newest recorded step")
-        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="220px"))
-        self.status, self.message, self.memory = _text("28px"), _text("28px"), _text("88px")
+        self.out = widgets.Text(out, description="folder", continuous_update=False,
+                                **knobs.shared("where the run is kept"))
+        self.setup = {key: knobs.fixed(key, label) for key, label in SETUP.items()}
+        self.knobs = {key: knobs.knob(key) for key in LIVE}
+        self.choosing = widgets.Checkbox(True, indent=True, description="gate: choose problems", **{
+            name: value for name, value in knobs.shared("").items() if name != "tooltip"}, tooltip=(
+                "on: roll out the problems that the belief says have a signal; off: all, as grpo does"))
+        self.buttons = {name: knobs.icon_button(name, icon, about) for name, (icon, about, _) in BUTTONS.items()}
+        self.reset_button = knobs.icon_button("reset knobs", "undo", "as the run began")
+        self.next_button = knobs.icon_button("next problem", "arrow-right",
+                                             "another problem of the newest recorded step")
+        self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="180px"))
+        self.status, self.message, self.memory = knobs.text("28px"), knobs.text("28px"), knobs.text("88px")
+        self.meter = knobs.text("88px")
+        self.shown = widgets.IntSlider(0, 0, 1, description="show step", continuous_update=False,
+                                       **knobs.shared("look at a finished run as it was after a step"))
+        self.play = widgets.Play(0, 0, 1, interval=MILLISECONDS, show_repeat=False)
+        self.replay = widgets.HBox([self.shown, self.play], layout=widgets.Layout(display="none"))
         self.handed, self.back_button = widgets.HTML(), button("without these", self.give_back, tooltip=(
             "begin with the settings of the cell and of the model's tier alone"))
         self.handed_row = widgets.HBox([self.back_button, self.handed],
                                        layout=widgets.Layout(display="none", flex_flow="row wrap"))
-        self.changes, self.sample = _text("90px"), _text("260px")
+        self.changes, self.sample = knobs.text("90px"), knobs.text("260px")
         self.figure = go.FigureWidget(view.figure(self.records))
-        self.pages = {title: _columns([knob for key, knob in self.knobs.items() if key.partition(".")[0] in sections])
-                      for title, sections in TABS.items()}
+        self.pages = {title: knobs.columns([knob for key, knob in self.knobs.items()
+                                            if key.partition(".")[0] in sections]) for title, sections in TABS.items()}
+        self.pages["Belief"].children = (self.choosing, *self.pages["Belief"].children)
         self.tabs = widgets.Tab()
+        self.fixed = widgets.Accordion(
+            [widgets.VBox([knobs.columns([*self.setup.values(), self.out]), self.memory])],
+            titles=("What is trained, fixed before the first step; memory plan",))
+        self.more = widgets.Accordion([widgets.VBox([self.changes, self.next_button, self.sample])],
+                                      titles=("Changed settings, and a problem with its solutions",), selected_index=0)
         self.box = widgets.VBox([
-            self.handed_row, _columns([*self.setup.values(), self.out]), self.memory,
-            widgets.HBox([*self.buttons.values(), self.progress], layout=widgets.Layout(flex_flow="row wrap")),
-            self.status, self.message, self.figure, self.tabs, self.reset_button, self.changes, self.next_button,
-            self.sample, Keys()])
+            self.handed_row, self.fixed,
+            widgets.HBox([*self.buttons.values(), self.reset_button, self.progress],
+                         layout=widgets.Layout(flex_flow="row wrap")),
+            self.status, self.message, self.tabs, self.replay, self.meter, self.figure, self.more, Keys()])
 
     def _listen(self) -> None:
         acts = (self.start, self.pause, self.step, self.go_on, self.stop, self.resume)
@@ -126,6 +144,9 @@ class TrainingPanel:
             widget.observe(lambda change, key=key: self._chosen(key), "value")
         for key, widget in self.knobs.items():
             widget.observe(lambda change, key=key: self._turned({key: change["new"]}), "value")
+        self.choosing.observe(lambda change: self._choose(change["new"]), "value")
+        widgets.jslink((self.play, "value"), (self.shown, "value"))
+        self.shown.observe(lambda _: self._show_step(), "value")
 
     def _repr_mimebundle_(self, **more: Any) -> dict[str, Any]:
         """The panel; where a page without widgets is made (`environment.STATIC`), a picture of the run instead."""
@@ -133,7 +154,7 @@ class TrainingPanel:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:
             return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}
-        return view.figure(self.records)._repr_mimebundle_(**more)
+        return view.figure(self.records, self._ghost)._repr_mimebundle_(**more)
 
     # What the buttons and the knobs do.
 
@@ -163,8 +184,7 @@ class TrainingPanel:
 
     def reset(self) -> None:
         """Turn all knobs back to how the run began, or is to begin."""
-        first = self.records.config if self._run_exists() else tiers.config(
-            self.settings | {"model.name": self.setup["model.name"].value})
+        first = self._first()
         changed = {key: value for key, knob in self.knobs.items() if (value := configs.get(first, key)) != knob.value}
         self._fill(first, changed)
         if changed:
@@ -185,7 +205,8 @@ class TrainingPanel:
     def _offer(self, config: Config) -> None:
         """Show the knobs that do something under the config's method, and say what of the settings handed over does."""
         for key, knob in self.knobs.items():
-            knob.layout.display = None if _acts(config, key) else "none"
+            knob.layout.display = None if acts(config, key) else "none"
+        self.choosing.layout.display = None if acts(config, "belief.candidates") else "none"
         shown = [title for title, page in self.pages.items()
                  if any(knob.layout.display != "none" for knob in page.children)]
         if shown != list(self.tabs.titles):
@@ -193,7 +214,7 @@ class TrainingPanel:
             self.tabs.selected_index = 0
         name, settings = self._taken
         listed = ", ".join(f"{key} = {value}" for key, value in settings.items())
-        idle = ", ".join(key for key in settings if not _acts(config, key))
+        idle = ", ".join(key for key in settings if not acts(config, key))
         said = f" Nothing under the method {config.method}: {idle}." if idle else ""
         self.handed.value = html.escape(f"Begins with the settings of {name}: {listed}.{said}")
 
@@ -218,7 +239,8 @@ class TrainingPanel:
         return {key: value for key, value in found.items() if key == "model.name" or configs.get(usual, key) != value}
 
     def _launch(self, begin: Callable[[], subprocess.Popen]) -> None:
-        with self._telling("Model and problems are loaded; that takes some seconds."):
+        self._began = time.monotonic()
+        with self._telling("Model and problems are loaded, then the held-out problems are solved once."):
             self.process = begin()
         self.refresh()
 
@@ -244,11 +266,31 @@ class TrainingPanel:
             with self._telling(f"Asked for, from the next step on: {asked}."):
                 live_control.change(self.out.value, settings)
 
+    def _choose(self, chooses: bool) -> None:
+        """Open or close the gate of a method that reads: two knobs, one change."""
+        if not self._filling:
+            wanted = {key: configs.get(self._first(), key) for key in OPEN_GATE} if chooses else OPEN_GATE
+            self._fill(configs.replace(self._filled, wanted), wanted)
+            self._turned(wanted)
+
+    def _first(self) -> Config:
+        """The settings as the run began, or is to begin."""
+        return self.records.config if self._run_exists() else tiers.config(
+            self.settings | {"model.name": self.setup["model.name"].value})
+
+    def _show_step(self) -> None:
+        """Show a run that is not training as it was after a step."""
+        with self._guard, self._telling(None):
+            if not self._filling and self._run_exists() and self.state not in live_control.ALIVE:
+                self.records = self.reader.read(self.shown.value)
+                self._draw()
+                self._say()
+
     def _turn_to_folder(self) -> None:
         with self._guard:
             self.state, self.process, self._seen, self.figure.data = "", None, None, ()
-            self.records = view.nothing(tiers.config(self.settings))
-            self.reader = view.Reader(self.out.value)
+            self.records = training_records.nothing(tiers.config(self.settings))
+            self.reader = training_records.Reader(self.out.value)
             self._draw()
             self._newest[self.out.value] = self
             self.refresh()
@@ -274,7 +316,7 @@ class TrainingPanel:
         if state != self.state:
             self._turn_to_state(state)
         seen = [(path.stat().st_mtime_ns, path.stat().st_size) if (path := out / name).exists() else None
-                for name in (METRICS, EVALUATIONS, ROLLOUTS, CHANGES)]
+                for name in (METRICS, EVALUATIONS, READINGS, ROLLOUTS, CHANGES)]
         if self._run_exists() and seen != self._seen:
             self.records, self._seen = self.reader.read(), seen
             self._draw()
@@ -288,8 +330,11 @@ class TrainingPanel:
         self.back_button.disabled = state != "new"
         for widget in self.setup.values():
             widget.disabled = state != "new"
-        for widget in self.knobs.values():
+        for widget in (self.choosing, *self.knobs.values()):
             widget.disabled = state in ("starting", "finished")
+        if first or state == "starting":
+            self.fixed.selected_index = 0 if state == "new" else None
+        self.replay.layout.display = "none" if state == "new" or state in live_control.ALIVE else "flex"
         self.out.disabled = state in live_control.ALIVE
         if first:
             if self._run_exists():
@@ -299,29 +344,75 @@ class TrainingPanel:
 
     def _draw(self) -> None:
         """Renew the figure: the numbers in place where the curves are the same as before."""
-        drawn = view.figure(self.records)
+        self._find_ghost()
+        drawn = view.figure(self.records, self._ghost)
         if [trace.name for trace in drawn.data] == [trace.name for trace in self.figure.data]:
             with self.figure.batch_update():
                 for old, new in zip(self.figure.data, drawn.data, strict=True):
                     old.update(x=new.x, y=new.y, text=new.text, customdata=new.customdata, showlegend=new.showlegend)
+                    if new.name == "belief":
+                        old.marker.size = new.marker.size
                 self.figure.layout.annotations = drawn.layout.annotations
                 self.figure.layout.shapes = drawn.layout.shapes
+                accuracy = f"xaxis{view.ACCURACY + 1}"
+                self.figure.layout[accuracy].range = drawn.layout[accuracy].range
         else:
             self.figure.data = ()
             self.figure.add_traces(drawn.data)
             self.figure.layout = drawn.layout
         self.changes.value = view.changes_html(self.records.changes)
         self.sample.value = view.sample_html(self.records.rollouts, self._problem)
+        self.meter.value = self._metered()
+        self._set_slider()
+
+    def _find_ghost(self) -> None:
+        """The ghost on the problems of the newest evaluation; read again only where these are others."""
+        if self._ghost_paths:
+            tables = self.records.tables
+            asked = tuple(tables[max(tables)]["problem_id"]) if tables else ()
+            if self._ghost is None or asked != self._ghost_on:
+                self._ghost, self._ghost_on = ghosts.read(self._ghost_paths, asked), asked
+
+    def _metered(self) -> str:
+        """What was spent by now, beside what the ghost had spent for as much."""
+        if self.records.metrics.empty:
+            return ""
+        spent = totals(self.records.metrics)[list(ghosts.SHOWN)].iloc[-1]
+        return ghosts.meter_html(ghosts.curve(self.records.metrics, self.records.evaluations), spent, self._ghost)
+
+    def _set_slider(self) -> None:
+        """Let the slider reach to the last step; while a run trains it stands there."""
+        last = live_control.steps(self.out.value) if self._run_exists() else 0
+        self._filling = True
+        try:
+            for one in (self.shown, self.play):
+                one.max, one.step = max(last, 1), max(last // FRAMES, 1)
+            if self.state in live_control.ALIVE or self.shown.value == 0:
+                self.shown.value = last
+        finally:
+            self._filling = False
 
     def _say(self) -> None:
         steps, metrics = self.records.config.steps, self.records.metrics
         done = int(metrics["step"].max()) if len(metrics) else 0
         self.progress.max, self.progress.value = steps, done
+        if self.state in live_control.ALIVE and not done:
+            self.status.value = f"<b>{html.escape(self.state)}</b>: {self._loading()}"
+            return
         speed = f", {metrics['seconds_total'].tail(5).mean():.1f} s a step" if "seconds_total" in metrics else ""
         why = Run.open(self.out.value).status["message"] if self.state in ("stopped", "failed") else ""
         why = " ".join(filter(None, (why, *health.troubles(metrics, self.records.config.model.precision))))
         said = html.escape(f": step {done} of {steps}{speed}. {why[:view.LONGEST]}")
         self.status.value = f"<b>{html.escape(self.state)}</b>{said}"
+
+    def _loading(self) -> str:
+        """What goes on before the first step is finished, and for how long."""
+        seconds = f"{time.monotonic() - self._began:.0f} s"
+        if self.state == "starting" or not self._run_exists():
+            return f"model and problems are loaded, {seconds}."
+        if self.records.evaluations.empty:
+            return f"held-out problems are solved before the first step, {seconds}."
+        return f"the first of {self.records.config.steps} steps, {seconds}."
 
     def _plan(self) -> threading.Thread:
         """Work out the memory plan, beside the kernel: a model of the hub may first have to be asked for its sizes."""
@@ -351,6 +442,8 @@ class TrainingPanel:
                     if hasattr(widget, "max") and value > widget.max:
                         widget.max = value
                     widget.value = value
+            if keys is None or set(keys) & set(OPEN_GATE):
+                self.choosing.value = any(self.knobs[key].value != value for key, value in OPEN_GATE.items())
         finally:
             self._filling = False
         self._filled = config
@@ -372,68 +465,3 @@ class TrainingPanel:
 
     def _tell(self, text: str) -> None:
         self.message.value = html.escape(text[:view.LONGEST])
-
-
-def _acts(config: Config, key: str) -> bool:
-    """Whether a setting of rewards, gates, caps, beliefs or the meta stream does anything under the config's method."""
-    part, method = key.partition(".")[0], config.method
-    if key == "reward.mode":  # solutions are graded by it, too
-        return True
-    if part == "reward" or key in ("update.meta_weight", "update.meta_entropy", "update.normalise_meta"):
-        return configs.samples_predictions(config)
-    if part == "prediction":
-        return configs.reads(config)
-    if part == "belief":
-        return method in configs.CHOOSING and (method != "random" or key == "belief.places")
-    if key == "gate.window":
-        return method not in ("grpo", "masa")
-    if part == "gate" and method in GATES:
-        return key in ("gate.places", "gate.candidates") or (method, key) == ("level-table", "gate.recheck")
-    return method == "masa-efficient" if part in ("gate", "cap") else True
-
-
-def _shared(tooltip: str) -> dict[str, Any]:
-    return {"tooltip": tooltip, "style": {"description_width": "140px"}, "layout": widgets.Layout(width="335px")}
-
-
-def _setup(key: str, label: str, field: configs.Setting) -> widgets.ValueWidget:
-    """A control for what is fixed before the first step: a menu, a menu with free text, or a whole number."""
-    more = _shared(field.doc) | {"description": label}
-    if field.choices:
-        return widgets.Dropdown(options=list(field.choices), **more)
-    if isinstance(field.default, int):
-        return widgets.BoundedIntText(min=field.ge, max=2**32 - 1, **more)
-    names = [row["name"] for row in (tiers.table() if key == "model.name" else problems.sources())]
-    return widgets.Combobox(options=[name for name in names if "<" not in name], continuous_update=False, **more)
-
-
-def _knob(key: str, field: configs.Setting) -> widgets.ValueWidget:
-    """A control for a setting that may change live, by its type and limits; it acts when a move ends."""
-    low = field.ge or 0
-    section, _, name = key.partition(".")
-    more = _shared(field.doc) | {"description": f"{'belief ' * (section == 'prediction')}{name.replace('_', ' ')}"}
-    if field.choices:
-        return widgets.Dropdown(options=list(field.choices), **more)
-    if isinstance(field.default, bool):
-        return widgets.Checkbox(indent=True, **more)
-    if isinstance(field.default, int):
-        return widgets.BoundedIntText(min=low, max=10**6, continuous_update=False, **more)
-    if field.le is not None and 0 < field.default < 0.005:  # a learning rate: a slider is too coarse
-        return widgets.BoundedFloatText(min=low, max=field.le, step=field.default / 10, **more)
-    high = field.le or max(4.0, 2 * field.default)
-    step = 0.001 if field.gt is not None else 0.01
-    return widgets.FloatSlider(min=low if field.gt is None else step, max=high, step=step,
-                               readout_format=".3f" if step < 0.01 else ".2f", continuous_update=False, **more)
-
-
-def _button(name: str, icon: str, about: str) -> widgets.Button:
-    return widgets.Button(description=name, icon=icon, tooltip=about, layout=widgets.Layout(width="120px"))
-
-
-def _text(height: str) -> widgets.HTML:
-    """A place for text that does not grow."""
-    return widgets.HTML(layout=widgets.Layout(height=height, overflow="auto", width="98%"))
-
-
-def _columns(children: list[widgets.Widget]) -> widgets.Widget:
-    return widgets.GridBox(children, layout=widgets.Layout(grid_template_columns="repeat(auto-fill, 345px)"))
