@@ -24,10 +24,12 @@ COMPARED = "# NBVAL_CHECK_OUTPUT"
 EVADING: dict[str, int] = {}
 #: cells that show recorded data and are compared, at least
 WANTED = {"00_start_here": 1, "01_do_models_know_themselves": 8, "02_the_reward_lab": 8, "03_grpo_from_scratch": 7,
-          "04_train_masa": 4, "06_doing_less": 5, "07_did_it_help": 9, "08_reading_the_paper_critically": 15,
-          "appendix_b_scale_out": 3, "solutions/00_start_here": 2, "solutions/01_do_models_know_themselves": 2,
-          "solutions/02_the_reward_lab": 5, "solutions/06_doing_less": 2, "solutions/07_did_it_help": 3,
-          "solutions/08_reading_the_paper_critically": 7}
+          # the tables of models went from 04 to 05, the file of problems to appendix A
+          "04_train_masa": 2, "05_a_real_model": 4, "06_doing_less": 5, "07_did_it_help": 9,
+          "08_reading_the_paper_critically": 15, "appendix_a_files_and_resuming": 2, "appendix_b_scale_out": 3,
+          "solutions/00_start_here": 2, "solutions/01_do_models_know_themselves": 2,
+          "solutions/02_the_reward_lab": 5, "solutions/04_train_masa": 2, "solutions/05_a_real_model": 2,
+          "solutions/06_doing_less": 2, "solutions/07_did_it_help": 3, "solutions/08_reading_the_paper_critically": 7}
 
 
 def place(path: Path) -> str:
