@@ -163,6 +163,6 @@ class UpdateAsks(Panel):
         row = {"flex_flow": "row wrap"}
         return widgets.VBox([
             widgets.HBox([self.score, self.normalised], layout=row),
-            widgets.HBox([self.problems, button("Begin again", self.reset, tooltip="Back to the beginning")], layout=row),
+            widgets.HBox([self.problems, button("Begin again", self.reset, tooltip="As at the beginning")], layout=row),
             widgets.HBox([widgets.Label("my own, shares:"), *self.shares], layout=row),
             self.note, self.figure, Keys()])
