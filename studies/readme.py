@@ -14,15 +14,13 @@ import sys
 import textwrap
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
 
 from masa_lib import DATA, ROOT, config
-from masa_lib.analysis import awareness, compare, figures, intervals, report
+from masa_lib.analysis import compare, intervals, report, sentences
 from masa_lib.models import memory
-from masa_lib.runs.folder import Run
 
 TEXTS = ("README.md", "docs/results.md", "docs/reference.md")
 EQUAL = [f"{label} at equal accuracy, ratio" for label in ("tokens", "prompts read", "update", "seconds",
@@ -57,8 +55,6 @@ TABLES = {
                                           "masa-read-think", "masa-read-blind", "masa-read-half",
                                           "masa-read-double")),),
                         [*GATING, KNOWING[1]])}
-#: the run of the README's figure, and the steps after which its predictions are drawn
-PICTURED, STEPS = "beliefs/masa-read-s0", (0, 15, 180)
 
 
 @functools.cache
@@ -180,7 +176,7 @@ def trl() -> dict[str, str]:
 def in_words(arm: Mapping[str, Any]) -> str:
     """What grpo's costs over those of an arm are at equal accuracy, each with what it shows."""
     return " and ".join(f"{report.show(arm[f'{cost}_equal_ratio'], '.2f')} in {words} "
-                        f"({report.verdict(arm[f'{cost}_equal_ratio'], arm['equal_missed'])})"
+                        f"({sentences.verdict(arm[f'{cost}_equal_ratio'], arm['equal_missed'])})"
                         for cost, words in (("tokens", "tokens written"), ("computed", "all computed")))
 
 
@@ -255,21 +251,11 @@ def filled(text: str) -> str:
                   lambda at: f"<!--{at[1]}.{at[2]}-->{said(at[1])[at[2]]}<!--/-->", text, flags=re.DOTALL)
 
 
-def picture(path: Path) -> None:
-    """Draw predicted against true pass rates of the held-out problems, at a few steps of one recorded run."""
-    run, parts = Run.open(DATA / "runs" / PICTURED), []
-    for step in STEPS:
-        found = awareness.problem_measures(run.evaluation_table(step))
-        parts.append(pd.DataFrame({
-            "arm": "masa-read", "row": "masa-read", "column": f"after {step} steps" if step else "before training",
-            "label": "", "predicted": found["predicted_pass_rate"], "actual": found["pass_rate"]}))
-    drawn = figures.prediction_panels(pd.concat(parts), "pass_rate").update_layout(title_text="", margin={"t": 32})
-    drawn.write_image(path, width=960, height=330, scale=1.5)
-
-
 if __name__ == "__main__":
     if "--picture" in sys.argv:
-        picture(ROOT / "docs" / "pictures" / "effect.png")
+        import picture  # beside this file
+
+        picture.PLACE.write_text(picture.animation(), encoding="utf8")
     for name in TEXTS:
         place = ROOT / name
         place.write_text(filled(place.read_text(encoding="utf8")), encoding="utf8")

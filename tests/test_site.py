@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -39,6 +41,14 @@ def test_every_notebook_has_a_page_and_the_index_leads_to_it(site: Path, pages: 
     linked = {(site / link["href"]).resolve() for link in pages[site / "index.html"].select("main a[href]")
               if ":" not in link["href"]}
     assert {page_of(site, book) for book in BOOKS} == linked == set(pages) - {site / "index.html"}
+
+
+def test_the_index_says_of_each_notebook_what_it_is_about(pages: dict[Path, BeautifulSoup], site: Path) -> None:
+    text = pages[site / "index.html"].select_one("main").get_text()
+    assert "You are here" not in text
+    for book in BOOKS:
+        parts = json.loads(book.read_text(encoding="utf8"))["cells"][0]["source"]
+        assert "".join(parts).splitlines()[0].removeprefix("# ") in text
 
 
 def test_is_small(site: Path) -> None:
@@ -81,6 +91,39 @@ def test_formulas_are_drawn_without_a_script(pages: dict[Path, BeautifulSoup]) -
                         if not node.find_parents(["code", "pre"]))
         assert "$" not in text, path.name
         assert "\\" not in text, path.name
+
+
+def test_what_runs_in_a_browser_has_library_and_records_but_no_weights_and_begins_by_fetching(tmp_path: Path) -> None:
+    lite = runpy.run_path(str(ROOT / "site" / "lite.py"))
+    lite["contents"](tmp_path / "contents")
+    books = sorted((tmp_path / "contents" / "notebooks").rglob("*.ipynb"))
+    assert sorted(book.stem for book in books) == sorted(2 * lite["BOOKS"])
+    for path in books:
+        cells = json.loads(path.read_text(encoding="utf8"))["cells"]
+        assert not any(cell.get("outputs") for cell in cells)
+        root = re.search(r'abspath\("(.*)"\)', "".join(cells[1]["source"]))[1]
+        assert (path.parent / root / "masa_lib" / "config.py").is_file()
+    assert list((tmp_path / "contents" / "data" / "runs").rglob("*.parquet"))
+    assert list((tmp_path / "contents").rglob("*.safetensors")) == []
+
+
+def test_no_page_is_wider_than_a_phone_or_says_an_error(site: Path, pages: dict[Path, BeautifulSoup]) -> None:
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed; .ci/run installs it")
+    chromium = shutil.which("chromium") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("no Chrome or Chromium")
+    said: list[tuple[str, str]] = []
+    with playwright.sync_playwright() as driver:
+        page = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"]).new_page(
+            viewport={"width": 390, "height": 800})
+        page.on("console", lambda message: said.append((page.url, message.text)) if message.type == "error" else None)
+        page.on("pageerror", lambda error: said.append((page.url, str(error))))
+        page.on("requestfailed", lambda request: said.append((page.url, request.url)))
+        for path in pages:
+            page.goto(path.as_uri())
+            if (width := page.evaluate("document.documentElement.scrollWidth")) > 390:
+                said.append((page.url, f"{width} pixels wide"))
+    assert said == []
 
 
 def test_a_browser_draws_the_figures_from_a_file(site: Path, pages: dict[Path, BeautifulSoup]) -> None:

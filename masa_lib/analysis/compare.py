@@ -254,7 +254,8 @@ def _arm_summary(runs: pd.DataFrame, everything: pd.DataFrame, problems: pd.Data
     rates = (problems["c"] / problems["n"]).groupby([problems["level"], problems["when"]]).mean().unstack()
     return {
         "seeds": len(runs), "privileged": arm.removesuffix(FRESH) in PRIVILEGED, "reference": references[arm],
-        "target": runs["target"].iloc[0], "difficulty": " and ".join(runs["difficulty"].unique()),
+        "target": runs["target"].iloc[0], "method": " and ".join(runs["method"].unique()),
+        "difficulty": " and ".join(runs["difficulty"].unique()),
         "accuracy_base": runs["accuracy_before"].mean(),
         "accuracy_final": _accuracy(runs["accuracy_after"]),
         "accuracy_above_grpo": over_seeds(runs["accuracy_after"] - base["accuracy_after"], SIGNED),

@@ -25,7 +25,7 @@ from masa_lib.config import METHODS
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 BLUE, VERMILLION, GREEN, ORANGE, SKY, PURPLE = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#56B4E9", "#CC79A7"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#695A5A", "#1E3CFF", "#5A87FF", "#3CF0C3",
+PALETTE = (BLUE, VERMILLION, GREEN, "#5A87FF", ORANGE, SKY, "#695A5A", "#1E3CFF", PURPLE, "#3CF0C3",
            "#C3000F", "#A5B487")
 SYMBOLS = ("circle", "square", "diamond", "cross", "x", "triangle-up", "triangle-down", "star", "circle-open",
            "square-open", "diamond-open", "cross-open")

@@ -143,7 +143,8 @@ def read_run(path: Path, arm: str) -> Record:
     so_far = pd.concat([start, spent[spent.index > 0]]).reindex(curve["step"], method="ffill").reset_index(drop=True)
     curve = curve.reset_index(drop=True).join(so_far[[name for name in so_far if name not in curve]]).assign(
         tokens=so_far["tokens"], seconds=so_far["seconds"])
-    row = {**key, "path": path.name, "steps": len(steps), "planned": run.config.steps,
+    row = {**key, "path": path.name, "folder": str(path), "method": run.config.method,
+           "model": run.config.model.name, "steps": len(steps), "planned": run.config.steps,
            "troubles": health.troubles(steps, run.config.model.precision),
            "difficulty": run.config.reward.difficulty_mode, **spent.iloc[-1].drop("seconds_total"),
            "alone": bool("cores_others" in steps and steps["cores_others"].mean() <= ALONE),

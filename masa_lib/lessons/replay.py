@@ -7,7 +7,6 @@ a model becomes whose training was gated: the groups are those of the run as it 
 
 from __future__ import annotations
 
-import html
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import gate_figures, report
+from masa_lib.analysis import gate_figures, pages, report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.method.beliefs import signal_chance
@@ -337,11 +336,11 @@ def replay(path: str | Path, page: Path | None = None, as_json: bool = False) ->
     verdicts = [*(_verdict(name, row) for name, row in chosen.items() if row is not None), *_limit(path, config)]
     if page is not None:
         line = gates[(gates["rule"] == last["rule"]) & (gates["threshold"] == last["threshold"])]
-        report.write_html(page, f"Replay of {Path(path).name}", [f"<p>{html.escape(about)}</p>"], [
+        pages.write(page, f"Replay of {Path(path).name}", [pages.paragraphs([about]), pages.shown([
             (gate_figures.replay_gates(gates[gates["predictions"] == count]), verdicts),
             (gate_figures.replay_members(line), [_verdict(phase, last)]),
             (gate_figures.replay_caps(stops[stops["predictions"] == count]), _stops(capped, config)),
-            (gate_figures.replay_rechecks(checks, config.gate.window), _sureness(checks))])
+            (gate_figures.replay_rechecks(checks, config.gate.window), _sureness(checks))], "all")])
     said = [about, *verdicts, *_stops(capped, config), *_sureness(checks), *([f"Figures: {page}"] if page else [])]
     return "\n\n".join(["\n".join(textwrap.fill(part, 110) for part in said),
                         *(f"{head}\n{_text(table)}" for head, table in (
