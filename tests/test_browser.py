@@ -215,7 +215,7 @@ def test_all_of_the_live_notebook_runs_and_the_beliefs_come_to_follow_the_truth(
     open_notebook(page, lab, "notebooks/live_04.ipynb")
     command(page, "notebook:run-all-cells")
     state(page, "finished", 15 * SECONDS)
-    playwright.expect(page.get_by_text("0 of 5 are right").last).to_be_visible()  # the last but three of the cells
+    playwright.expect(page.get_by_text("0 of 5 are right").last).to_be_visible()
     out = Path(page.locator(".widget-text", has_text="folder").locator("input").input_value())
     known = training_records.knowledge(training_records.read(out))
     assert known["r"].iloc[0] < 0.3 and known["r"].tail(5).mean() > 0.6

@@ -285,6 +285,7 @@ def test_the_gate_is_opened_and_closed_by_one_control_and_one_change(tmp_path: P
 
 def test_a_recorded_run_is_looked_at_step_by_step_beside_its_ghost(tmp_path: Path) -> None:
     panel = TrainingPanel(READ, ghost=[GRPO])
+    assert panel.fixed.selected_index is None  # what was fixed before the first step is folded
     assert panel.replay.layout.display == "flex" and panel.shown.value == panel.shown.max == 180
     titles = []
     for step in (180, 30):
@@ -293,7 +294,11 @@ def test_a_recorded_run_is_looked_at_step_by_step_beside_its_ghost(tmp_path: Pat
         titles.append(panel.figure.layout.annotations[view.SCATTER].text)
     assert titles[0] != titles[1] and "within levels" in titles[0]
     assert "recorded grpo" in panel.meter.value and "recorded grpo" in {trace.name for trace in panel.figure.data}
-    assert TrainingPanel(tmp_path / "none").replay.layout.display == "none"
+    other = TrainingPanel(tmp_path / "none")
+    assert other.replay.layout.display == "none" and other.fixed.selected_index == 0
+    Run.create(tmp_path / "none", small(), "masa train").set_status("stopped", "Stopped.")
+    other.refresh()
+    assert other.state == "stopped" and other.fixed.selected_index is None
 
 
 def test_a_run_that_is_there_keeps_its_own_settings_whatever_was_handed_over(tmp_path: Path) -> None:

@@ -324,7 +324,7 @@ class TrainingPanel:
 
     def _turn_to_state(self, state: str) -> None:
         """Open and close the controls for a state of the run; a run that is new to the panel fills them in."""
-        first, self.state = not self.state, state
+        was, self.state = self.state, state
         for name, (_, _, states) in BUTTONS.items():
             self.buttons[name].disabled = state not in states
         self.back_button.disabled = state != "new"
@@ -332,11 +332,11 @@ class TrainingPanel:
             widget.disabled = state != "new"
         for widget in (self.choosing, *self.knobs.values()):
             widget.disabled = state in ("starting", "finished")
-        if first or state == "starting":
+        if not was or "new" in (was, state):
             self.fixed.selected_index = 0 if state == "new" else None
         self.replay.layout.display = "none" if state == "new" or state in live_control.ALIVE else "flex"
         self.out.disabled = state in live_control.ALIVE
-        if first:
+        if not was:
             if self._run_exists():
                 run = Run.open(self.out.value)
                 self._fill(run.config_at(live_control.steps(run.path) + 1))
