@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from masa_lib.analysis import report
+from masa_lib.analysis import sentences
 from masa_lib.analysis.compare import Comparison, pass_at_k
 from masa_lib.analysis.costs import COSTS
 from masa_lib.analysis.intervals import ratio_of_logs
@@ -126,14 +126,14 @@ def equal_costs(found: Comparison, arms: Iterable[str], timed: Comparison | None
                 rows.append({"arm": arm, "cost": cost, **{end: ratio.get(end) for end in ("mean", "low", "high")},
                              "bound": methods[arm]["equal_bound"] if there else "",
                              "seeds": methods[arm]["seeds"] if there else 0,
-                             "verdict": report.verdict(ratio, methods[arm]["equal_missed"]) if there else ""})
+                             "verdict": sentences.verdict(ratio, methods[arm]["equal_missed"]) if there else ""})
     return pd.DataFrame(rows).astype(dict.fromkeys(("mean", "low", "high"), float))
 
 
 def equal_table(costs: pd.DataFrame) -> pd.DataFrame:
     """`equal_costs` to be read: a row an arm, a column a denominator, each ratio with its interval."""
     ends = costs[["mean", "low", "high"]].astype(object).where(costs[["mean", "low", "high"]].notna(), None)
-    text = ["not recorded" if ratio["mean"] is None else f"{bound} {report.show(ratio, '.2f')}".strip()
+    text = ["not recorded" if ratio["mean"] is None else f"{bound} {sentences.show(ratio, '.2f')}".strip()
             for bound, ratio in zip(costs["bound"].str.replace("<=", "≤"), ends.to_dict("records"), strict=True)]
     wide = costs.assign(text=text).pivot(index="arm", columns="cost", values="text")
     return wide.loc[list(dict.fromkeys(costs["arm"])), list(DENOMINATORS)].rename(columns=DENOMINATORS).rename_axis(
@@ -164,7 +164,7 @@ def against(found: Comparison, arm: str, other: str, cost: str = "tokens") -> di
     logs = (table[f"{cost}_equal"][arm] - table[f"{cost}_equal"][other]).dropna()
     ratio = {name: value if np.isfinite(value) else None for name, value in ratio_of_logs(logs).items()}
     missed = float(table["equal_missed"][[arm, other]].loc[logs.index].to_numpy().max(initial=0.0))
-    return ratio | {"seeds": len(logs), "verdict": report.verdict(ratio, missed) if len(logs) else "not recorded"}
+    return ratio | {"seeds": len(logs), "verdict": sentences.verdict(ratio, missed) if len(logs) else "not recorded"}
 
 
 def price_in_predictions(runs: pd.DataFrame, groups: pd.DataFrame, prompt: float) -> pd.DataFrame:
