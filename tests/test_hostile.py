@@ -28,6 +28,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.lessons import replay
+from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, last_step
@@ -93,7 +94,7 @@ def read_everything(path: Path, name: str) -> Iterator[Callable[[], Any]]:
 
 def shown(path: Path) -> str:
     """What the training panel draws of a run."""
-    records = view.read(path)
+    records = training_records.read(path)
     drawn = view.figure(records).to_json()
     return drawn + view.changes_html(records.changes) + view.sample_html(records.rollouts)
 
@@ -370,7 +371,7 @@ def long_run(path: Path, steps: int) -> Run:
 
 def test_at_step_20000_a_new_step_reads_the_end_of_the_metrics_and_the_panel_what_is_new(tmp_path: Path) -> None:
     run = long_run(tmp_path / "run", 20_000)
-    size, reader = (run.path / "metrics.jsonl").stat().st_size, view.Reader(run.path)
+    size, reader = (run.path / "metrics.jsonl").stat().st_size, training_records.Reader(run.path)
     assert len(reader.read().metrics) == 20_000 and reader.lines.read == size
     for step in range(20_001, 20_004):
         before = bytes_read()
@@ -384,8 +385,8 @@ def test_at_step_20000_a_new_step_reads_the_end_of_the_metrics_and_the_panel_wha
     drawn = view.figure(records)
     points = [len(trace.x) for trace in drawn.data]
     assert max(points) == 1000 and len(drawn.to_json()) < 2_000_000
-    ends = [trace.x[-1] for trace in drawn.data if trace.name == "training batch"]
-    assert ends == [20_003]
+    ends = [trace.y[-1] for trace in drawn.data if trace.legendgroup == "its batches" and trace.name is None]
+    assert ends == [0.25]
 
 
 def bytes_read() -> int:
@@ -395,7 +396,7 @@ def bytes_read() -> int:
 
 def test_a_reader_sees_that_a_run_was_rewound_and_what_was_torn(tmp_path: Path) -> None:
     run = long_run(tmp_path / "run", 5)
-    reader = view.Reader(run.path)
+    reader = training_records.Reader(run.path)
     assert reader.read().metrics["step"].tolist() == [1, 2, 3, 4, 5]
     run.rewind(3)
     run.append_metrics({"step": 4, "accuracy": 0.75})

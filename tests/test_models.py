@@ -486,7 +486,7 @@ def test_each_tensor_of_the_copy_goes_to_the_cpus_memory_before_the_next_is_made
             yield name, value
 
     policy_weights = tensors.policy_weights
-    monkeypatch.setattr(loading, "policy_weights", merged)
+    monkeypatch.setattr(tensors, "policy_weights", merged)
     tensors.save(model, tokenizer, tmp_path, "bfloat16")
     assert asked == ["cpu"] * len(made) and len(made) > 40
 

@@ -27,6 +27,7 @@ from masa_lib.analysis import compare, report, study
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.lessons import replay
+from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control, packed, packing
 from masa_lib.runs.folder import PackedRun, Run, RunError, is_run, last_step, runs_in
@@ -117,9 +118,9 @@ def test_compare_replay_and_panel_say_the_same_of_both_forms(folders: Path, whol
     one, other = ([compare.compare_runs(path / name).summary for name in ARMS] for path in (folders, whole))
     assert one == other
     assert replay.replay(whole / "masa-s0") == replay.replay(folders / "masa-s0")
-    drawn = [view.figure(view.read(path / "masa-s1")).to_json() for path in (whole, folders)]
+    drawn = [view.figure(training_records.read(path / "masa-s1")).to_json() for path in (whole, folders)]
     assert drawn[0] == drawn[1]
-    assert view.read(whole / "masa-s1").beliefs == view.read(folders / "masa-s1").beliefs != []
+    assert Run.open(whole / "masa-s1").beliefs().equals(Run.open(folders / "masa-s1").beliefs())
 
 
 def test_runs_are_listed_by_a_pattern_of_their_names(whole: Path, folders: Path, tmp_path: Path) -> None:
@@ -331,8 +332,9 @@ def complaints(place: Path) -> Iterator[str]:
     run = place / "masa-s0"
     for read in (lambda: compare.compare_runs(run), lambda: Run.open(run).config_at(3), lambda: Run.open(run).status,
                  lambda: Run.open(run).environment, lambda: Run.open(run).metrics(), lambda: Run.open(run).rollouts(),
-                 lambda: Run.open(run).evaluation_table(3), lambda: Run.open(run).best_step(), lambda: view.read(run),
-                 lambda: replay.read_groups(run), lambda: last_step(run), lambda: runs_in(place),
+                 lambda: Run.open(run).evaluation_table(3), lambda: Run.open(run).best_step(),
+                 lambda: training_records.read(run), lambda: replay.read_groups(run),
+                 lambda: last_step(run), lambda: runs_in(place),
                  lambda: Run.open(run).beliefs(), lambda: live_control.state(run)):
         try:
             read()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,8 @@ from small import assert_same_run, small
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.errors import MasaError
 from masa_lib.gates import priors, registry
-from masa_lib.lessons.widgets import training_view
+from masa_lib.lessons.widgets import training_records, training_view
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
@@ -220,20 +220,9 @@ def test_beliefs_are_those_of_a_plain_forward_pass_and_the_solutions_prompt_is_s
     assert set(table["stream"]) == {"solution"}
 
 
-def test_the_panel_shows_each_problems_belief_and_refuses_rows_that_are_none(tmp_path) -> None:
-    rows = [{"step": 1, "problems": ["a", "b"], "beliefs": [[0] * 8 + [1000], [500] * 2 + [0] * 7], "right": [2, None],
-             "solutions": [8, 0], "weight": [1.0, 0.0]}]
-    points = training_view.belief_points(rows)
-    assert points[["problem", "predicted", "actual"]].values.tolist() == [["a", 1.0, 0.25]]
+def test_a_runs_beliefs_are_drawn_alike_from_its_lines_and_from_its_packed_table(tmp_path: Path) -> None:
     run = drive.train(small(READ), tmp_path / "run", "masa train")
-    reader = training_view.Reader(run.path)
-    drawn = training_view.figure(reader.read())
-    belief = next(trace for trace in drawn.data if trace.name == "belief")
-    dots = sum(len(trace.x) for trace in drawn.data if trace.name in ("steps before", "newest step"))
-    assert dots == len(run.beliefs().query("solutions > 0"))
-    assert len(belief.x) == 9 * dots
+    rows, drawn = run.beliefs(), training_view.figure(training_records.read(run.path))
     run.pack_beliefs()
-    packed = training_view.figure(training_view.Reader(run.path).read())
-    assert list(next(trace for trace in packed.data if trace.name == "belief").x) == list(belief.x)
-    with pytest.raises(MasaError, match="is not one of beliefs"):
-        training_view.belief_points([rows[0] | {"beliefs": [[1], "x"]}])
+    pd.testing.assert_frame_equal(run.beliefs(), rows, check_dtype=False)
+    assert training_view.figure(training_records.read(run.path)).to_json() == drawn.to_json()

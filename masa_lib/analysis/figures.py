@@ -316,7 +316,8 @@ def thinned(count: int, most: int = POINTS) -> np.ndarray:
     return np.unique(np.linspace(0, max(count - 1, 0), min(count, most)).round().astype(int))
 
 
-def trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, place: dict[str, int]) -> None:
+def trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, place: dict[str, int],
+          over: str = "step") -> None:
     """A faint line of the values and a strong one of their moving average; nothing where there are no values."""
     if values is None or values.isna().all():
         return
@@ -328,7 +329,7 @@ def trend(figure: go.Figure, values: pd.Series | None, name: str, color: str, pl
     known = any(trace.name == name for trace in figure.data)
     figure.add_scatter(x=smooth.index, y=smooth, mode="lines", line={"color": color, "width": 2.5}, name=name,
                        legendgroup=name, showlegend=not known, customdata=values, **place,
-                       hovertemplate=f"{name}, step %{{x}}: %{{customdata:.3f}} (average %{{y:.3f}})<extra></extra>")
+                       hovertemplate=f"{name}, {over} %{{x}}: %{{customdata:.3f}} (average %{{y:.3f}})<extra></extra>")
 
 
 def _dots(figure: go.Figure, drawn: pd.DataFrame, color: str, jitter: float, place: dict[str, int]) -> None:

@@ -15,6 +15,7 @@ from masa_lib.analysis import pages
 from masa_lib.analysis.compare import Comparison
 from masa_lib.analysis.sentences import amount, beside, show, subject
 from masa_lib.crash_safe_files import RunError
+from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
@@ -77,6 +78,8 @@ def _sample(arm: str, run: Run) -> Iterator[str]:
     if not steps:
         return
     table = run.rollouts(steps[-1:])
+    parquet.check_columns(table, f"A table in {run.path}", texts=("stream", "problem", "answer", "text"),
+                          numbers=("group", "length", "correct", "reward", "advantage", "predicted_pass_rate"))
     solved = table[(table["stream"] == "solution") & table["correct"].notna()]
     if solved.empty:
         return
@@ -94,13 +97,14 @@ def _sample(arm: str, run: Run) -> Iterator[str]:
 
 def _predicted(run: Run, table: pd.DataFrame, head: pd.Series, step: int) -> str:
     """What was predicted of a problem before it was solved, read or written; nothing where nothing was."""
-    beliefs = run.beliefs()
-    rows = beliefs[(beliefs["step"] == step) & (beliefs["problems"] == head["problem_id"])] if len(beliefs) else beliefs
+    rows = run.beliefs()
+    if len(rows):
+        rows = rows[(rows["step"] == step) & (rows["problems"] == head.get("problem_id"))]
     if len(rows):
         belief = rows["beliefs"].iloc[0]
         mean = sum(number * share for number, share in enumerate(belief)) / (sum(belief) * PASS_RATE_STEPS)
         return f"Predicted pass rate: {mean:.2f}. "
-    asked = (table["stream"] == "meta") & (table["problem_id"] == head["problem_id"])
+    asked = (table["stream"] == "meta") & (table["group"] == head["group"])
     said = table[asked]["predicted_pass_rate"].dropna()
     return f"Predicted pass rates: {', '.join(f'{rate / PASS_RATE_STEPS:.2g}' for rate in said)}. " if len(said) else ""
 

@@ -131,7 +131,7 @@ def _accuracy(drawn: go.Figure, records: Records, ghost: Ghost | None) -> None:
                       hovertemplate="step %{text}, %{x:,.0f} tokens: %{y:.3f}<extra></extra>", **where)
     batch = records.metrics.get("accuracy")
     if batch is not None and len(batch):
-        figures.trend(drawn, batch.set_axis(written), "its batches", GREEN, where)
+        figures.trend(drawn, batch.set_axis(written), "its batches", GREEN, where, "tokens")
         for trace in [trace for trace in drawn.data if trace.legendgroup == "its batches"]:
             trace.visible = "legendonly" if records.config.method in configs.CHOOSING else None
     drawn.update_xaxes(range=[0, max(most, 1)], title_text="tokens written", **where)
