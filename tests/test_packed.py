@@ -29,7 +29,7 @@ from masa_lib.errors import MasaError
 from masa_lib.lessons import replay
 from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
-from masa_lib.runs import live_control, packed, packing
+from masa_lib.runs import live_control, packed, packing, parquet
 from masa_lib.runs.folder import PackedRun, Run, RunError, is_run, last_step, runs_in
 
 CURVE = {0: 0.2, 3: 0.5, 6: 0.6}
@@ -220,6 +220,15 @@ def test_runs_trained_beside_a_packed_study_are_read_with_it_and_packed_into_it(
     assert packing.pack(place) == (["masa-s1"], [])
     assert report.compare([place], as_json=True) == both
     assert [Run.open(path).model.is_dir() for path in runs_in(place)] == [False, False, True]
+
+
+def test_a_run_whose_columns_have_another_order_is_packed_with_the_others(place: Path) -> None:
+    path = place / "masa-s1" / "evaluations" / "step-000003.parquet"
+    table = parquet.read([path])
+    parquet.write(path, table[table.columns[::-1]])
+    packing.pack(place)
+    packed_one = Run.open(place / "masa-s1").evaluation_table(3)
+    pd.testing.assert_frame_equal(packed_one[list(table)], table)
 
 
 def test_an_unfinished_run_is_refused_or_left_and_never_hides_a_packed_one(place: Path, folders: Path) -> None:

@@ -141,12 +141,13 @@ READ: dict[str, Callable[[Run], pd.DataFrame]] = {
 
 
 def _compare(folder: Path, kind: str, frames: Mapping[str, pd.DataFrame]) -> None:
-    """Refuse a packed form that does not read as what it was made from."""
+    """Refuse a packed form that does not read as what it was made from; the order of its columns is the study's."""
     study = packed.PackedStudy(folder)
     for name, frame in frames.items():
         try:
-            pd.testing.assert_frame_equal(study.table(kind, name), frame.reset_index(drop=True), check_exact=True,
-                                          check_index_type=False)
+            found, frame = study.table(kind, name), frame.reset_index(drop=True)
+            frame = frame[list(found)] if set(found) == set(frame) else frame
+            pd.testing.assert_frame_equal(found, frame, check_exact=True, check_index_type=False)
         except AssertionError as error:
             raise RunError(f"The {kind} of the run {name} cannot be packed without a loss "
                            f"({' '.join(str(error).split())[:200]}); nothing was changed.") from error
