@@ -20,6 +20,7 @@ COMMAND = [sys.executable, "benchmarks/vs_trl.py", "--smoke", "--updates", "1", 
            "--json", "--set", "model.device=cpu"]
 
 
+@pytest.mark.slow
 def test_the_benchmark_beside_trl_runs_at_its_smallest_size() -> None:
     done = subprocess.run([*COMMAND, "update.token_budget=256"], cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, check=False)
