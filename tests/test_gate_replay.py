@@ -83,6 +83,11 @@ def test_a_trained_gate_is_weighed_by_what_its_lots_measured() -> None:
     assert one.price == pytest.approx((2760 - 21 * 40) / 60)
     assert one.signal == pytest.approx(1 / 3)
     assert one.group == pytest.approx(540 / 3 + 840 * 2 / 3)
+    both = gate_trials.worths(pd.concat([steps, steps.assign(seed=4)]), 40.0, 8)
+    assert both.to_dict() == pytest.approx(dict.fromkeys((0, 4), one.worth / one.group))
+    crowded = gate_trials.trained(steps.assign(dropped=0.5), 40.0, 8)  # a sixth would have been taken, given places
+    assert crowded.precision == one.precision and crowded.price == one.price
+    assert math.isnan(crowded.signal) and math.isnan(crowded.worth)
 
 
 def test_a_sweep_has_the_precision_of_dropping_the_lowest_scores() -> None:

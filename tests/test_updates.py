@@ -49,18 +49,20 @@ def test_a_mean_over_both_streams_dilutes_a_solutions_token_by_the_solutions_sha
 
 
 def study(arms: dict[str, list[float]]) -> Comparison:
-    """A comparison that has curves alone: three evaluations, the last a value a seed, the others 0."""
-    rows = [{"arm": arm, "seed": seed, "step": step, "accuracy": end if step == 2 else 0.0}
+    """A comparison of three evaluations, the last a value a seed, the others 0; the curves' problems are harder."""
+    rows = [{"arm": arm, "seed": seed, "step": step, "accuracy": end / 2 if step == 2 else 0.0}
             for arm, ends in arms.items() for seed, end in enumerate(ends) for step in range(3)]
+    runs = [{"arm": arm, "seed": seed, "accuracy_after": end} for arm, ends in arms.items()
+            for seed, end in enumerate(ends)]
     empty = pd.DataFrame()
-    return Comparison({}, empty, pd.DataFrame(rows), empty, empty)
+    return Comparison({}, pd.DataFrame(runs), pd.DataFrame(rows), empty, empty)
 
 
-def test_contrasts_pair_seeds_that_all_arms_have() -> None:
-    found = updates.contrasts(study({"grpo": [0.5, 0.6, 0.7, 0.0], "masa": [0.4, 0.5, 0.6, 0.9],
+def test_contrasts_pair_the_seeds_of_both_arms_by_their_final_evaluation() -> None:
+    found = updates.contrasts(study({"grpo": [0.5, 0.6, 0.7, 0.8], "masa": [0.4, 0.5, 0.6, 0.7],
                                      "grpo-two": [0.6, 0.8, 0.7], "masa-two": [0.7, 0.8, 0.9]}))
     assert list(found.index) == list(updates.CONTRASTS)
-    assert set(found["seeds"]) == {3}
+    assert found["seeds"].to_dict() == {name: 4 if name == "both one" else 3 for name in updates.CONTRASTS}
     assert found["points"].tolist() == pytest.approx([20, -10, 10, 10, 30])
     released, both_one = found.loc["released: masa two, grpo one"], found.loc["both one"]
     assert (released["shown"], both_one["shown"]) == ("higher", "lower")
@@ -68,7 +70,7 @@ def test_contrasts_pair_seeds_that_all_arms_have() -> None:
 
 
 def test_the_mean_over_the_training_counts_all_evaluations() -> None:
-    found = updates.contrasts(study({"grpo": [0.3, 0.3], "masa": [0.6, 0.9]}), "mean")
+    found = updates.contrasts(study({"grpo": [0.6, 0.6], "masa": [1.2, 1.8]}), "mean")
     assert found["points"].tolist() == pytest.approx([15.0])
 
 
@@ -80,6 +82,9 @@ def test_without_the_second_study_the_first_is_compared_alone(tmp_path: Path) ->
     found = updates.comparison(two=tmp_path / "nothing")
     assert set(found.runs["arm"]) == {"grpo", "masa"}
     assert list(updates.contrasts(found).index) == ["both one"]
+    above = found.summary["methods"]["masa"]["accuracy_above_grpo"]  # of notebook 07
+    assert updates.contrasts(found).loc["both one", ["points", "low", "high"]].tolist() == pytest.approx(
+        [100 * above[end] for end in ("mean", "low", "high")])
     spent = updates.costs(found)
     assert list(spent.columns) == ["updates", "tokens written", "prompts read", "tokens through the update", "seconds"]
     assert spent.loc["masa", "tokens written"] > spent.loc["grpo", "tokens written"]

@@ -25,6 +25,9 @@ from masa_lib.tasks.predictions import PASS_RATE_STEPS
 #: the costs that are told apart, and what a figure calls them
 DENOMINATORS = {cost: COSTS[cost] for cost in ("tokens", "read", "tokens_update", "seconds")}
 
+#: share of candidates left out without having been rejected, from which on a gate's signal is not known from its lots
+SURPLUS = 0.02
+
 
 @dataclass(frozen=True)
 class BreakEven:
@@ -81,6 +84,10 @@ def trained(steps: pd.DataFrame, prompt: float, solutions: int) -> BreakEven:
         steps: of one arm of a comparison, whose gate chooses among candidates that compete (`masa_lib.gates.priors`).
         prompt: tokens of a problem's prompt, which is read for its solutions in any case.
         solutions: G.
+
+    Returns:
+        The account. Its signal, and so worth and gain, are NaN where the gate also left out some that it would have
+        taken (`masa-efficient`, whose places were full): how many of those had a signal, no lot measured.
     """
     steps = steps[steps["gate_on"] > 0]
     total = steps.reindex(columns=["candidates", "rechecked", "tokens_solution", "tokens_recheck", "tokens_meta",
@@ -92,8 +99,15 @@ def trained(steps: pd.DataFrame, prompt: float, solutions: int) -> BreakEven:
     price = (total[["tokens_meta", "tokens_prefill", "tokens_read"]].sum() - groups * prompt) / total["candidates"]
     kept, left_out = (prompt + spent / count for spent, count in (
         (total["tokens_solution"], chosen), (total["tokens_recheck"], total["rechecked"])))
-    return BreakEven(max(price, 0.0), dropped, precision, 1 - precision * dropped / recall,
-                     (1 - dropped) * kept + dropped * left_out, left_out)
+    rejected = (steps["dropped"] * steps["candidates"]).sum() / total["candidates"]
+    signal = 1 - precision * dropped / recall if abs(dropped - rejected) < SURPLUS else np.nan
+    return BreakEven(max(price, 0.0), dropped, precision, signal, (1 - dropped) * kept + dropped * left_out, left_out)
+
+
+def worths(steps: pd.DataFrame, prompt: float, solutions: int) -> pd.Series:
+    """What asking may cost in each run of one arm, as a share of a group: `trained` by seed; arguments are its."""
+    found = {seed: trained(part, prompt, solutions) for seed, part in steps.groupby("seed")}
+    return pd.Series({seed: one.worth / one.group for seed, one in found.items()}, dtype=float)
 
 
 def break_even_table(found: Mapping[str, BreakEven]) -> pd.DataFrame:

@@ -85,15 +85,19 @@ def comparison(one: Path = ONE, two: Path = TWO) -> compare.Comparison:
 
 
 def accuracies(study: compare.Comparison) -> pd.DataFrame:
-    """Held-out accuracy by seed, of seeds that all arms have: a column an arm, for the measures `end` and `mean`.
+    """Held-out accuracy by seed: a column an arm, for the measures `end` and `mean`; NaN where an arm lacks the seed.
 
-    `end` is that of the last evaluation, `mean` that of all evaluations.
+    `end` is that of the final evaluation, on all its problems, as a comparison has it; `mean` that of all evaluations,
+    on the problems that all of them have.
     """
-    return study.curves.groupby(["arm", "seed"])["accuracy"].agg(end="last", mean="mean").unstack("arm").dropna()
+    index = ["arm", "seed"]
+    found = {"end": study.runs.set_index(index)["accuracy_after"],
+             "mean": study.curves.groupby(index)["accuracy"].mean()}
+    return pd.DataFrame(found).unstack("arm")
 
 
 def contrasts(study: compare.Comparison, measure: str = "end") -> pd.DataFrame:
-    """Differences of accuracy in points, mean over paired seeds with its 95 % t-interval, a row of CONTRASTS each.
+    """Differences of accuracy in points, mean over the seeds of both with its 95 % t-interval, a row of CONTRASTS each.
 
     Args:
         study: as `comparison` gives it; contrasts with an arm that it lacks are left out.
@@ -106,7 +110,7 @@ def contrasts(study: compare.Comparison, measure: str = "end") -> pd.DataFrame:
 
 
 def _row(points: pd.Series) -> dict[str, Any]:
-    found = dict(zip(("points", "low", "high"), mean_interval(points), strict=True))
+    found = dict(zip(("points", "low", "high"), mean_interval(points.dropna()), strict=True))
     return {**found, "seeds": int(points.notna().sum()), "shown": shown(found)}
 
 
