@@ -107,7 +107,7 @@ class TrainingPanel:
                                              "another problem of the newest recorded step")
         self.progress = widgets.IntProgress(0, 0, 1, layout=widgets.Layout(width="180px"))
         self.status, self.message, self.memory = knobs.text("28px"), knobs.text("28px"), knobs.text("88px")
-        self.meter = knobs.text("88px")
+        self.meter = knobs.text("110px")
         self.shown = widgets.IntSlider(0, 0, 1, description="show step", continuous_update=False,
                                        **knobs.shared("look at a finished run as it was after a step"))
         self.play = widgets.Play(0, 0, 1, interval=MILLISECONDS, show_repeat=False)
@@ -153,7 +153,7 @@ class TrainingPanel:
         if not environment.STATIC:
             return self.box._repr_mimebundle_(**more)
         if self.records.metrics.empty:
-            return {"text/plain": f"In a live notebook, the training panel of {self.out.value} opens here."}
+            return {"text/plain": "In a live notebook, the training panel opens here."}
         return view.figure(self.records, self._ghost)._repr_mimebundle_(**more)
 
     # What the buttons and the knobs do.
