@@ -163,6 +163,8 @@ def method_table(sizes: Architecture, hardware: Hardware, signal: float = 2 / 3)
 
     Without a gate a share `signal` of the solution tokens lies in groups with a signal and enters the update. A gate
     fills the places with problems that have one; a step as useful as GRPO's needs `signal` times the problems.
+
+    Bounds, not forecasts: the gate drops just the groups without a signal, and the cap's cut loses no right solution.
     """
     rows = {}
     for name, load in METHODS.items():
