@@ -2,7 +2,7 @@
 
 A table stands between `<!-- records: NAME -->` and `<!-- end of records -->`, a number within a sentence between
 `<!--GROUP.NAME-->` and `<!--/-->`. The words around a number are the text's own. What has not been recorded yet leaves
-its place empty. A test runs this and finds no difference.
+its place empty, or says that it is not recorded yet. A test runs this and finds no difference.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 import re
 import sys
 import textwrap
-import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -20,7 +19,10 @@ import pandas as pd
 
 from masa_lib import DATA, ROOT, config
 from masa_lib.analysis import compare, intervals, report, sentences
+from masa_lib.analysis import study as plans
+from masa_lib.lessons import gate_trials
 from masa_lib.models import memory
+from masa_lib.runs.folder import runs_in
 
 TEXTS = ("README.md", "docs/results.md", "docs/reference.md")
 EQUAL = [f"{label} at equal accuracy, ratio" for label in ("tokens", "prompts read", "update", "seconds",
@@ -43,6 +45,9 @@ class Column(NamedTuple):
 
 #: studies of one set of problems
 BELIEFS = ("efficiency", "beliefs")
+#: the costs that are said in words
+COUNTED = {"tokens": "tokens written", "read": "prompts read", "tokens_update": "the update",
+           "computed": "all computed"}
 #: by marker: what stands side by side, and the measures of it
 TABLES = {
     "baseline": ((Column(("baseline",), prefix="pocket, "), Column(("smollm2",), prefix="SmolLM2, ")), BEFORE),
@@ -173,11 +178,30 @@ def trl() -> dict[str, str]:
             for path in (DATA / "benchmarks" / "vs_trl").glob("*.json")}
 
 
-def in_words(arm: Mapping[str, Any]) -> str:
+def runs_of() -> dict[str, str]:
+    """How many runs of each study are recorded, of those that it asks for."""
+    said = {}
+    for place in (ROOT / "studies").glob("*.toml"):
+        asked, folder = len(plans.load(place).runs()), DATA / "runs" / place.stem
+        there = len(runs_in(folder)) if folder.exists() else 0
+        said[place.stem] = ("not recorded yet" if not there else f"{there} of {asked} runs" if there < asked else
+                            f"{asked} run{'s' * (asked > 1)}")
+    return said
+
+
+def in_words(arm: Mapping[str, Any], costs: Sequence[str] = ("tokens", "computed")) -> str:
     """What grpo's costs over those of an arm are at equal accuracy, each with what it shows."""
-    return " and ".join(f"{report.show(arm[f'{cost}_equal_ratio'], '.2f')} in {words} "
-                        f"({sentences.verdict(arm[f'{cost}_equal_ratio'], arm['equal_missed'])})"
-                        for cost, words in (("tokens", "tokens written"), ("computed", "all computed")))
+    return sentences.listed([f"{sentences.shown(f'{cost}_equal_ratio', arm)} in {COUNTED[cost]} "
+                             f"({sentences.verdict(arm[f'{cost}_equal_ratio'], arm['equal_missed'])})"
+                             for cost in costs])
+
+
+def beside_history() -> str:
+    """What the choice by history alone costs at equal accuracy over what masa-read does, over the seeds of both."""
+    found = {cost: gate_trials.against(recorded(*BELIEFS), "masa-read", "history", cost)
+             for cost in ("tokens", "computed")}
+    each = [f"{report.show(ratio, '.2f')} in {COUNTED[cost]} ({ratio['verdict']})" for cost, ratio in found.items()]
+    return f"{sentences.listed(each)}, by {found['tokens']['seeds']} seeds"
 
 
 def reading() -> str:
@@ -185,16 +209,13 @@ def reading() -> str:
     found = recorded(*BELIEFS)
     if found is None:
         return ""
-    methods = found.summary["methods"]
-    before, after = report.show(methods["masa-read"]["r_pass_rate"], ".2f").split(" -> ")
-    planned, seeds = tomllib.loads((ROOT / "studies" / "beliefs.toml").read_text(encoding="utf8"))["seeds"], [
-        methods[arm]["seeds"] for arm in ("masa-read", "history")]
-    counted = str(planned) if min(seeds) == planned else f"{seeds[0]} of {planned} (`history`: {seeds[1]})"
+    read, written = (found.summary["methods"][arm] for arm in ("masa-read", "masa"))
+    r = {arm["method"]: report.show(arm["r_pass_rate"], ".2f").replace("->", "to") for arm in (read, written)}
     return textwrap.fill(
-        f"* **Read instead of written.** Over {counted} seeds r of `masa-read`, whose "
-        f"predictions cost no token, goes from {before} to {after}. At equal accuracy grpo's cost over its own is "
-        f"{in_words(methods['masa-read'])}; for the same choice of problems by their history alone it is "
-        f"{in_words(methods['history'])}.", 118, subsequent_indent="  ", break_on_hyphens=False)
+        f"* **Read instead of written**, as `masa-read` does, a prediction needs no token. On harder problems (levels "
+        f"1 to 18, {read['seeds']} seeds) r goes from {r['masa-read']}, with written ones from {r['masa']}. At equal "
+        f"accuracy GRPO's cost over its own is {in_words(read, [*COUNTED])}; that of the same choice of problems by "
+        f"their history alone is {beside_history()}.", 118, subsequent_indent="  ", break_on_hyphens=False)
 
 
 def beliefs() -> str:
@@ -203,13 +224,21 @@ def beliefs() -> str:
     if not all(tables.values()):
         return ""
     methods = recorded(*BELIEFS).summary["methods"]
+    r = {arm: report.show(methods[arm]["r_pass_rate"], ".2f") for arm in ("masa-read", "masa")}
     arms = [arm for arm in ("masa-read", "history", "probe", "anchor", "random") if arm in methods]
     return "\n\n".join([
         "## Predictions that are read",
         "`masa compare data/runs/efficiency data/runs/beliefs`. The arms from `masa-read` on have one rule of choice,\n"
         "and as few problems a step: only where the prior about a problem comes from differs. grpo's costs over\n"
         "theirs at equal accuracy:",
-        "\n".join(f"* `{arm}`: {in_words(methods[arm])}." for arm in arms), tables["beliefs"],
+        "\n".join(f"* `{arm}`: {in_words(methods[arm])}." for arm in arms),
+        f"The cost of `history` over that of `masa-read`, paired by seed, is\n{beside_history()}. Whether it is the "
+        "belief\nthat saves can be read from this, not from the list, whose arms have different seeds.",
+        f"In these problems r of `masa-read` goes {r['masa-read']}, that of `masa`, which writes its predictions,\n"
+        f"{r['masa']}. All begin with one model, but are measured differently before training: a written prediction "
+        "has\nvalues drawn blindly, as it was taught; a belief is read behind the solution's prompt and an empty list "
+        "of\nnotions, where the model was taught nothing, and its nine probabilities are what they happen to be.",
+        tables["beliefs"],
         "On a stream of problems none of which comes back:", tables["beliefs-fresh"],
         "Other ways to learn and to read the belief (`studies/beliefs.toml` says what each arm changes):",
         tables["beliefs-learned"]])
@@ -229,7 +258,7 @@ def entries(kind: str, about: Mapping[str, str]) -> str:
 
 #: by group, the numbers that stand within sentences
 NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": seconds, "choices": choices,
-           "engines": engines, "trl": trl}
+           "engines": engines, "trl": trl, "recorded": runs_of}
 #: by marker, what stands in a block of its own
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},

@@ -85,3 +85,9 @@ def test_the_exercises_of_04_are_checked_by_what_the_library_does(settings: dict
 def test_the_share_of_the_predictions_is_checked_against_the_recorded_run() -> None:
     assert exercises.prediction_share(0.5).startswith("Not yet: 0.500") and exercises.prediction_share(
         float("nan")).startswith("Not yet")
+
+
+@pytest.mark.parametrize(("answer", "said"), [
+    (0.0, "right"), ([0.0] * 8, "right"), ([0.5] * 8, "not yet"), ([0.0, 1.0], "one number is wanted, not 2")])
+def test_one_number_may_be_said_of_each_member_of_a_group(answer: float | list[float], said: str) -> None:
+    assert said in exercises.check("never solved", answer)

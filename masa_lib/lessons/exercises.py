@@ -46,8 +46,11 @@ def check(exercise: str, answer: Any) -> str:
         given = tuple(_numbers(answer))
     except (TypeError, ValueError, RuntimeError):
         return f"{exercise}: numbers are wanted, not {type(answer).__name__}."
+    if len(right) == 1 and len(set(given)) == 1:  # one number, said of each member of a group
+        given = given[:1]
     if len(given) != len(right):
-        return f"{exercise}: {len(right)} numbers are wanted, not {len(given)}."
+        wants = "one number is" if len(right) == 1 else f"{len(right)} numbers are"
+        return f"{exercise}: {wants} wanted, not {len(given)}."
     if _near(given, right, wanted.tolerance):
         return f"{exercise}: right."
     known = [said for numbers, said in wanted.mistakes if _near(given, numbers, wanted.tolerance)]
