@@ -52,8 +52,8 @@ def study(arms: dict[str, list[float]]) -> Comparison:
     """A comparison of three evaluations, the last a value a seed, the others 0; the curves' problems are harder."""
     rows = [{"arm": arm, "seed": seed, "step": step, "accuracy": end / 2 if step == 2 else 0.0}
             for arm, ends in arms.items() for seed, end in enumerate(ends) for step in range(3)]
-    runs = [{"arm": arm, "seed": seed, "accuracy_after": end} for arm, ends in arms.items()
-            for seed, end in enumerate(ends)]
+    runs = [{"arm": arm, "seed": seed, "accuracy_after": end, "steps": 2, "planned": 2}
+            for arm, ends in arms.items() for seed, end in enumerate(ends)]
     empty = pd.DataFrame()
     return Comparison({}, pd.DataFrame(runs), pd.DataFrame(rows), empty, empty)
 
@@ -72,6 +72,14 @@ def test_contrasts_pair_the_seeds_of_both_arms_by_their_final_evaluation() -> No
 def test_the_mean_over_the_training_counts_all_evaluations() -> None:
     found = updates.contrasts(study({"grpo": [0.6, 0.6], "masa": [1.2, 1.8]}), "mean")
     assert found["points"].tolist() == pytest.approx([15.0])
+
+
+def test_a_run_that_goes_on_is_left_out() -> None:
+    begun = study({"grpo": [0.6, 0.6], "masa": [0.7, 0.1]})
+    begun.runs.loc[begun.runs.index[-1], "steps"] = 1
+    for measure in ("end", "mean"):
+        assert updates.contrasts(begun, measure).loc["both one", "seeds"] == 1
+    assert updates.contrasts(begun).loc["both one", "points"] == pytest.approx(10.0)
 
 
 def test_one_seed_shows_nothing() -> None:

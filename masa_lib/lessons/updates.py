@@ -87,13 +87,15 @@ def comparison(one: Path = ONE, two: Path = TWO) -> compare.Comparison:
 def accuracies(study: compare.Comparison) -> pd.DataFrame:
     """Held-out accuracy by seed: a column an arm, for the measures `end` and `mean`; NaN where an arm lacks the seed.
 
+    A run that has not gone all its steps counts as lacking.
+
     `end` is that of the final evaluation, on all its problems, as a comparison has it; `mean` that of all evaluations,
     on the problems that all of them have.
     """
     index = ["arm", "seed"]
-    found = {"end": study.runs.set_index(index)["accuracy_after"],
-             "mean": study.curves.groupby(index)["accuracy"].mean()}
-    return pd.DataFrame(found).unstack("arm")
+    ended = study.runs[study.runs["steps"] >= study.runs["planned"]].set_index(index)["accuracy_after"]
+    mean = study.curves.groupby(index)["accuracy"].mean()
+    return pd.DataFrame({"end": ended, "mean": mean.reindex(ended.index)}).unstack("arm")
 
 
 def contrasts(study: compare.Comparison, measure: str = "end") -> pd.DataFrame:
