@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
@@ -137,3 +138,14 @@ def test_a_browser_draws_the_figures_from_a_file(site: Path, pages: dict[Path, B
     found = BeautifulSoup(drawn, "html.parser").select(".js-plotly-plot .main-svg")
     assert len({id(svg.find_parent(class_="js-plotly-plot")) for svg in found}) == len(
         pages[path].select("div.figure"))
+
+
+def test_the_pictures_of_the_notebooks_are_the_figures_that_stand_in_them() -> None:
+    spec = importlib.util.spec_from_file_location("pictures", ROOT / "site" / "pictures.py")
+    pictures = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(pictures)
+    shown = (ROOT / "docs" / "pictures" / "README.md").read_text(encoding="utf8")
+    for stem in pictures.CELLS:
+        assert f'src="{stem}.png"' in shown
+        assert (ROOT / "docs" / "pictures" / f"{stem}.png").read_bytes() == pictures.picture(stem), \
+            "run: python site/pictures.py"

@@ -218,12 +218,14 @@ def prediction_panels(points: pd.DataFrame, measure: str, limit: int = 600) -> g
     panels = {(row, column): points[(points["row"] == row) & (points["column"] == column)]
               for row in rows for column in columns}
     r = {place: correlation(part["predicted"], part["actual"]) for place, part in panels.items()}
-    titles = [f"{row}, {column}: " + ("r undefined" if math.isnan(r[row, column]) else f"r = {r[row, column]:z.2f}")
-              for row, column in panels]
+    heads = {place: ", ".join(place if len(rows) > 1 else place[1:]) for place in panels}
+    titles = [f"{heads[place]}: " + ("r undefined" if math.isnan(r[place]) else f"r = {r[place]:z.2f}")
+              for place in panels]
     kind = measure.replace("_", " ")
     unit = ", tokens" if measure == "length" else ""
-    figure = grid(titles, columns=len(columns), title=f"Predicted against actual {kind} (r of all points of a panel)",
-                  x=f"predicted {kind}{unit}", y=f"actual {kind}{unit}")
+    figure = grid(titles, columns=len(columns), title=f"Predicted against actual {kind}"
+                  + ("" if len(rows) > 1 else f", {rows[0]}") + " (r of all points of a panel)",
+                  x="predicted" if len(columns) > 3 else f"predicted {kind}{unit}", y=f"actual {kind}{unit}")
     for (row, column), part in panels.items():
         beside = pd.concat([panels[row, other] for other in columns])[["predicted", "actual"]]
         most = 1.0 if measure == "pass_rate" else float(beside.to_numpy().max(initial=1.0))
@@ -234,6 +236,7 @@ def prediction_panels(points: pd.DataFrame, measure: str, limit: int = 600) -> g
             drawn = part.sample(min(limit // len(panels), len(part)), random_state=0)
             _dots(figure, drawn, colors[drawn["arm"].iloc[0]], 0.006 * most, place)
             _lines(figure, part, most, place)
+    figure.update_annotations(font_size=10 if len(columns) > 3 else 13)  # four panels leave little room
     return figure.update_layout(showlegend=False, margin={"b": 64})
 
 

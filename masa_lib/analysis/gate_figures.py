@@ -120,8 +120,8 @@ def equal_costs(costs: pd.DataFrame, labels: Mapping[str, str]) -> go.Figure:
         labels: the costs in order, and what they are called.
     """
     arms, places = list(dict.fromkeys(costs["arm"])), arm_places(costs["arm"])
-    figure = grid(list(labels.values()), columns=len(labels), title="Cost at equal accuracy", y="",
-                  x="grpo's over the arm's", height=230 + 34 * len(arms))
+    figure = grid(list(labels.values()), columns=len(labels), y="", x="ratio",
+                  title="Cost at equal accuracy, grpo's over the arm's", height=230 + 34 * len(arms))
     for number, cost in enumerate(labels, 1):
         for row in costs[costs["cost"] == cost].itertuples():
             _interval(figure, row, PALETTE[places[row.arm]], number)
