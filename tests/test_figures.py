@@ -171,7 +171,7 @@ def test_points_are_jittered_but_hover_tells_the_truth() -> None:
 
 def test_constant_predictions_have_no_line_and_an_undefined_r() -> None:
     figure = figures.prediction_panels(POINTS.assign(predicted=0.5), "pass_rate")
-    assert titles(figure) == ["masa, after: r undefined"]
+    assert titles(figure) == ["after: r undefined"]
     assert len(figure.data) == 2
 
 
