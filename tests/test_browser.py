@@ -227,6 +227,26 @@ def test_all_of_the_live_notebook_runs_and_the_beliefs_come_to_follow_the_truth(
     picture(page, "live_alignment", shown.first)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+def test_all_of_a_notebook_runs_without_an_error_and_nothing_is_wider_than_its_page(
+        lab: Lab, page: Any, name: str) -> None:
+    page.set_viewport_size({"width": 1440, "height": 900})
+    open_notebook(page, lab, f"notebooks/{name}.ipynb")
+    numbered = page.locator(".jp-CodeCell .jp-InputPrompt", has_text=re.compile(r"\[\d+\]:"))
+    command(page, "notebook:clear-all-cell-outputs")
+    playwright.expect(numbered).to_have_count(0)
+    command(page, "notebook:run-all-cells")
+    playwright.expect(numbered).to_have_count(
+        page.locator(".jp-CodeCell").count(), timeout=5 * SECONDS * 1000)
+    for kind in ("error", "stderr"):
+        assert page.locator(f"[data-mime-type='application/vnd.jupyter.{kind}']").all_inner_texts() == []
+    wide = page.evaluate("""() => [...document.querySelectorAll(".jp-OutputArea-output")].filter(
+        output => output.scrollWidth > output.clientWidth + 1 && getComputedStyle(output).overflowX == "visible"
+        ).map(output => output.innerText.slice(0, 80))""")
+    assert wide == []
+
+
 def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any], group: int) -> tuple[str, list[str]]:
     """Wait until the reward lab shows what these settings pay; returns the mean reward and those of the group."""
     scene = reward_scenes.scene(recorded, settings, reward_scenes.presets(recorded.config)["paper"])
