@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import runpy
@@ -87,6 +88,14 @@ def test_the_page_is_small_and_loads_nothing(page: str) -> None:
 def test_the_page_begins_with_what_the_terminal_ends_with(page: str, worse: Path) -> None:
     told = report.compare([worse]).partition("In short:\n")[2]
     assert " ".join(told.split()) == " ".join(parsed(page).body.find_all("p")[n].text for n in range(3))
+
+
+def test_arms_with_several_numbers_of_seeds_are_said_to_have_from_the_least_to_the_most(worse: Path) -> None:
+    comparison = compare.compare_runs(worse)
+    methods = comparison.summary["methods"]
+    fewer = dataclasses.replace(comparison, summary=comparison.summary | {
+        "methods": methods | {"masa": methods["masa"] | {"seeds": 1}}})
+    assert sentences.in_short(fewer)[0].endswith("with 1 to 2 seeds.")
 
 
 def test_three_sentences_say_what_was_trained_what_was_learned_and_what_it_cost(worse: Path) -> None:

@@ -30,10 +30,12 @@ def in_short(comparison: Comparison) -> list[str]:
     arms, runs, name = comparison.summary["methods"], comparison.runs, subject(comparison)
     steps, seeds = sorted(set(runs["steps"])), sorted(set(runs["seed"]))
     many = listed(list(arms)) if len(arms) < 4 else f"{len(arms)} arms"
+    counts = sorted({arm["seeds"] for arm in arms.values()})
+    of = f"the seed {seeds[0]}" if len(seeds) == 1 else f"{' to '.join(map(str, counts[:1] + counts[1:][-1:]))} seeds"
     models = listed(list(dict.fromkeys(Path(model).name for model in runs["model"])))
     trained = (f"{many} {'was' if len(arms) == 1 else 'were'} trained from the model {models}, "
                f"{' or '.join(map(str, steps))} steps {'each ' * (len(runs) > 1)}with "
-               f"{f'the seed {seeds[0]}' if len(seeds) == 1 else f'{len(seeds)} seeds'}.")
+               f"{of}.")
     return [trained, _learned(comparison, name), _paid(comparison, name)]
 
 
