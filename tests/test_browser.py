@@ -23,6 +23,7 @@ from typing import Any
 
 import pytest
 
+from masa_lib import config
 from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_records
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
@@ -350,10 +351,10 @@ def test_settings_go_from_the_reward_lab_to_the_training_panel_and_back(lab: Lab
     for _ in range(60):  # the page shows a turned knob before a busy kernel has heard of it
         press(page, "Use in training")
         page.wait_for_timeout(1000)
-        if reward_lab.saved_settings(handed).get("reward.notion_weight") == pytest.approx(weight):
+        if handed.exists() and config.read(handed).get("reward.notion_weight") == pytest.approx(weight):
             break
     playwright.expect(page.get_by_text("The training panel of notebook 04 begins with it")).to_be_visible()
-    assert reward_lab.saved_settings(handed)["reward.notion_weight"] == pytest.approx(weight)
+    assert config.read(handed)["reward.notion_weight"] == pytest.approx(weight)
     open_notebook(page, lab, cut(lab, "04_train_masa.ipynb", "panel = TrainingPanel"))
     command(page, "notebook:run-all-cells")
     state(page, "new")

@@ -23,7 +23,7 @@ from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import compare, report, study
+from masa_lib.analysis import compare, doctor, report, study
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
@@ -52,7 +52,8 @@ def write_record(folder: Path) -> Run:
     run = write_run(folder, "masa", 0, {0: 0.2, 3: 0.5}, steps=3)
     for step in (1, 2, 3):
         table = rollout_table(step, groups=3, solutions=2, predictions=2)
-        run.write_rollouts(step, table.assign(text="\\boxed{4}", problem="Is 3 < 7?", answer="4", level=1,
+        run.write_rollouts(step, table.assign(text="\\boxed{4}", problem="Is 3 < 7?", problem_id="p",
+                                              answer="4", level=1, finish="stop", parse_error=None,
                                               reward=table["correct"].astype(float)))
     run.append_change(2, {"update.learning_rate": 1e-5}, request=1)
     for step in (2, 3):
@@ -83,6 +84,7 @@ def read_everything(path: Path, name: str) -> Iterator[Callable[[], Any]]:
     if not name or name.endswith((".jsonl", ".parquet")):
         yield lambda: compare.compare_runs(path)
         yield lambda: replay.read_groups(path)
+        yield lambda: doctor.text(Run.open(path))
         yield lambda: shown(path)
     yield lambda: live_control.read(path)
     yield lambda: live_control.state(path)

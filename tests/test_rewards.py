@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from masa_lib.config import RewardConfig
 from masa_lib.lessons.reward_table import reward_table, score_table
-from masa_lib.method.rewards import MetaReward, Solution, meta_rewards, solution_reward
+from masa_lib.method.rewards import MetaReward, Solution, meta_rewards
 from masa_lib.tasks.predictions import MetaPrediction
 from masa_lib.tasks.read_prediction import parse_prediction
 
@@ -26,10 +26,6 @@ def row(reward: MetaReward) -> list[float]:
 
 def score(prediction, solutions=GROUP, problem="Add.", **settings):
     return meta_rewards(solutions, [prediction], problem, RewardConfig(**settings))[0]
-
-
-def test_a_solution_earns_1_when_right_and_0_when_wrong():
-    assert (solution_reward(True), solution_reward(False)) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize(("pass_rate", "settings", "expected"), [

@@ -16,11 +16,15 @@ import pandas as pd
 from masa_lib.analysis import health
 from masa_lib.errors import brief
 from masa_lib.method.streams import predictions_of, rewarded
+from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run
 from masa_lib.tasks import grading
 
 #: shares above (or, of groups that teach, below) which something is worth a look
 TRUNCATED, UNBOXED, UNPARSED, UNMATCHABLE, OUTSIDE, TEACHING = 0.2, 0.2, 0.2, 0.01, 0.5, 0.1
+#: columns of the metrics that are looked at, where they are there
+METRICS = ("step", "loss", "entropy", "accuracy", "logp_gap", "updates", "learning_rate", "gradient_norm",
+           "belief_outside")
 #: problems below which a training comes back to each too often
 MANY = 48
 #: by how much a weight must be able to move for a model to change at all
@@ -46,10 +50,13 @@ def examine(run: Run) -> list[Finding]:
         RunError: the folder's files are not those of a run.
     """
     metrics, steps = run.metrics(), run.rollout_steps()
+    parquet.check_columns(metrics, f"The metrics of {run.path}", numbers=[name for name in METRICS if name in metrics])
     found = [check(run, metrics) for check in BY_METRICS] if len(metrics) else [
         Finding("steps", "none finished", "Nothing is trained yet; train.log and `masa train` say why.")]
     if steps and len(metrics):
         table = run.rollouts(steps)
+        parquet.check_columns(table, f"A table in {run.path}", numbers=("group", "correct", "reward"),
+                              texts=("stream", "problem_id", "answer", "text", "finish"))
         found += [check(run, table) for check in BY_ROLLOUTS]
     elif len(metrics):
         found.append(Finding("rollouts", "none recorded", "What was written cannot be looked at: set "
@@ -170,7 +177,7 @@ def _answers(run: Run, table: pd.DataFrame) -> Finding:
                    grading.unmatchable_sentence(run.config.problems.source, golds))
 
 
-def _repeated(run: Run, table: pd.DataFrame) -> Finding:
+def _too_few(run: Run, table: pd.DataFrame) -> Finding:
     """The same text twice is left out when problems are loaded; what is left are too few of them."""
     different, groups = table["problem_id"].nunique(), len(table[["step", "group"]].drop_duplicates())
     return Finding("different problems", f"{different} in {groups} groups", "" if different >= MANY
@@ -185,4 +192,4 @@ def _share(share: float, of: pd.DataFrame | pd.Series) -> str:
 BY_METRICS: tuple[Callable[[Run, pd.DataFrame], Finding], ...] = (
     _health, _drift, _entropy, _movement, _held_out, _outside)
 BY_ROLLOUTS: tuple[Callable[[Run, pd.DataFrame], Finding], ...] = (
-    _groups, _truncated, _unboxed, _unparsed, _answers, _repeated)
+    _groups, _truncated, _unboxed, _unparsed, _answers, _too_few)

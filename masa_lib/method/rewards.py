@@ -64,11 +64,6 @@ class Part:
         return getattr(config, self.weight) if isinstance(self.weight, str) else self.weight
 
 
-def solution_reward(correct: bool) -> float:
-    """1 for a right answer, 0 for a wrong one."""
-    return float(correct)
-
-
 def meta_rewards(solutions: Sequence[Solution], predictions: Sequence[MetaPrediction | None], problem_text: str,
                  config: RewardConfig, meta_prompt: str = "") -> list[MetaReward]:
     """Score the M predictions of one problem against its G solutions.

@@ -234,11 +234,6 @@ def write_settings(settings: Mapping[str, Any], path: Path = SETTINGS_FILE) -> s
             f"masa train --config {path.parent.name}/{path.name}.")
 
 
-def saved_settings(path: Path = SETTINGS_FILE) -> dict[str, Any]:
-    """What "Use in training" wrote last, by dotted key; empty where nothing was written."""
-    return configs.read(path) if path.exists() else {}
-
-
 def _control(key: str) -> Any:
     """The control of a setting, made from the setting's own documentation and limits."""
     field = configs.settings()[key]
