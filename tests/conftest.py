@@ -5,6 +5,11 @@ The `slow` marker and the warnings that count as errors stand in pyproject.toml.
 
 import os
 import signal
+import sys
+from pathlib import Path
+
+# The scripts of site/ import each other.
+sys.path.append(str(Path(__file__).resolve().parent.parent / "site"))
 
 # Before torch is imported, here or in a process that a test starts: two cores, many processes, one thread each.
 for name, value in {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false",

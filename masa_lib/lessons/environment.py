@@ -1,21 +1,31 @@
 """What a notebook asks of the computer before it begins, in sentences that say what to do.
 
-`SMOKE` is the one switch that shrinks a notebook's live work (`MASA_SMOKE=1`), for automatic checks.
+`SMOKE` is the one switch that shrinks a notebook's live work (`MASA_SMOKE=1`), for automatic checks. The standard
+library alone is imported: on a hosted machine the rest is installed from here.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
+import subprocess
+import sys
+import tempfile
+import tomllib
 from importlib import metadata
+from pathlib import Path
+from typing import Any
 
-from masa_lib.models import tiers
+from masa_lib import DATA, ROOT
 
 SMOKE = os.environ.get("MASA_SMOKE") == "1"
 #: panels show a picture of themselves where no reader can turn their knobs: `make notebooks` sets it
 STATIC = os.environ.get("MASA_STATIC") == "1"
 #: GB of free memory that the notebooks want
 MEMORY = 2.0
+#: what a hosted machine has in builds of its own, and has often loaded: never installed or changed
+KEPT = ("torch", "numpy", "pandas")
 
 
 def environment_check() -> list[str]:
@@ -34,22 +44,66 @@ def environment_check() -> list[str]:
     for what, place, remedy in (("The pocket model", "pocket", "`masa pocket build --out data/pocket` makes it"),
                                 ("The recorded study", "runs/baseline", "a fresh clone of the repository has it"),
                                 ("The record of beliefs", "runs/beliefs", "a fresh clone of the repository has it")):
-        there = any((tiers.DATA / place).rglob("config*.*"))
+        there = any((DATA / place).rglob("config*.*"))
         said.append(f"{what} is there (data/{place})." if there else f"{what} is missing (data/{place}): {remedy}.")
     return said + hosted_advice()
 
 
-def wrong_packages() -> list[str]:
-    """The packages whose version this library does not take, or the library itself where it is not installed."""
-    from packaging.requirements import Requirement
+def wanted_packages() -> list[Any]:
+    """What this library asks for, as requirements: of its installation, or of the repository that it is used from."""
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:  # pip brings one of its own
+        from pip._vendor.packaging.requirements import Requirement
 
+    project = ROOT / "pyproject.toml"
     try:
         lines = metadata.requires("masa-lib") or []
     except metadata.PackageNotFoundError:
-        return ["masa-lib is not installed"]
-    wanted = [entry for line in lines if not (entry := Requirement(line)).marker]
-    return [f"{entry.name} is {metadata.version(entry.name)}, wanted {entry.specifier}" for entry in wanted
-            if not entry.specifier.contains(metadata.version(entry.name), prereleases=True)]
+        lines = tomllib.loads(project.read_text(encoding="utf8"))["project"]["dependencies"] if project.exists() else []
+    return [entry for line in lines if not (entry := Requirement(line)).marker]
+
+
+def version_of(package: str) -> str:
+    """The installed version; empty where there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def wrong_packages() -> list[str]:
+    """The packages that are missing or whose version this library does not take."""
+    return [f"{entry.name} is {version_of(entry.name) or 'missing'}, wanted {entry.specifier}"
+            for entry in wanted_packages() if not _fits(entry)] or ([] if wanted_packages() else
+                                                                    ["masa-lib is not installed"])
+
+
+def _fits(wanted: Any) -> bool:
+    """Whether a requirement is met."""
+    version = version_of(wanted.name)
+    return bool(version) and wanted.specifier.contains(version, prereleases=True)
+
+
+def settle(folder: str) -> None:
+    """Make a repository that a notebook has fetched its home: install what is missing, and work in a folder of it."""
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    install_missing()
+    os.chdir(ROOT / folder)
+    for said in wrong_packages():
+        print(f"{said}: this may do, or install it and restart the kernel.")
+
+
+def install_missing() -> None:
+    """Install the packages that are missing or do not fit, but KEPT, and none that would change one of KEPT."""
+    asked = [str(entry) for entry in wanted_packages() if entry.name not in KEPT and not _fits(entry)]
+    if not asked:
+        return
+    with tempfile.TemporaryDirectory() as place:
+        held = Path(place) / "held.txt"
+        held.write_text("".join(f"{name}=={version}\n" for name in KEPT if (version := version_of(name))))
+        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "-c", str(held), *asked], check=True)
+    importlib.invalidate_caches()
 
 
 def hosted_advice() -> list[str]:
