@@ -100,7 +100,8 @@ class ModelConfig:
     weights: str = option("", "a folder with other weights of this model to begin with, such as `masa warmup` makes")
     precision: Literal["float32", "bfloat16"] = option(
         "float32", "of the computation and of frozen weights; trained weights stay float32")
-    device: Literal["auto", "cpu", "cuda"] = option("auto", "auto takes CUDA where there is one")
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "auto takes CUDA where there is one; an Apple GPU (mps) lacks the float64 that an update adds up in")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     lora_rank: int = option(0, "train low-rank adapters of this rank on all linear layers, with about ten times the "
                             "learning rate; 0: train all weights", ge=0)

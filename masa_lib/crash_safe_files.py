@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -19,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from masa_lib.errors import MasaError
+from masa_lib.errors import MasaError, check_system
 
 MANIFEST = "manifest.json"
 #: around a row; a file system that lost its power may leave NULs where a row was
@@ -83,7 +82,11 @@ def lock(path: Path, what: str) -> Iterator[None]:
 
     Raises:
         RunError: it is held, by another process or by another holder in this one.
+        PlatformError: the system has no such locks; what is recorded can be read there all the same.
     """
+    check_system()
+    import fcntl
+
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     _locks.add(descriptor)
     try:
@@ -108,7 +111,8 @@ def _unlock(descriptor: int) -> None:
 
 
 # A forked worker would otherwise keep the lock of a killed parent for as long as it lives.
-os.register_at_fork(after_in_child=lambda: [_unlock(descriptor) for descriptor in tuple(_locks)])
+if hasattr(os, "register_at_fork"):  # Windows forks nothing
+    os.register_at_fork(after_in_child=lambda: [_unlock(descriptor) for descriptor in tuple(_locks)])
 
 
 def sync(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What runs on records runs where torch is not installed: its imports are made with torch and transformers blocked."""
+"""What runs on records runs where torch is not installed, and on Windows: imports are made with what lacks blocked."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 #: notebooks that run on records alone
 ON_RECORDS = ("02_the_reward_lab", "06_doing_less", "07_did_it_help", "08_reading_the_paper_critically")
+#: psutil itself asks for `resource` on Linux alone, so it comes before
 BLOCKED = """
-import sys
+import os, psutil, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
@@ -22,6 +23,10 @@ class Blocked:
             raise ImportError(f"{name} is blocked")
 
 sys.meta_path.insert(0, Blocked())
+for name in ("fcntl", "resource"):
+    sys.modules[name] = None
+for name in ("register_at_fork", "pread", "pwrite", "fork"):
+    delattr(os, name)
 """
 
 
@@ -38,12 +43,36 @@ def imports_of(path: Path) -> str:
                      if isinstance(node, ast.Import | ast.ImportFrom))
 
 
-def test_the_hook_blocks_torch() -> None:
-    assert "torch is blocked" in run("import torch").stderr
+@pytest.mark.parametrize(("name", "said"), [("torch", "torch is blocked"), ("fcntl", "import of fcntl halted"),
+                                            ("resource", "import of resource halted")])
+def test_the_hook_blocks(name: str, said: str) -> None:
+    assert said in run(f"import {name}").stderr
+
+
+def test_a_training_on_windows_is_refused_in_a_sentence_and_its_record_is_read() -> None:
+    code = """
+from pathlib import Path
+from masa_lib import DATA, crash_safe_files, errors
+from masa_lib.runs import live_control
+from masa_lib.runs.folder import Run
+run = Run.open(DATA / "runs" / "baseline" / "masa-s0")
+print(len(run.metrics()), live_control.holder(run.path))
+try:
+    with crash_safe_files.lock(Path("never"), "x"):
+        pass
+except errors.PlatformError as error:
+    print(error)
+"""
+    said = run(code)
+    assert said.returncode == 0, said.stderr[-2000:]
+    read, refused = said.stdout.splitlines()
+    assert read.endswith(" None") and int(read.split()[0]) > 0
+    assert refused.startswith("masa_lib runs on Linux and macOS, and on Windows inside WSL")
+    assert not (ROOT / "never").exists()
 
 
 @pytest.mark.parametrize("name", [f"{folder}{name}" for name in ON_RECORDS for folder in ("", "solutions/")])
-def test_a_notebook_on_records_imports_no_torch(name: str) -> None:
+def test_a_notebook_on_records_imports_neither_torch_nor_what_windows_lacks(name: str) -> None:
     found = run(imports_of(ROOT / "notebooks" / f"{name}.ipynb"))
     assert found.returncode == 0, found.stderr[-2000:]
 

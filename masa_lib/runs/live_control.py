@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import os
 import subprocess
@@ -244,6 +243,8 @@ def holder(folder: str | Path) -> int | None:
             Path(folder) / LOCK), (Path(folder) / LOCK).open("rb") as file:
         process = int(file.read(20))
         if psutil.pid_exists(process):
+            import fcntl  # Windows has none, and no process that is at a run
+
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:

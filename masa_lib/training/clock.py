@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import time
 
@@ -15,6 +14,8 @@ def memory_mb() -> float:
     """Peak memory so far, MB: of the GPU where there is one, of this process otherwise."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20  # pragma: no cover
+    import resource  # Windows has none, and trains nothing
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
