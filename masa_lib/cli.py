@@ -389,8 +389,10 @@ _gigabytes.__name__ = "size"  # argparse names it in its sentence
          option("--gpu", metavar="SIZE", type=_gigabytes, default=0.0,
                 about="of the GPU, as 80GB (default: what this computer has)"),
          option("--table", action="store_true", about="all tiers on GPUs of several sizes, as Markdown"),
+         option("--hours", action="store_true", about="how long it takes on some GPUs and what it writes, estimated"),
          short=tuple(SHORT))
 def _plan(options: argparse.Namespace) -> None:
+    from masa_lib.lessons import model_choice
     from masa_lib.models import memory
 
     if options.table:
@@ -398,7 +400,7 @@ def _plan(options: argparse.Namespace) -> None:
         return
     settings = config_from(options)
     try:
-        print(memory.text(settings, options.gpu))
+        print(model_choice.time_plan(settings) if options.hours else memory.text(settings, options.gpu))
     except memory.PlanError:
         if tiers.parameters(settings.model.name):
             print(tiers.explain(settings, bool(options.gpu) or None))
