@@ -24,8 +24,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 SHORT = {"model": "model.name", "problems": "problems.source", "method": "method", "steps": "steps", "seed": "seed",
          "engine": "sampling.engine"}
 MEASURED = ("model", "problems", "seed", "engine")
-SIGNALS = ("SIGINT, SIGTERM or SIGHUP lets running steps finish and checkpoints them (exit code 130, 143 or 129); a "
-           "second one drops them (75).")
+SIGNALS = ("SIGINT, SIGTERM or SIGHUP drops rollouts, lets updates finish and writes a checkpoint (exit code 130, 143 "
+           "or 129); a second one drops updates, too (75).")
 #: by name: the function, its help, its options, those of SHORT that it has (None: no settings at all), its defaults
 COMMANDS: dict[str, tuple[Callable[..., None], str, Sequence[tuple], Sequence[str] | None, dict[str, Any]]] = {}
 

@@ -316,6 +316,7 @@ class RecordConfig:
     """What a run writes."""
 
     checkpoint_every: int = option(25, "steps between checkpoints", ge=1)
+    checkpoint_minutes: float = option(20.0, "minutes after which one is written all the same, behind a step", gt=0)
     checkpoints_kept: int = option(2, "newest checkpoints kept", ge=1)
     keep_best: bool = option(True, "also keep a checkpoint of the step with the highest held-out accuracy")
     trackers: str = option("", f"who else is told the metrics, of {', '.join(TRACKERS)}, with spaces between; their "

@@ -218,6 +218,24 @@ def reading() -> str:
         f"their history alone is {beside_history()}.", 118, subsequent_indent="  ", break_on_hyphens=False)
 
 
+def why_not_computed(grpo: dict[str, Any], read: dict[str, Any]) -> str:
+    """Where a lead in tokens written goes when all computed ones count: the arithmetic of three costs."""
+    kinds = {"tokens": "written", "read": "read as prompts", "tokens_update": "through the update"}
+    shares = {kind: grpo[kind] / grpo["computed"] for kind in kinds}
+    ratios = {kind: read[f"{kind}_equal_ratio"]["mean"] for kind in kinds}
+    parts = [f"{shares[kind]:.0%} are {about}, of which masa-read takes {1 / ratios[kind]:.2f} times as many"
+             for kind, about in kinds.items()]
+    free = {kind: 1.0 if kind == "read" else ratios[kind] for kind in kinds}
+    with_free, least = (1 / sum(shares[kind] / found[kind] for kind in kinds)
+                        for found in (free, free | {"tokens_update": 1.0}))
+    return textwrap.fill(
+        f"**Why all computed tokens are another matter.** Of the tokens that grpo computes to an accuracy, "
+        f"{sentences.listed(parts)}: more of its groups have a signal, so that each of its steps learns from more "
+        f"tokens. Dearer prompts are a part of it: read as cheaply as grpo's, they would leave a ratio of "
+        f"{with_free:.2f}; with an update as small as grpo's besides it would be {least:.2f}. (By the means above, "
+        "whose ratios are each over its own seeds.)", 118, break_on_hyphens=False)
+
+
 def beliefs() -> str:
     """The section of what is read in place of being written: tables, and what they show of each cost."""
     tables = {name: table(*TABLES[name]) for name in ("beliefs", "beliefs-fresh", "beliefs-learned")}
@@ -234,6 +252,7 @@ def beliefs() -> str:
         "\n".join(f"* `{arm}`: {in_words(methods[arm])}." for arm in arms),
         f"The cost of `history` over that of `masa-read`, paired by seed, is\n{beside_history()}. Whether it is the "
         "belief\nthat saves can be read from this, not from the list, whose arms have different seeds.",
+        why_not_computed(methods["grpo"], methods["masa-read"]),
         f"In these problems r of `masa-read` goes {r['masa-read']}, that of `masa`, which writes its predictions,\n"
         f"{r['masa']}. All begin with one model, but are measured differently before training: a written prediction "
         "has\nvalues drawn blindly, as it was taught; a belief is read behind the solution's prompt and an empty list "

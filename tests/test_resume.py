@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from small import LIVES, assert_same_run, largest_file, small
+from small import LIVES, assert_same_run, largest_file, small, timeless
 
 from masa_lib import config as configs
 from masa_lib.config import Config
@@ -191,7 +191,7 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_by_resume(reference:
 # Signals.
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_first_signal_lets_the_step_finish_and_checkpoints_it(
+def test_a_first_signal_ends_the_training_with_a_checkpoint_of_its_last_step(
         reference: Run, tmp_path: Path, number: int, code: int) -> None:
     process = begin(tmp_path / "run")
     wait_until(process, lambda: lines(tmp_path / "run" / "metrics.jsonl") >= 3)
@@ -208,7 +208,7 @@ def test_a_first_signal_lets_the_step_finish_and_checkpoints_it(
 
 
 @pytest.mark.slow
-def test_a_closed_terminal_lets_the_step_finish_and_checkpoints_it(reference: Run, tmp_path: Path) -> None:
+def test_a_closed_terminal_ends_the_training_with_a_checkpoint_of_its_last_step(reference: Run, tmp_path: Path) -> None:
     configs.save(CONFIG, tmp_path / "run.toml")
     command = ["-m", "masa_lib.cli", "train", "--config", str(tmp_path / "run.toml"), "--out", str(tmp_path / "run")]
     child, terminal = pty.fork()
@@ -223,6 +223,28 @@ def test_a_closed_terminal_lets_the_step_finish_and_checkpoints_it(reference: Ru
     step = len(run.metrics())
     assert run.latest_checkpoint()[0] == step in range(3, 8) and run.status["state"] == "stopped"
     assert_same_run(resume(run.path), reference)
+
+
+@pytest.mark.parametrize("method", ["masa", "masa-efficient", "masa-read", "mopps", "dapo", "probe", "anchor"])
+def test_a_signal_drops_rollouts_and_the_step_is_done_again_as_if_nothing_had_been(
+        method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = small({"method": method, "steps": 3, "gate.start": 1, "evaluation.final_samples": 1})
+    undisturbed, trainer = Trainer(config), Trainer(config)
+    expected = [timeless(result.metrics) for result in undisturbed]
+    assert timeless(next(trainer).metrics) == expected[0]
+    sample = trainer.engine.generate
+
+    def disturbed(*arguments: object) -> object:
+        sample(*arguments)
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("the signal was not heard")
+
+    with monkeypatch.context() as patched, trainer.stop, pytest.raises(StopIteration):
+        patched.setattr(trainer.engine, "generate", disturbed)
+        next(trainer)
+    assert trainer.step == 1 and trainer.stop.signal == signal.SIGINT
+    trainer.stop = Stop()
+    assert [timeless(result.metrics) for result in trainer] == expected[1:]
 
 
 def test_a_closed_terminal_is_one_stop_however_often_it_is_told() -> None:

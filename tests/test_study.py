@@ -132,18 +132,16 @@ def test_a_signal_stops_all_runs_after_their_steps_and_checkpoints_them(place: P
 
 
 @pytest.mark.slow
-def test_a_second_signal_drops_the_running_steps(place: Path) -> None:
+def test_a_signal_does_not_wait_for_long_rollouts(place: Path) -> None:
     process = begin(write(place, {"sampling.problems": 3000}))
     runs = place / "records" / "grpo-s0", place / "records" / "masa-s0"
     try:
         wait_until(process, lambda: all((run / "evaluations.jsonl").exists() for run in runs))
         process.send_signal(signal.SIGINT)
-        wait_until(process, lambda: all("Stopping after this step" in (run / "train.log").read_text() for run in runs))
-        process.send_signal(signal.SIGINT)
         process.communicate()
     finally:
         process.kill()
-    assert process.returncode == 75
+    assert process.returncode == 130
     assert [Run.open(run).status["step"] for run in runs] == [0, 0]
 
 

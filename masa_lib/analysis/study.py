@@ -215,7 +215,7 @@ def train(study: Study) -> None:
     """Train what a study lacks, with a progress bar.
 
     Raises:
-        Stopped: SIGINT, SIGTERM or SIGHUP ended it, and the running steps are checkpointed (a second signal: dropped).
+        Stopped: SIGINT, SIGTERM or SIGHUP ended it, with checkpoints (a second signal: without).
         StudyError: runs failed; all others are finished.
         RunError: another process is at the study, or a run there is not the one described.
     """

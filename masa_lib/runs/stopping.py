@@ -1,5 +1,6 @@
-"""Stopping a training from outside: the first signal lets the running step finish, a second one drops it.
+"""Stopping a training from outside: a first signal lets an update finish, a second one drops it.
 
+Rollouts and evaluations can be done again, so that the first signal drops them at once.
 Signals reach a process's main thread alone; a training in another thread hears none and is stopped by whoever started
 that thread.
 """
@@ -14,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-#: exit code of a training whose running step was dropped (EX_TEMPFAIL: try again); 128 + signal: the step was finished
+#: exit code of a training whose update was dropped (EX_TEMPFAIL: try again); 128 + signal: it was finished
 STEP_DROPPED = 75
 #: SIGHUP (there is none on Windows): the terminal was closed, or the connection to it was lost
 HANGUP = getattr(signal, "SIGHUP", None)
@@ -94,7 +95,7 @@ class Stop:
         if self._again or self._repeatable:
             raise Stopped("Stopped at once: what came after the last checkpoint is dropped.", STEP_DROPPED)
         with contextlib.suppress(OSError):  # print may not be re-entered
-            os.write(2, b"\nStopping after this step; a second signal drops it.\n")
+            os.write(2, b"\nStopping after this update; a second signal drops it.\n")
 
 
 def _leave_a_closed_terminal() -> None:

@@ -1,4 +1,4 @@
-"""What a step took: seconds by phase, the cores that others used meanwhile, and memory."""
+"""What a step took: seconds by phase, the cores that others used meanwhile, and memory; a bar while one runs."""
 
 from __future__ import annotations
 
@@ -8,6 +8,13 @@ import time
 
 import psutil
 import torch
+from tqdm.auto import tqdm
+
+from masa_lib import config as configs
+from masa_lib.config import Config
+
+#: seconds of a step's rollouts before a bar shows them
+PATIENCE = 5
 
 
 def memory_mb() -> float:
@@ -51,3 +58,11 @@ class Clock:
         """Seconds of each phase and in all."""
         others = (_others() - self._others) / (time.perf_counter() - self._began)
         return {**self._laps, "seconds_total": self._last - self._start, "cores_others": max(others, 0.0)}
+
+
+def rollout_bar(config: Config, step: int) -> tqdm:
+    """A bar of a step's rollouts, where they take longer than PATIENCE and somebody looks; a gate may end it early."""
+    sampling = config.sampling
+    each = sampling.solutions + (sampling.predictions if configs.samples_predictions(config) else 0)
+    return tqdm(total=sampling.problems * each, desc=f"step {step}", unit="rollout", leave=False, delay=PATIENCE,
+                disable=None)

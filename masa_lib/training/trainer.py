@@ -33,7 +33,7 @@ from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
 from masa_lib.training import evaluation
 from masa_lib.training.checkpoint import read_state, restore_optimizer
-from masa_lib.training.clock import Clock, memory_mb
+from masa_lib.training.clock import Clock, memory_mb, rollout_bar
 from masa_lib.training.learner import Learner
 from masa_lib.training.metrics import batch_metrics, belief_metrics
 from masa_lib.training.recorder import Recorder
@@ -73,6 +73,7 @@ class Trainer:
         self._memory: dict[str, Any] = {}  # of the gates, by method
         self.recorder = Recorder(run, config.model.precision)
         self._evaluated, self._saved = -1, 0  # the last evaluated step, the last checkpoint
+        self._saved_at = time.monotonic()
         self._moving = False  # whether a step has begun to move the weights and is not over
         self.stop = Stop()
         # As the run's first config sets it, whatever changed since: a resumed run draws what it would have drawn.
@@ -113,8 +114,12 @@ class Trainer:
         if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
         with self.stop.whole():
-            table, metrics = self.train_step()
-            self.recorder.step(table, metrics, self._config)
+            done = self.train_step()
+            if done:
+                self.recorder.step(*done, self._config)
+        if done is None:
+            raise StopIteration
+        table, metrics = done
         return StepResult(self.step, metrics, table, self._finish())
 
     def catch_up(self) -> None:
@@ -124,17 +129,26 @@ class Trainer:
                 self._config = self.run.config_at(max(self.step, 1))
             self.evaluate()
 
-    def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]]:
-        """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams."""
+    def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+        """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams.
+
+        None where a stop dropped the rollouts: nothing has happened then, and the step can be done again.
+        """
         config, clock = self._config, Clock()
         self._oracle_tokens = self._anchor_tokens = 0
         engine = gather.CountingEngine(self.engine)
         gate = self._gate(clock, engine)
-        sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
-                         seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature)
-        believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config, sample=sample)
         with loading.precision(config.model, self.model.device):
-            found = gather.collect(gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
+            with rollout_bar(config, self.step + 1) as bar:
+                sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
+                                 seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature,
+                                 progress=bar.update)
+                believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config,
+                                  sample=sample)
+                found = self.stop.attempt(partial(gather.collect, gate, self.pool, self.cursor, sample, config,
+                                                  self.step + 1, believe))
+            if found is None:
+                return None
             clock.lap("generate")
             rollouts.score(found.table, config)
             gated = gather.learn(gate, found)
@@ -213,7 +227,8 @@ class Trainer:
             self._read_held_out()
         evaluated = self.evaluate() if evaluation.due(config, self.step) else None
         best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
-        if last or best or self.step % config.record.checkpoint_every == 0:
+        late = time.monotonic() - self._saved_at > 60 * config.record.checkpoint_minutes
+        if last or best or late or self.step % config.record.checkpoint_every == 0:
             self.save_checkpoint()
         return evaluated
 
@@ -228,7 +243,7 @@ class Trainer:
         """Write the current step into the run as a checkpoint, unless it is the last one written."""
         if self.run and self.step > self._saved:
             self.run.save_checkpoint(self.step, self._save)
-            self._saved = self.step
+            self._saved, self._saved_at = self.step, time.monotonic()
 
     def _save(self, folder: Path) -> None:
         tensors.save_checkpoint(self.model, self.tokenizer, folder)
