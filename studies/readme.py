@@ -20,6 +20,7 @@ import pandas as pd
 from masa_lib import DATA, ROOT, config
 from masa_lib.analysis import compare, intervals, report, sentences
 from masa_lib.analysis import study as plans
+from masa_lib.analysis.sentences import show
 from masa_lib.lessons import gate_trials
 from masa_lib.models import memory
 from masa_lib.runs.folder import runs_in
@@ -90,11 +91,11 @@ def baseline() -> dict[str, str]:
     """What training does to self-knowledge and to solving."""
     methods = recorded("baseline").summary["methods"]
     found = {"tokens": f"{methods['masa']['tokens'] / methods['grpo']['tokens']:.1f}",
-             "above": report.show(methods["masa"]["accuracy_above_grpo"], "+.3f")}
+             "above": show(methods["masa"]["accuracy_above_grpo"], "+.3f")}
     for name in ("grpo", "masa"):
-        before, after = report.show(methods[name]["r_pass_rate"], ".2f").split(" -> ")
-        found |= {f"{name}_before": before, f"{name}_after": after, f"{name}_within": report.show(
-            methods[name]["r_pass_rate_within"]["after"], ".2f"), f"{name}_accuracy": report.show(
+        before, after = show(methods[name]["r_pass_rate"], ".2f").split(" -> ")
+        found |= {f"{name}_before": before, f"{name}_after": after, f"{name}_within": show(
+            methods[name]["r_pass_rate_within"]["after"], ".2f"), f"{name}_accuracy": show(
             methods[name]["accuracy_final"]["mean"], ".2f")}
     return found
 
@@ -102,9 +103,9 @@ def baseline() -> dict[str, str]:
 def smollm2() -> dict[str, str]:
     """The same of the pretrained model."""
     methods = recorded("smollm2").summary["methods"]
-    return {"base": report.show(methods["grpo"]["accuracy_base"], ".2f"), **{
-        f"{name}_accuracy": report.show(methods[name]["accuracy_final"], ".2f") for name in ("grpo", "masa")},
-        **dict(zip(("before", "after"), report.show(methods["masa"]["r_pass_rate"], ".2f").split(" -> "), strict=True))}
+    return {"base": show(methods["grpo"]["accuracy_base"], ".2f"), **{
+        f"{name}_accuracy": show(methods[name]["accuracy_final"], ".2f") for name in ("grpo", "masa")},
+        **dict(zip(("before", "after"), show(methods["masa"]["r_pass_rate"], ".2f").split(" -> "), strict=True))}
 
 
 def gate() -> dict[str, str]:
@@ -117,8 +118,8 @@ def gate() -> dict[str, str]:
         "seeds": str(ours["seeds"]), "dropped_right": f"{100 * ours['gate_precision']['mean']:.0f}",
         "masa_share": f"{methods['masa']['tokens'] / grpo['tokens']:.2f}",
         "fresh_share": f"{methods['masa-efficient-fresh']['tokens'] / methods['grpo-fresh']['tokens']:.2f}",
-        "mopps_below": report.show(mopps["tokens_below_efficient"], ".2f"),
-        **{f"{name}_{key}": report.show(arm[f"{key}_equal_ratio"], ".2f")
+        "mopps_below": show(mopps["tokens_below_efficient"], ".2f"),
+        **{f"{name}_{key}": show(arm[f"{key}_equal_ratio"], ".2f")
            for name, arm in (("ours", ours), ("mopps", mopps)) for key in ("tokens", "computed")}}
 
 
@@ -128,11 +129,11 @@ def seconds() -> dict[str, str]:
     steps = timed.steps.groupby("arm").mean(numeric_only=True)
     said = {"seeds": str(pooled.summary["methods"]["mopps"]["seeds"])}
     for arm, name in (("masa-efficient", "ours"), ("mopps", "mopps")):
-        said |= {f"{name}_equal": report.show(timed.summary["methods"][arm]["seconds_equal_ratio"], ".2f"),
-                 f"{name}_tokens": report.show(pooled.summary["methods"][arm]["tokens_equal_ratio"], ".2f")}
+        said |= {f"{name}_equal": show(timed.summary["methods"][arm]["seconds_equal_ratio"], ".2f"),
+                 f"{name}_tokens": show(pooled.summary["methods"][arm]["tokens_equal_ratio"], ".2f")}
         for cost in ("seconds", "computed_thrice"):
             costs = timed.runs.pivot(index="seed", columns="arm", values=cost)
-            said[f"{name}_{cost}"] = report.show(intervals.paired_ratio(costs["grpo"], costs[arm]), ".2f")
+            said[f"{name}_{cost}"] = show(intervals.paired_ratio(costs["grpo"], costs[arm]), ".2f")
     for arm, name in (("masa-efficient", "ours"), ("grpo", "grpo")):
         row = steps.loc[arm]
         said |= {f"{name}_{phase}": f"{row[f'seconds_{phase}']:.2f}" for phase in ("total", "generate", "update")}
@@ -147,7 +148,7 @@ def choices() -> dict[str, str]:
     for study in ("score", "weight"):
         found = recorded("baseline", study)
         runs |= {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
-        above |= {arm: report.show(row["accuracy_above_grpo"], "+.3f") for arm, row in found.summary["methods"].items()}
+        above |= {arm: show(row["accuracy_above_grpo"], "+.3f") for arm, row in found.summary["methods"].items()}
     peaked, masa = runs["kernel"], runs["masa"]
     within, accuracy = (masa["pass_rate_r_within_after"] - peaked["pass_rate_r_within_after"],
                         peaked["accuracy_after"] - masa["accuracy_after"])
@@ -161,7 +162,7 @@ def choices() -> dict[str, str]:
 
 def shown(values: pd.Series, form: str = ".2f") -> str:
     """Mean and interval over seeds."""
-    return report.show(dict(zip(("mean", "low", "high"), intervals.mean_interval(values.dropna()), strict=True)), form)
+    return show(dict(zip(("mean", "low", "high"), intervals.mean_interval(values.dropna()), strict=True)), form)
 
 
 def engines() -> dict[str, str]:
@@ -200,7 +201,7 @@ def beside_history() -> str:
     """What the choice by history alone costs at equal accuracy over what masa-read does, over the seeds of both."""
     found = {cost: gate_trials.against(recorded(*BELIEFS), "masa-read", "history", cost)
              for cost in ("tokens", "computed")}
-    each = [f"{report.show(ratio, '.2f')} in {COUNTED[cost]} ({ratio['verdict']})" for cost, ratio in found.items()]
+    each = [f"{show(ratio, '.2f')} in {COUNTED[cost]} ({ratio['verdict']})" for cost, ratio in found.items()]
     return f"{sentences.listed(each)}, by {found['tokens']['seeds']} seeds"
 
 
@@ -210,7 +211,7 @@ def reading() -> str:
     if found is None:
         return ""
     read, written = (found.summary["methods"][arm] for arm in ("masa-read", "masa"))
-    r = {arm["method"]: report.show(arm["r_pass_rate"], ".2f").replace("->", "to") for arm in (read, written)}
+    r = {arm["method"]: show(arm["r_pass_rate"], ".2f").replace("->", "to") for arm in (read, written)}
     return textwrap.fill(
         f"* **Read instead of written**, as `masa-read` does, a prediction needs no token. On harder problems (levels "
         f"1 to 18, {read['seeds']} seeds) r goes from {r['masa-read']}, with written ones from {r['masa']}. At equal "
@@ -242,7 +243,7 @@ def beliefs() -> str:
     if not all(tables.values()):
         return ""
     methods = recorded(*BELIEFS).summary["methods"]
-    r = {arm: report.show(methods[arm]["r_pass_rate"], ".2f") for arm in ("masa-read", "masa")}
+    r = {arm: show(methods[arm]["r_pass_rate"], ".2f") for arm in ("masa-read", "masa")}
     arms = [arm for arm in ("masa-read", "history", "probe", "anchor", "random") if arm in methods]
     return "\n\n".join([
         "## Predictions that are read",

@@ -14,7 +14,7 @@ from masa_lib.config import Config, ModelConfig
 from masa_lib.engines import Completion, Request, logprobs, self_check
 from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.models import architecture, tensors
-from masa_lib.models.loading import ModelError
+from masa_lib.models.tensors import ModelError
 from masa_lib.recipes import pocket
 
 #: its state is read wrongly in transformers' own generation, too

@@ -16,7 +16,8 @@ from masa_lib.config import Config
 from masa_lib.gates import baselines
 from masa_lib.gates.baselines import GATES, Baseline, Outcome
 from masa_lib.method.gating import TARGET, Candidate
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 
 G, PLACES = 8, 16
 #: by level: two are out of reach, two are easy, four can be learned from; within a level all are alike

@@ -23,9 +23,8 @@ from typing import Any
 
 import pytest
 
-from masa_lib import config
+from masa_lib import DATA, config
 from masa_lib.lessons.widgets import reward_lab, reward_scenes, training_records
-from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, runs_in
 
@@ -267,7 +266,7 @@ def numbers(page: Any, recorded: reward_scenes.Recorded, settings: dict[str, Any
 def test_the_reward_lab_shows_what_the_settings_in_the_page_pay(lab: Lab, page: Any) -> None:
     open_notebook(page, lab, cut(lab, "02_the_reward_lab.ipynb", "lab = RewardLab"))
     command(page, "notebook:run-all-cells")
-    recorded = reward_scenes.read(runs_in(tiers.DATA / "runs" / "baseline", "masa-s*"))
+    recorded = reward_scenes.read(runs_in(DATA / "runs" / "baseline", "masa-s*"))
     presets, keys = reward_scenes.presets(recorded.config), reward_lab.LABELS
     button(page, "Reset").wait_for()
     group = int(turn(page, "group shown", 2))

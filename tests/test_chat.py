@@ -8,8 +8,8 @@ import pandas as pd
 import pytest
 from small import small
 
+from masa_lib import DATA
 from masa_lib.lessons import chat
-from masa_lib.models.tiers import DATA
 from masa_lib.runs.folder import Run
 
 

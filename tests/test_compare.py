@@ -16,6 +16,7 @@ from synthetic import STEPS, evaluation_table, write_run
 from masa_lib import config as configs
 from masa_lib.analysis import awareness, compare, costs, intervals, report
 from masa_lib.analysis.costs import COSTS
+from masa_lib.analysis.records import AnalysisError
 from masa_lib.runs.folder import Run
 
 LINE = {0: 0.1, 10: 0.3, STEPS: 0.5}  # crosses 0.46 (base + 90 % of the gain) at step 18
@@ -29,7 +30,7 @@ def test_pass_at_k_is_the_share_of_draws_with_a_correct_one(n: int, data: st.Dat
 
 
 def test_pass_at_k_refuses_more_draws_than_samples() -> None:
-    with pytest.raises(compare.AnalysisError, match=r"pass@5 needs 1 to n samples .* the smallest n here is 4"):
+    with pytest.raises(AnalysisError, match=r"pass@5 needs 1 to n samples .* the smallest n here is 4"):
         compare.pass_at_k([8, 4], [1, 1], 5)
 
 
@@ -355,13 +356,13 @@ def test_a_live_change_is_a_difference_between_arms(study: Path, tmp_path: Path)
 
 
 def test_a_folder_without_runs_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(compare.AnalysisError, match="There is no run in"):
+    with pytest.raises(AnalysisError, match="There is no run in"):
         compare.compare_runs(tmp_path)
 
 
 def test_a_run_that_has_only_begun_is_refused(tmp_path: Path) -> None:
     write_run(tmp_path / "grpo-s0", "grpo", 0, LINE, steps=0)
-    with pytest.raises(compare.AnalysisError, match="nothing to compare"):
+    with pytest.raises(AnalysisError, match="nothing to compare"):
         compare.compare_runs(tmp_path)
 
 

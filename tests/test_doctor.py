@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from small import small
 
-from masa_lib import cli
+from masa_lib import DATA, cli
 from masa_lib.analysis import doctor
-from masa_lib.models.tiers import DATA
 from masa_lib.runs.folder import Run
 from masa_lib.training.trainer import Trainer
 

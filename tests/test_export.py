@@ -18,9 +18,10 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from masa_lib import cli, config
 from masa_lib.config import ModelConfig
+from masa_lib.crash_safe_files import RunError
 from masa_lib.models import loading, tensors
-from masa_lib.models.loading import ModelError
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.models.tensors import ModelError
+from masa_lib.runs.folder import Run
 from masa_lib.runs.packed import PackedStudy
 from masa_lib.training import evaluation
 from masa_lib.training.drive import train

@@ -18,6 +18,7 @@ from masa_lib.engines import Completion, Engine, make_engine
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training import evaluation, metrics
@@ -87,8 +88,8 @@ def test_once_it_acts_predictions_come_first_and_one_call_solves_what_was_chosen
     found, engine, table = parts.gather(ACTS)
     assert len(engine.calls) >= 2
     meta, last = [len(call) for call in engine.calls[:-1]], engine.calls[-1]
-    assert sum(meta) == 4 * len(found.candidates) == len(rollouts.predictions_of(table))
-    assert len(last) == 4 * rollouts.solutions_of(table)["group"].nunique() == len(rollouts.solutions_of(table))
+    assert sum(meta) == 4 * len(found.candidates) == len(predictions_of(table))
+    assert len(last) == 4 * solutions_of(table)["group"].nunique() == len(solutions_of(table))
     asked = [tuple(prompts.encode(parts.tokenizer, prompts.meta_messages(c.problem.text, small().prompt, 40)))
              for c in found.candidates]
     assert [request.prompt for call in engine.calls[:-1] for request, _ in call][::4] == asked
@@ -99,7 +100,7 @@ def test_once_it_acts_predictions_come_first_and_one_call_solves_what_was_chosen
 def test_the_number_of_predictions_can_be_another_one_once_the_gate_acts(parts: Parts) -> None:
     for step, size in ((1, 4), (2, 3)):
         table = parts.gather(ACTS | {"gate.predictions": 3}, step)[2]
-        assert set(rollouts.predictions_of(table).groupby("group").size()) == {size}
+        assert set(predictions_of(table).groupby("group").size()) == {size}
 
 
 def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_it_has_any(parts: Parts) -> None:
@@ -110,7 +111,7 @@ def test_who_is_judged_by_how_it_went_before_is_predicted_with_its_solutions_if_
                                                          "history": history})
     first, last = engine.calls
     assert len(found.candidates) == 12 and found.admitted == 6 and len(first) == 4 * 2  # two are new
-    meta, rolled = rollouts.predictions_of(table), set(rollouts.solutions_of(table)["group"])
+    meta, rolled = predictions_of(table), set(solutions_of(table)["group"])
     assert not rolled & {1, 3, 5, 7, 9} and set(meta["group"]) == rolled | {10, 11}
     assert len(meta) == 4 * len(rolled | {10, 11}) and len(last) == 4 * len(rolled) + len(meta) - len(first)
     assert all(found.candidates[group].predictions for group in set(meta["group"]))
@@ -121,7 +122,7 @@ def test_a_step_repeats_exactly_and_the_lots_are_those_of_seed_and_step(parts: P
     changes = DROPS | {"gate.recheck": 0.5}
     first, again = (parts.gather(changes)[2] for _ in range(2))
     pd.testing.assert_frame_equal(first, again)
-    rolled = [set(rollouts.solutions_of(parts.gather(changes, step)[2])["group"]) for step in (2, 3, 4)]
+    rolled = [set(solutions_of(parts.gather(changes, step)[2])["group"]) for step in (2, 3, 4)]
     assert rolled[0] != rolled[1] or rolled[1] != rolled[2]
 
 
@@ -152,20 +153,20 @@ def test_what_the_rule_drops_is_dropped_and_the_batch_is_filled_within_the_budge
 def test_a_gate_that_acts_can_roll_out_fewer_problems(parts: Parts) -> None:
     few = {"gate.places": 0.5, "gate.recheck": 0.0}
     found, _, table = parts.gather(ACTS | {"gate.threshold": 0.0} | few)
-    assert found.admitted == rollouts.solutions_of(table)["group"].nunique() == 3
+    assert found.admitted == solutions_of(table)["group"].nunique() == 3
     assert parts.gather({"method": "mopps"} | few)[0].admitted == 3
     assert parts.gather({"method": "masa-efficient", "gate.start": 9} | few, step=2)[0].admitted == 6
 
 
 def test_a_step_rolls_out_one_problem_at_least(parts: Parts) -> None:
     found, _, table = parts.gather(DROPS | {"gate.recheck": 0.0, "gate.threshold": 1.0, "gate.candidates": 2.0})
-    assert len(found.candidates) == 12 and (found.admitted, rollouts.solutions_of(table)["group"].nunique()) == (1, 1)
+    assert len(found.candidates) == 12 and (found.admitted, solutions_of(table)["group"].nunique()) == (1, 1)
 
 
 def test_with_a_share_of_1_all_that_was_judged_is_rolled_out_and_nothing_behind_the_last_place(parts: Parts) -> None:
     for step in (2, 3, 4):
         found, _, table = parts.gather(ACTS | {"gate.recheck": 1.0, "gate.threshold": 0.3}, step)
-        assert set(rollouts.solutions_of(table)["group"]) == set(range(found.judged))
+        assert set(solutions_of(table)["group"]) == set(range(found.judged))
         assert (table.loc[table["group"] < found.judged, "weight"] == 1).all()
     assert found.admitted == 6
 
@@ -174,7 +175,7 @@ def test_a_share_of_the_dropped_problems_is_rechecked_and_weighs_accordingly(par
     dropped, rechecked = 0, 0
     for step in range(2, 14):
         found, _, table = parts.gather(DROPS | {"gate.recheck": 0.25}, step)
-        again = rollouts.solutions_of(table)[~rollouts.solutions_of(table)["admitted"]]
+        again = solutions_of(table)[~solutions_of(table)["admitted"]]
         assert (again["weight"] == 4).all()
         dropped += found.judged - found.admitted
         rechecked += again["group"].nunique()
@@ -198,7 +199,7 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     changes = ACTS | {"cap.multiplier": 0.7, "cap.aggregate": "mean", "gate.recheck": 0.5}
     monkeypatch.setattr(gating, "UNCAPPED", 0.0)
     found, _, table = parts.gather(changes)
-    rows, config = rollouts.solutions_of(table), small(changes)
+    rows, config = solutions_of(table), small(changes)
     expected = rows["group"].map(lambda group: gating.cap(found.candidates[group].lengths, config))
     expected = expected.where(rows["admitted"], 40)  # a re-checked group has none
     assert rows["cap"].tolist() == expected.tolist() and (rows["length"] <= rows["cap"]).all()
@@ -206,14 +207,14 @@ def test_every_solution_keeps_to_its_cap_and_the_caps_are_those_of_the_predictio
     assert (rows["capped"] == (rows["cap"] < 40)).all() and rows["capped"].any() and not rows["admitted"].all()
     found = metrics.batch_metrics(table)
     assert found["stopped"] == ((rows["cap"] < 40) & (rows["finish"] == "length")).mean() > 0
-    meta = rollouts.predictions_of(table)
+    meta = predictions_of(table)
     assert (meta["cap"] == 64).all() and not meta["capped"].any()
 
 
 def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
     changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.1, "sampling.solutions": 40}
     monkeypatch.setattr(gating, "UNCAPPED", 0.25)
-    rows = rollouts.solutions_of(parts.gather(changes)[2])
+    rows = solutions_of(parts.gather(changes)[2])
     limited = rows[rows.groupby("group")["capped"].transform("any")]
     assert len(limited) > 150 and (limited.loc[~limited["capped"], "cap"] == 40).all()
     assert limited["capped"].mean() == pytest.approx(0.75, abs=3 * np.sqrt(0.25 * 0.75 / len(limited)))
@@ -222,13 +223,13 @@ def test_a_share_of_the_solutions_is_left_uncapped(parts: Parts, monkeypatch: py
 def test_a_solution_that_a_cap_stopped_is_wrong_unless_it_has_an_answer_and_cut_ones_are_read(parts: Parts) -> None:
     changes = ACTS | {"gate.threshold": 0.0, "cap.multiplier": 0.5, "cap.aggregate": "mean", "sampling.solutions": 8}
     found, _, table = parts.gather(changes)
-    rows = rollouts.solutions_of(table)
+    rows = solutions_of(table)
     stopped = rows["capped"] & (rows["finish"] == "length")
     answered = rows["text"].str.contains(ANSWER)
     assert 0 < (stopped & ~answered).sum() < len(rows) and (rows.loc[stopped & ~answered, "reward"] == 0).all()
     assert rows["reward"].notna().all() and found.admitted == 6
     assert (rows["reward"] == rows["correct"].astype(float)).all() and rows.loc[answered, "correct"].any()
-    cut = rollouts.solutions_of(parts.gather(changes | {"sampling.cut": "wrong"})[2])
+    cut = solutions_of(parts.gather(changes | {"sampling.cut": "wrong"})[2])
     assert (cut.loc[stopped, "reward"] == 0).all()
     assert cut.loc[~stopped, "reward"].equals(rows.loc[~stopped, "reward"])
 
@@ -238,7 +239,7 @@ def test_notions_that_half_of_the_predictions_name_stand_behind_the_problem(part
         found, _, table = parts.gather(ACTS | {"cap.hint": hint, "gate.threshold": 0.0})
         named = [candidate.notions for candidate in found.candidates]
         assert any(named)
-        for row in rollouts.solutions_of(table).to_dict("records"):
+        for row in solutions_of(table).to_dict("records"):
             wanted = prompts.solution_messages(row["problem"], small().prompt, named[row["group"]] if acts else ())
             assert list(row["prompt_ids"]) == prompts.encode(parts.tokenizer, wanted)
     meta = table[(table["stream"] == "meta") & table["predicted_pass_rate"].notna()]

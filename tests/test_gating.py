@@ -18,17 +18,9 @@ from small import small
 from masa_lib.config import Config
 from masa_lib.gates import registry
 from masa_lib.method import rewards
-from masa_lib.method.gating import (
-    Candidate,
-    MasaGate,
-    admits,
-    beta_signal_chance,
-    cap,
-    measure,
-    rule_scores,
-    signal_chance,
-)
-from masa_lib.tasks.problems import Problem
+from masa_lib.method.beliefs import signal_chance
+from masa_lib.method.gating import Candidate, MasaGate, admits, beta_signal_chance, cap, measure, rule_scores
+from masa_lib.tasks.problem_rows import Problem
 
 RATES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=1, max_size=8)
 LENGTHS = st.lists(st.integers(1, 60), min_size=1, max_size=8)

@@ -19,6 +19,7 @@ from sympy.parsing import sympy_parser
 
 from masa_lib.tasks import grading, grading_worker, math_server
 from masa_lib.tasks.grading import extract_answer, grade, grade_many
+from masa_lib.tasks.grading_worker import GradingError
 
 
 def boxed(answer):
@@ -208,7 +209,7 @@ def test_a_comparison_that_fills_the_memory_says_nothing_of_the_answer(monkeypat
 def test_a_worker_that_cannot_start_is_an_error_and_not_a_wrong_answer(monkeypatch):
     worker = grading_worker.Worker()
     monkeypatch.setattr(grading_worker.sys, "executable", "/bin/false")
-    with pytest.raises(grading.GradingError, match="math-verify is installed"):
+    with pytest.raises(GradingError, match="math-verify is installed"):
         worker.compare("x", "y")
 
 

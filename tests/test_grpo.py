@@ -16,6 +16,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.method import objective
+from masa_lib.method.advantages import advantages, zero_variance
 from masa_lib.recipes import pocket
 
 CONFIG = UpdateConfig()
@@ -35,7 +36,7 @@ def make_samples(model, rewards_PG: torch.Tensor, config: UpdateConfig = CONFIG)
     lengths = torch.randint(1, 12, (rewards_PG.numel(),), generator=generator).tolist()
     streams = [("solution", "meta")[p % 2] for p in range(len(rewards_PG)) for _ in range(rewards_PG.shape[1])]
     weights = objective.token_weights(lengths, streams, config)
-    found = objective.advantages(rewards_PG).flatten().tolist()
+    found = advantages(rewards_PG).flatten().tolist()
     samples = []
     for length, stream, weight, advantage in zip(lengths, streams, weights, found, strict=True):
         ids = torch.randint(0, 64, (5 + length,), generator=generator).tolist()
@@ -69,8 +70,8 @@ def naive_gradient(model, samples, config=CONFIG, temperature=1.0) -> torch.Tens
 @settings(max_examples=50, deadline=None)
 def test_advantages_have_mean_zero_and_vanish_exactly_without_variance(rows):
     rewards_PG = torch.tensor(rows, dtype=torch.float64)
-    found = objective.advantages(rewards_PG)
-    flat = objective.zero_variance(rewards_PG)
+    found = advantages(rewards_PG)
+    flat = zero_variance(rewards_PG)
     assert torch.allclose(found.mean(1), torch.zeros(len(rows), dtype=torch.float64), atol=1e-6)
     assert (found[flat] == 0).all()
     wide = rewards_PG.std(1) > 0.01
@@ -78,7 +79,7 @@ def test_advantages_have_mean_zero_and_vanish_exactly_without_variance(rows):
 
 
 def test_advantages_without_normalisation_are_the_centred_rewards():
-    found = objective.advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), normalise_std=False)
+    found = advantages(torch.tensor([[1.0, 0.0, 0.0, 0.0]]), normalise_std=False)
     assert found.tolist() == [[0.75, -0.25, -0.25, -0.25]]
 
 

@@ -13,6 +13,7 @@ import torch
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.lessons import exercises
 from masa_lib.method import objective
+from masa_lib.method.advantages import advantages
 from masa_lib.models import loading
 
 BOOK = Path(__file__).resolve().parent.parent / "notebooks" / "03_grpo_from_scratch.ipynb"
@@ -91,7 +92,7 @@ def test_the_constants_are_those_of_trl(trainer: Any, lesson: types.SimpleNamesp
 
 def test_our_functions_give_the_same_constants(lesson: types.SimpleNamespace) -> None:
     config = UpdateConfig()
-    assert torch.allclose(objective.advantages(lesson.rewards_G[None])[0], right("advantages"), atol=1e-5)
+    assert torch.allclose(advantages(lesson.rewards_G[None])[0], right("advantages"), atol=1e-5)
     assert torch.allclose((lesson.logps_N - lesson.old_logps_N).exp(), right("ratios"), atol=1e-5)
     advantages_N = right("advantages").repeat_interleave(lesson.lengths_G)
     logps_N = lesson.logps_N.clone().requires_grad_()

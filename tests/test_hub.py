@@ -16,7 +16,8 @@ from masa_lib import hub
 from masa_lib.config import ModelConfig
 from masa_lib.errors import MasaError
 from masa_lib.models import loading, memory, tiers
-from masa_lib.tasks.problems import ProblemError, load_problems
+from masa_lib.tasks.problem_rows import ProblemError
+from masa_lib.tasks.problems import load_problems
 
 
 @pytest.fixture

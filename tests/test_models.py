@@ -22,7 +22,7 @@ from small import MODEL, small
 
 from masa_lib.config import ModelConfig
 from masa_lib.models import loading, tensors, tiers
-from masa_lib.models.loading import ModelError
+from masa_lib.models.tensors import ModelError
 from masa_lib.runs.folder import Run
 from masa_lib.training import drive
 from masa_lib.training.trainer import Trainer

@@ -25,12 +25,13 @@ from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.analysis import compare, report, study
 from masa_lib.config import Config
+from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError
 from masa_lib.lessons import replay
 from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control, packed, packing, parquet
-from masa_lib.runs.folder import PackedRun, Run, RunError, is_run, last_step, runs_in
+from masa_lib.runs.folder import PackedRun, Run, is_run, last_step, runs_in
 
 CURVE = {0: 0.2, 3: 0.5, 6: 0.6}
 ARMS = {"grpo-s0": ("grpo", 0), "masa-s0": ("masa", 0), "masa-s1": ("masa", 1)}

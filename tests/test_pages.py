@@ -11,7 +11,7 @@ import pytest
 from bs4 import BeautifulSoup, Tag
 
 from masa_lib.analysis import figures, pages, panels, svg
-from masa_lib.analysis.compare import AnalysisError
+from masa_lib.analysis.records import AnalysisError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -8,14 +8,15 @@ import re
 import pandas as pd
 import pytest
 
+from masa_lib import DATA
+from masa_lib.analysis.compare import PAPER
 from masa_lib.config import RewardConfig
 from masa_lib.lessons import exercises, paper_claims, released_rewards
 from masa_lib.lessons.reward_table import RewardTable, score_table
 from masa_lib.lessons.widgets import claim_table
-from masa_lib.models import tiers
 from masa_lib.runs.folder import Run
 
-BASELINE = tiers.DATA / "runs" / "baseline"
+BASELINE = DATA / "runs" / "baseline"
 
 
 @pytest.mark.parametrize("version", ["v1", "v2"])
@@ -29,7 +30,7 @@ def test_claims_computed_again_are_those_of_the_table(version: str) -> None:
 
 def test_every_claim_is_in_one_version_and_has_a_verdict() -> None:
     tables = [paper_claims.table(version) for version in ("v1", "v2")]
-    assert sum(map(len, tables)) == len(pd.read_csv(paper_claims.PAPER / "claims.csv"))
+    assert sum(map(len, tables)) == len(pd.read_csv(PAPER / "claims.csv"))
     for table in tables:
         assert table.index.is_unique
         assert set(table["verdict"]) == set(paper_claims.VERDICTS)
@@ -82,7 +83,7 @@ def test_answers_are_folded_and_texts_are_escaped() -> None:
 
 def test_claims_are_chosen_by_version_verdict_and_words() -> None:
     claims = paper_claims.everything()
-    assert len(paper_claims.chosen(claims)) == len(claims) == len(pd.read_csv(paper_claims.PAPER / "claims.csv"))
+    assert len(paper_claims.chosen(claims)) == len(claims) == len(pd.read_csv(PAPER / "claims.csv"))
     found = paper_claims.chosen(claims, "v1", "inconsistent", "GATED Figure")
     assert set(found["version"]) == {"v1"}
     assert set(found["verdict"]) == {"inconsistent"}

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from masa_lib import cli
 from masa_lib.engines import make_engine
 from masa_lib.method import rollouts
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tiers
 from masa_lib.recipes import pocket
 from masa_lib.recipes.pocket import Recipe
@@ -360,20 +361,20 @@ def answers():
 
 
 def test_the_committed_model_answers_in_a_box_and_sometimes_right(answers) -> None:
-    solved = rollouts.solutions_of(answers)
+    solved = solutions_of(answers)
     boxed = solved["text"].map(lambda text: grading.extract_answer(text) is not None)
     assert boxed.mean() > 0.7
     assert 0.03 < solved["correct"].mean() < 0.6  # neither hopeless nor done
 
 
 def test_the_committed_model_predicts_in_json_all_over_the_range(answers) -> None:
-    meta = rollouts.predictions_of(answers)
+    meta = predictions_of(answers)
     assert meta["predicted_pass_rate"].notna().mean() > 0.8
     assert meta["predicted_pass_rate"].nunique() >= 6
     assert meta["predicted_length"].std() > 10
 
 
 def test_the_committed_models_solutions_differ_in_length_and_in_outcome(answers) -> None:
-    by_problem = rollouts.solutions_of(answers).groupby("group")
+    by_problem = solutions_of(answers).groupby("group")
     assert (by_problem["length"].nunique() > 2).mean() > 0.8
     assert (by_problem["correct"].nunique() > 1).mean() > 0.2  # groups that teach

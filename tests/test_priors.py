@@ -15,12 +15,14 @@ from small import assert_same_run, small
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.gates import priors, registry
+from masa_lib.gates.baselines import Outcome
 from masa_lib.lessons.widgets import training_records, training_view
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
 from masa_lib.runs.folder import Run
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training import drive
 from masa_lib.training.trainer import Trainer
 
@@ -118,7 +120,7 @@ def test_history_fades_at_each_visit_and_counts_for_less_than_it_is() -> None:
     gate = registry.make_gate(settings("history"), None, None)
     problem = Problem("a", "", "", 1, "")
     for right in (8, 0):
-        gate.learn([priors.Outcome(problem, right, 8)])
+        gate.learn([Outcome(problem, right, 8)])
     assert gate.memory["counts"]["a"] == [0.25 * 8 * 0.5, 0.25 * 8]
 
 

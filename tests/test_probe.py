@@ -12,11 +12,12 @@ import pytest
 import torch
 from small import small
 
+from masa_lib import DATA
 from masa_lib import crash_safe_files as files
 from masa_lib.analysis import awareness, figures
 from masa_lib.lessons import probe
 from masa_lib.method import prompts
-from masa_lib.models import loading, tiers
+from masa_lib.models import loading
 from masa_lib.runs import parquet
 from masa_lib.tasks.problems import held_out
 
@@ -119,7 +120,7 @@ def test_calibration_compares_belief_and_truth_bin_by_bin() -> None:
     assert len(flat["bins"]) == 1 and flat["bins"][0]["problems"] == 3 and flat["error"] == pytest.approx(1 / 6)
 
 
-@pytest.mark.parametrize("folder", sorted((tiers.DATA / "probe").iterdir()), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted((DATA / "probe").iterdir()), ids=lambda folder: folder.name)
 def test_a_recorded_probe_is_of_a_commit_and_says_what_its_table_says(folder: Path) -> None:
     summary = json.loads((folder / "summary.json").read_text(encoding="utf8"))
     table = pd.read_parquet(folder / "problems.parquet")

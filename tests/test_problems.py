@@ -22,8 +22,8 @@ from masa_lib.config import ProblemsConfig
 from masa_lib.tasks import arithmetic
 from masa_lib.tasks.data_sets import DATA_SETS
 from masa_lib.tasks.gym import GYM_UNSTEADY
-from masa_lib.tasks.problem_rows import without_instruction
-from masa_lib.tasks.problems import ProblemError, ProblemPool, held_out, load_problems, sources
+from masa_lib.tasks.problem_rows import ProblemError, without_instruction
+from masa_lib.tasks.problems import ProblemPool, held_out, load_problems, sources
 
 GYM = "reasoning-gym:chain_sum,gcd"
 SUFFIX = " Let's think step by step and output the final answer within \\boxed{}."

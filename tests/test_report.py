@@ -14,6 +14,8 @@ from synthetic import STEPS, write_run
 
 from masa_lib import config as configs
 from masa_lib.analysis import compare, report, sentences
+from masa_lib.analysis.records import AnalysisError
+from masa_lib.analysis.sentences import show
 from masa_lib.lessons import replay
 from masa_lib.runs.folder import Run
 
@@ -158,7 +160,7 @@ def test_the_page_of_grpo_alone_has_no_alignment(tmp_path: Path) -> None:
     comparison = compare.compare_runs(run.path)
     drawn = [figure.layout.title.text for figure, _ in report.sections(comparison)]
     assert not any("Alignment" in title for title in drawn)
-    assert report.show(comparison.summary["methods"]["grpo"]["pass_at_32_base"]) == "-"
+    assert show(comparison.summary["methods"]["grpo"]["pass_at_32_base"]) == "-"
 
 
 def test_runs_that_never_solve_anything_have_a_page(tmp_path: Path) -> None:
@@ -286,9 +288,9 @@ def test_the_settings_in_which_arms_differ_are_said_in_text_and_page(tmp_path: P
 
 @pytest.mark.parametrize("name", ["x.pdf", "x", "x.png"])
 def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
-    with pytest.raises(compare.AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
+    with pytest.raises(AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
         report.compare([tmp_path / "nothing"], tmp_path / name)
-    with pytest.raises(compare.AnalysisError, match="is HTML"):
+    with pytest.raises(AnalysisError, match="is HTML"):
         replay.replay(tmp_path / "nothing", tmp_path / name)
 
 
@@ -299,7 +301,7 @@ def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Pat
     ({"shown": 3, "measured": 5, "fall": None}, "3 of 5"), ({"shown": 0, "measured": 0}, "-"),
     ({"before": {"mean": 0.5, "low": 0.4, "high": 0.6}, "after": 0.1}, "0.500 [0.400, 0.600] -> 0.100")])
 def test_values_are_shown_with_what_is_known(value: object, text: str) -> None:
-    assert report.show(value) == text
+    assert show(value) == text
 
 
 #: the script that writes what the records say into the texts

@@ -22,7 +22,8 @@ from small import LIVES, assert_same_run, largest_file, small, timeless
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.crash_safe_files import RunError
+from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.training.drive import resume, train
 from masa_lib.training.trainer import Trainer

@@ -11,17 +11,18 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 
+from masa_lib import DATA
 from masa_lib import config as configs
+from masa_lib.analysis.figures import GREEN
 from masa_lib.config import Config, ConfigError
 from masa_lib.lessons import environment, exercises, reward_tasks
 from masa_lib.lessons.widgets import panel, reward_figures, reward_lab, reward_scenes
 from masa_lib.lessons.widgets.reward_lab import RewardLab
 from masa_lib.lessons.widgets.reward_scenes import Recorded
 from masa_lib.method import rewards, rollouts
-from masa_lib.models import tiers
 from masa_lib.runs.folder import Run, runs_in
 
-RUN = tiers.DATA / "runs" / "baseline" / "masa-s0"
+RUN = DATA / "runs" / "baseline" / "masa-s0"
 
 
 @pytest.fixture(scope="module")
@@ -319,7 +320,7 @@ def test_notions_are_marked_where_the_reward_finds_them(mode: str, notion: str, 
     pattern = reward_figures._pattern({notion: True}, mode)
     page = reward_figures._marked(text, pattern, {notion: True}, config)
     assert page.count("<mark") == 1
-    assert f"solid {reward_figures.GREEN}\">{marked}</mark>" in page
+    assert f"solid {GREEN}\">{marked}</mark>" in page
 
 
 def test_importing_the_package_of_panels_loads_no_panel() -> None:

@@ -13,8 +13,10 @@ from small import small
 from masa_lib.config import Config, replace
 from masa_lib.engines import Completion, Engine, make_engine
 from masa_lib.lessons import reward_table
-from masa_lib.method import objective, prompts, rollouts
+from masa_lib.method import prompts, rollouts
+from masa_lib.method.advantages import contrasted
 from masa_lib.method.gather import CountingEngine
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.tasks.read_prediction import parse_prediction
@@ -87,7 +89,7 @@ def shared(parts) -> tuple[pd.DataFrame, CountingEngine]:
 
 def test_predictions_that_share_a_beginning_differ_from_the_pass_rate_on(
         parts, table: pd.DataFrame, shared: tuple) -> None:
-    whole, meta = (rollouts.predictions_of(found) for found in (table, shared[0]))
+    whole, meta = (predictions_of(found) for found in (table, shared[0]))
     first = meta["member"] == 0
     assert meta.loc[first, "text"].tolist() == whole.loc[first, "text"].tolist()
     heads = meta["text"].map(lambda text: text[:parse_prediction(text).spans[0][0]] if parse_prediction(text).spans
@@ -126,7 +128,7 @@ def test_what_is_shared_is_sampled_once_and_stands_among_the_prompts_ids(parts, 
 
 
 def test_solutions_are_graded_and_predictions_parsed(table: pd.DataFrame) -> None:
-    solved, meta = rollouts.solutions_of(table), rollouts.predictions_of(table)
+    solved, meta = solutions_of(table), predictions_of(table)
     pairs = zip(solved["text"], solved["answer"], strict=True)
     boxed = [text.endswith(f"\\boxed{{{answer}}}") for text, answer in pairs]
     assert solved["correct"].tolist() == boxed and 0 < sum(boxed) < len(boxed)
@@ -156,7 +158,7 @@ def test_what_is_cut_at_its_cap_is_read_as_far_as_it_goes_or_counts_as_wrong(par
 
 
 def test_rewards_are_those_of_the_rewards_room(table: pd.DataFrame) -> None:
-    solved, meta = rollouts.solutions_of(table), rollouts.predictions_of(table)
+    solved, meta = solutions_of(table), predictions_of(table)
     assert solved["reward"].tolist() == solved["correct"].astype(float).tolist()
     assert solved[["reward_difficulty", "reward_length", "reward_notion"]].isna().all(axis=None)
     vectorised = reward_table.score_table(reward_table.reward_table(table.assign(step=1)), CONFIG.reward)
@@ -188,7 +190,7 @@ def test_the_parts_of_the_meta_reward_can_be_normalised_each_by_itself(table: pd
     again = table.drop(columns=["reward", "advantage"])
     rollouts.score(again, replace(CONFIG, {
         "update.normalise_meta": "parts", "reward.pass_rate_weight": 3, "reward.notion_weight": 0}))
-    meta = rollouts.predictions_of(again)
+    meta = predictions_of(again)
     def normalised(column: str) -> pd.Series:
         return meta.groupby("group")[column].transform(lambda part: (part - part.mean()) / (part.std(ddof=1) + 1e-6))
     expected = 0.75 * normalised("reward_difficulty") + 0.25 * normalised("reward_length")
@@ -220,15 +222,15 @@ def test_a_contrast_tells_problems_apart_where_one_value_suits_all_best() -> Non
     truth = np.repeat([0.0, 0.0, 0.0, 0.5], 6)
     values = pd.DataFrame({"group": np.repeat(np.arange(4), 6), "predicted_pass_rate": np.tile([0, 1, 2, 3, 4, 5], 4)})
     values["reward_difficulty"] = 1 - (values["predicted_pass_rate"] / 8 - truth) ** 2
-    found = objective.contrasted(values).to_numpy().reshape(4, 6)
+    found = contrasted(values).to_numpy().reshape(4, 6)
     assert (np.diff(found[3]) > 0).all() and (np.diff(found[:3]) < 0).all()
     np.testing.assert_allclose(found.sum(axis=0), 0, atol=1e-9)
 
 
 def test_a_contrast_leaves_predictions_that_all_say_the_same_without_an_advantage() -> None:
     values = pd.DataFrame({"group": [0, 0, 1, 1], "predicted_pass_rate": 3, "reward_difficulty": [0.7, 0.7, 0.9, 0.9]})
-    assert objective.contrasted(values).eq(0).all()
-    assert objective.contrasted(values[:1]).eq(0).all()  # all others could not be read
+    assert contrasted(values).eq(0).all()
+    assert contrasted(values[:1]).eq(0).all()  # all others could not be read
 
 
 def test_the_same_numbers_give_the_same_rollouts_and_others_others(parts, table: pd.DataFrame) -> None:
@@ -247,7 +249,7 @@ def test_released_mode_parses_and_pays_as_released(parts) -> None:
     config = small({"reward.mode": "released", "sampling.solution_tokens": 30})
     found = collect(parts, config)
     rollouts.score(found, config)
-    meta = rollouts.predictions_of(found)
+    meta = predictions_of(found)
     vectorised = reward_table.score_table(reward_table.reward_table(found.assign(step=1)), config.reward)
     np.testing.assert_allclose(meta["reward"].to_numpy(), vectorised.loc[meta.index, "reward"].to_numpy())
 

@@ -25,7 +25,8 @@ from small import largest_file
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.crash_safe_files import RunError
+from masa_lib.runs.folder import Run
 from masa_lib.runs.provenance import _driver, environment
 
 ROOT = Path(__file__).parents[1]

@@ -13,6 +13,7 @@ import torch
 from small import small, timeless
 
 from masa_lib.engines import logprobs
+from masa_lib.errors import is_out_of_memory
 from masa_lib.models import loading
 from masa_lib.recipes import warmup
 from masa_lib.runs.folder import Run
@@ -113,9 +114,9 @@ def test_one_sequence_that_is_too_much_is_a_sentence_and_other_errors_stay_what_
 def test_what_torch_raises_where_the_memory_of_the_cpu_is_short_is_known() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**58)
-    assert safeguards.is_out_of_memory(caught.value)
-    assert safeguards.is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
-    assert not safeguards.is_out_of_memory(RuntimeError("the size of tensor a must match"))
+    assert is_out_of_memory(caught.value)
+    assert is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
+    assert not is_out_of_memory(RuntimeError("the size of tensor a must match"))
 
 
 def samples() -> tuple:

@@ -13,7 +13,7 @@ from masa_lib.lessons import environment
 from masa_lib.lessons.widgets import self_knowledge, self_view
 from masa_lib.lessons.widgets.self_knowledge import SelfKnowledge
 from masa_lib.models import loading
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 PROBLEM = Problem("p", "Start with 8. Add 8.", "16", 1, "test")
 HOSTILE = "<img src=x onerror=alert(1)>"

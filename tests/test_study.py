@@ -18,7 +18,8 @@ from small import SETTINGS, timeless
 from masa_lib import cli, config
 from masa_lib import crash_safe_files as files
 from masa_lib.analysis import study
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.crash_safe_files import RunError
+from masa_lib.runs.folder import Run
 from masa_lib.training.drive import train
 
 ROOT = Path(__file__).parents[1]

@@ -21,10 +21,12 @@ from small import MODEL, small, timeless
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
+from masa_lib.crash_safe_files import RunError
 from masa_lib.engines import in_process
-from masa_lib.method import gating, objective, rollouts
+from masa_lib.method import gating, objective
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tiers
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.runs.folder import Run
 from masa_lib.training.drive import resume, train
 from masa_lib.training.learner import learning_rate
 from masa_lib.training.trackers import Trackers
@@ -93,7 +95,7 @@ def test_grpo_samples_no_predictions_and_masa_solves_the_same_problems() -> None
     grpo, masa = (next(Trainer(small({"method": method}))) for method in ("grpo", "masa"))
     assert set(grpo.rollouts["stream"]) == {"solution"} and grpo.metrics["tokens_meta"] == 0
     assert math.isnan(grpo.metrics["reward_meta"]) and math.isnan(grpo.metrics["zero_variance_meta"])
-    solved = rollouts.solutions_of(masa.rollouts)
+    solved = solutions_of(masa.rollouts)
     assert solved["tokens"].tolist() == grpo.rollouts["tokens"].tolist()
     assert masa.metrics["tokens_solution"] == grpo.metrics["tokens_solution"]
 
@@ -443,7 +445,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 def recomputed(table: pd.DataFrame) -> dict[str, float]:
     """The metrics of a step from its recorded rollouts, group by group, in plain numpy."""
-    solved, meta = rollouts.solutions_of(table), rollouts.predictions_of(table)
+    solved, meta = solutions_of(table), predictions_of(table)
     rates, lengths, said_rates, said_lengths = [], [], [], []
     for group in sorted(set(table["group"])):
         mine, said = solved[solved["group"] == group], meta[meta["group"] == group].dropna(subset="predicted_pass_rate")

@@ -15,6 +15,7 @@ import plotly.io
 import pytest
 from small import SETTINGS, small
 
+from masa_lib import DATA
 from masa_lib.analysis.awareness import correlation
 from masa_lib.config import ConfigError
 from masa_lib.crash_safe_files import RunError
@@ -29,9 +30,9 @@ from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
 
-RECORDED = tiers.DATA / "runs" / "baseline" / "masa-s0"
-READ = tiers.DATA / "runs" / "beliefs" / "masa-read-s0"
-GRPO = tiers.DATA / "runs" / "efficiency" / "grpo-s0"
+RECORDED = DATA / "runs" / "baseline" / "masa-s0"
+READ = DATA / "runs" / "beliefs" / "masa-read-s0"
+GRPO = DATA / "runs" / "efficiency" / "grpo-s0"
 QUICK = SETTINGS | {"steps": 6, "sampling.problems": 4, "update.schedule": "constant"}
 HOSTILE = "<img src=x onerror=alert(1)>"
 

@@ -18,6 +18,7 @@ from trl import GRPOConfig, GRPOTrainer
 from masa_lib.config import Config
 from masa_lib.engines import logprobs, make_engine
 from masa_lib.method import objective, rollouts
+from masa_lib.method.streams import solutions_of
 from masa_lib.models import loading
 from masa_lib.scaleout import groups
 from masa_lib.scaleout import trainer as scaleout
@@ -49,7 +50,7 @@ def sampled(model: tuple[Any, Any]) -> list[pd.DataFrame]:
 
 def scored(table: pd.DataFrame, config: Config) -> pd.DataFrame:
     """A copy with rewards and advantages; the streams that the method has."""
-    table = table.copy() if config.method == "masa" else rollouts.solutions_of(table).reset_index(drop=True)
+    table = table.copy() if config.method == "masa" else solutions_of(table).reset_index(drop=True)
     rollouts.score(table, config)
     return table
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from masa_lib import DATA
 from masa_lib import config as configs
 from masa_lib.lessons import update_asks
 from masa_lib.lessons.widgets import reward_scenes
 from masa_lib.lessons.widgets import update_asks as drawing
 from masa_lib.lessons.widgets.reward_scenes import Recorded
-from masa_lib.models import tiers
 from masa_lib.runs.folder import runs_in
 
 KERNEL, BRIER = "kernel, b = 0.01 (published)", "brier"
@@ -19,7 +19,7 @@ PARTS, WHOLE, CENTRED, CONTRAST = update_asks.NORMALISED
 
 @pytest.fixture(scope="module")
 def recorded() -> Recorded:
-    return reward_scenes.read(runs_in(tiers.DATA / "runs" / "baseline", "masa-s*"))
+    return reward_scenes.read(runs_in(DATA / "runs" / "baseline", "masa-s*"))
 
 
 def signs(recorded: Recorded, groups: np.ndarray, score: str, normalised: str) -> str:

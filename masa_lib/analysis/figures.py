@@ -19,8 +19,9 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from masa_lib.analysis.awareness import correlation
-from masa_lib.analysis.compare import ENDS, arm_rank, pass_at_k_interval
+from masa_lib.analysis.compare import arm_rank, pass_at_k_interval
 from masa_lib.analysis.costs import COST
+from masa_lib.analysis.records import ENDS
 from masa_lib.config import METHODS
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 

@@ -19,7 +19,8 @@ import pandas as pd
 import plotly.graph_objects as go
 
 from masa_lib.analysis import figures, gate_figures, page_parts, pages, sentences
-from masa_lib.analysis.compare import AnalysisError, Comparison, calibration_curve, compare_runs
+from masa_lib.analysis.compare import Comparison, calibration_curve, compare_runs
+from masa_lib.analysis.records import AnalysisError
 from masa_lib.analysis.sentences import show
 
 TABLE = (  # label, key of an arm's summary, number format

@@ -18,8 +18,8 @@ import numpy as np
 import plotly.graph_objects as go
 
 from masa_lib.analysis import figures
-from masa_lib.analysis.compare import AnalysisError
 from masa_lib.analysis.panels import BOTTOM, RIGHT, TOP, WIDTH, Panel, panels, plain, stacked
+from masa_lib.analysis.records import AnalysisError
 
 #: points of a line, at most; hidden marks of all lines of a figure that can be hovered, about
 POINTS, MARKS = 90, 300

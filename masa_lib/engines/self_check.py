@@ -17,6 +17,7 @@ from masa_lib.config import Config
 from masa_lib.engines import Engine, Request, context_of, logprobs
 from masa_lib.errors import MasaError, brief, is_out_of_memory
 from masa_lib.models import architecture, loading
+from masa_lib.models.tensors import ModelError
 
 #: mean gap of a sequence's log-probs that rounding may cause, nats a token, by `model.precision`
 TOLERANCE = {"float32": 1e-3, "bfloat16": 0.2}
@@ -55,7 +56,7 @@ def check(model: Any, tokenizer: Any, engine: Engine, config: Config) -> None:
         gaps = [(logps - right).abs().mean() for logps, right in zip(found, own, strict=True)]
         gap = float(torch.stack(gaps).max())  # Python's own `max` passes over NaN
         if not gap <= TOLERANCE[config.model.precision]:
-            raise loading.ModelError(
+            raise ModelError(
                 f"The model {who} cannot be trained: its log-probs by {way} are {gap:.2g} nats a token from those of "
                 f"its own forward pass, and rounding explains {TOLERANCE[config.model.precision]:g}; choose another "
                 "model.name" + (" or sampling.engine." if way == sampler else "."))
@@ -103,5 +104,5 @@ def _refusal(who: str, way: str) -> Iterator[None]:
     except _FAULTS as error:
         if is_out_of_memory(error):
             raise
-        raise loading.ModelError(f"The model {who} cannot be trained: {way} fails on it ({type(error).__name__}: "
-                                f"{brief(str(error))}); choose another model.name or sampling.engine.") from error
+        raise ModelError(f"The model {who} cannot be trained: {way} fails on it ({type(error).__name__}: "
+                         f"{brief(str(error))}); choose another model.name or sampling.engine.") from error

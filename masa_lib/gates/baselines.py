@@ -22,7 +22,8 @@ from masa_lib.config import Config
 from masa_lib.method import rollouts
 from masa_lib.method.beliefs import signal_chance
 from masa_lib.method.gating import DECAY, RATE, TARGET, Candidate, Hidden, nearest
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 
 Solve = Callable[..., list[int]]
 

@@ -20,7 +20,7 @@ from masa_lib.config import Config
 from masa_lib.gates.baselines import Baseline, Outcome, Solve
 from masa_lib.method import beliefs, rollouts
 from masa_lib.method.gating import Candidate
-from masa_lib.method.rollouts import rewarded
+from masa_lib.method.streams import rewarded
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problems import ProblemPool
 

@@ -28,7 +28,7 @@ from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate
 from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 #: what a choice may go by
 KNOWS = ("belief and history", "belief", "history", "nothing")

@@ -21,7 +21,7 @@ from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 WIDTH = 30
 Reader = Callable[[str], str]

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from masa_lib import DATA
 from masa_lib.models import tiers
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ def _recorded() -> compare.Comparison:
     """The recorded study, read once: an exercise is tried several times."""
     from masa_lib.analysis import compare
 
-    return compare.compare_runs(tiers.DATA / "runs" / "baseline")
+    return compare.compare_runs(DATA / "runs" / "baseline")
 
 
 #: by name; a developer's test computes those of notebook 03 again with TRL's loss, those of 07 from the printed tables;
@@ -278,7 +279,7 @@ def prediction_share(share: float) -> str:
     """Check an exercise of 04: the share of its sampled tokens that a recorded run spent on predictions."""
     from masa_lib.runs.folder import Run
 
-    metrics = Run.open(tiers.DATA / "runs" / "baseline" / "masa-s0").metrics()
+    metrics = Run.open(DATA / "runs" / "baseline" / "masa-s0").metrics()
     tokens = metrics[["tokens_meta", "tokens_solution"]].sum()
     right = abs(share - tokens["tokens_meta"] / tokens.sum()) < 0.005
     return f"Right: {share:.3f}." if right else f"Not yet: {share:.3f}. It is tokens_meta over all that is sampled."

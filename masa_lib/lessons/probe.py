@@ -35,7 +35,7 @@ from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 from masa_lib.training import evaluation
 
 #: keeps the seeds of a probe apart from those of training steps and evaluations

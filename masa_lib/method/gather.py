@@ -24,9 +24,11 @@ from masa_lib.engines import Completion, Engine, Reading, Request
 from masa_lib.method import beliefs, gating, rollouts
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate, Gate
-from masa_lib.method.rollouts import Ask, solutions_of
+from masa_lib.method.rollouts import Ask
+from masa_lib.method.streams import solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 
 Sample = Callable[[Sequence[Ask]], pd.DataFrame]
 #: beliefs about problems whose groups are numbered from the second argument, and the rows of what was thought before

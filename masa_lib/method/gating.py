@@ -22,9 +22,9 @@ from scipy import special
 from masa_lib import config as configs
 from masa_lib.config import BeliefConfig, Config, GateConfig
 from masa_lib.method.beliefs import Belief, signal_chance
-from masa_lib.method.rollouts import rewarded
+from masa_lib.method.streams import rewarded
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 #: hidden states of prompts, one row a problem
 Hidden = Callable[[Sequence[Problem]], np.ndarray]

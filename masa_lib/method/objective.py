@@ -25,10 +25,6 @@ from masa_lib.engines.logprobs import (
     put,
 )
 from masa_lib.method import beliefs
-from masa_lib.method.advantages import advantages, contrasted, stream_advantages, zero_variance
-
-__all__ = ["accumulate_gradients", "advantages", "belief_gradients", "clipped_loss", "contrasted", "entropy_bonus",
-           "sampler_weights", "stream_advantages", "token_weights", "weighs_sampler", "zero_variance"]
 
 #: nats a token; `meta_entropy` acts in steps whose meta tokens have less
 ENTROPY_FLOOR = 0.5

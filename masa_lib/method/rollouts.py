@@ -25,7 +25,7 @@ from masa_lib.method.rewards import PARTS
 from masa_lib.method.streams import STREAMS, predictions_of, rewarded, solutions_of
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import MetaPrediction
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 from masa_lib.tasks.read_prediction import parse_prediction
 
 #: the table's columns; those of a recorded one, but for TOKEN_COLUMNS, which the update alone needs

@@ -30,13 +30,13 @@ from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import logprobs
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
-from masa_lib.method.rollouts import predictions_of, solutions_of
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tensors
 from masa_lib.recipes import pocket
 from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 from masa_lib.training import safeguards
 from masa_lib.training.safeguards import TokenBudget
 

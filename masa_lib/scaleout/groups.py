@@ -22,7 +22,8 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Completion
 from masa_lib.method import prompts, rollouts
 from masa_lib.method.rollouts import Ask
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 
 #: what the reward function has to know of a rollout; columns of the data set, or extra fields of a rollout function
 COLUMNS = ("stream", "group", "member", "problem_id", "problem", "answer", "level", "admitted", "weight", "cap",

@@ -22,11 +22,12 @@ import torch
 
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
+from masa_lib.crash_safe_files import RunError
 from masa_lib.engines import Engine, context_of, engine_of
 from masa_lib.errors import MasaError
 from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading, tensors
-from masa_lib.runs.folder import CONFIG, Run, RunError
+from masa_lib.runs.folder import CONFIG, Run
 from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.training import evaluation, metrics, safeguards

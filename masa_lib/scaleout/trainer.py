@@ -26,10 +26,11 @@ from trl import GRPOConfig, GRPOTrainer
 from masa_lib.config import Config
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, objective, rollouts
-from masa_lib.method.rollouts import predictions_of
+from masa_lib.method.streams import predictions_of
 from masa_lib.models import loading, tensors
 from masa_lib.scaleout.groups import BLANK, COLUMNS, GroupReward, Layout
-from masa_lib.tasks.problems import Problem, ProblemPool
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training.clock import Clock
 from masa_lib.training.learner import learning_rate
 from masa_lib.training.trainer import ORACLE_TAG, SEED_TAG

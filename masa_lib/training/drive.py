@@ -9,8 +9,9 @@ from pathlib import Path
 from tqdm.auto import tqdm
 
 from masa_lib.config import Config
+from masa_lib.crash_safe_files import RunError
 from masa_lib.method import prompts
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.runs.folder import Run
 from masa_lib.training.checkpoint import read_state
 from masa_lib.training.recorder import check_stop, status
 from masa_lib.training.trainer import Trainer

@@ -19,11 +19,12 @@ from masa_lib.config import Config
 from masa_lib.engines import Engine
 from masa_lib.method import beliefs, gather, prompts, rollouts
 from masa_lib.method.gather import Sample
-from masa_lib.method.rollouts import Ask, predictions_of, solutions_of
+from masa_lib.method.rollouts import Ask
+from masa_lib.method.streams import STREAMS, predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
 from masa_lib.tasks import problems
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 #: keeps the seeds of evaluations apart from those of training steps
 SEED_TAG = 7919
@@ -105,7 +106,7 @@ def _never(asks: Sequence[Ask]) -> pd.DataFrame:
 
 def _sample_hinted(asks: Sequence[Ask], sample: Sample, held_out: Sequence[Problem]) -> pd.DataFrame:
     """First the predictions, then the solutions with the predicted notions behind the problem."""
-    solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in rollouts.STREAMS)
+    solutions, predictions = ([ask for ask in asks if ask.stream == stream] for stream in STREAMS)
     meta = sample(predictions)
     said = gather.read_candidates(held_out, meta)
     solved = sample([dataclasses.replace(ask, hint=said[ask.group].notions) for ask in solutions])

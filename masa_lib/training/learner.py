@@ -16,7 +16,7 @@ from masa_lib.engines import logprobs
 from masa_lib.engines.logprobs import BeliefSample, Sample
 from masa_lib.method import beliefs, objective, rollouts
 from masa_lib.method.gating import Candidate
-from masa_lib.method.rollouts import predictions_of
+from masa_lib.method.streams import predictions_of
 from masa_lib.models import tensors
 from masa_lib.training import safeguards
 

@@ -11,7 +11,8 @@ import pandas as pd
 from masa_lib.analysis.awareness import correlation
 from masa_lib.method import beliefs
 from masa_lib.method.beliefs import Belief
-from masa_lib.method.rollouts import outcomes, predictions_of, solutions_of
+from masa_lib.method.rollouts import outcomes
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 

@@ -17,7 +17,8 @@ from typing import Any
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.crash_safe_files import RunError
+from masa_lib.runs.folder import Run
 
 #: takes numbers by name and the step that they are of
 Log = Callable[[Mapping[str, float], int], None]

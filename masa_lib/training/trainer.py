@@ -23,14 +23,16 @@ import torch
 
 from masa_lib import config as configs
 from masa_lib.config import Config
+from masa_lib.crash_safe_files import RunError
 from masa_lib.engines import Engine, context_of, load_policy, logprobs, self_check
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.models import loading, tensors
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import CheckpointError, Run, RunError
+from masa_lib.runs.folder import CheckpointError, Run
 from masa_lib.runs.stopping import Stop
-from masa_lib.tasks.problems import Problem, ProblemPool, held_out, make_room
+from masa_lib.tasks.problem_rows import Problem
+from masa_lib.tasks.problems import ProblemPool, held_out, make_room
 from masa_lib.training import evaluation
 from masa_lib.training.checkpoint import read_state, restore_optimizer
 from masa_lib.training.clock import Clock, memory_mb, rollout_bar

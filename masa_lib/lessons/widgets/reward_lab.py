@@ -20,6 +20,7 @@ import traitlets
 from masa_lib import ROOT
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
+from masa_lib.analysis.figures import GREEN, VERMILLION
 from masa_lib.config import Config
 from masa_lib.lessons.reward_tasks import TASKS
 from masa_lib.lessons.widgets import reward_figures, reward_scenes
@@ -182,7 +183,7 @@ class RewardLab(Panel):
                                "keys turn it.</div>")
             return
         said = task.verdict(self.scene, self.settings, self.presets["paper"])
-        color = reward_figures.GREEN if said.startswith("Reached") else reward_figures.VERMILLION
+        color = GREEN if said.startswith("Reached") else VERMILLION
         self.goal.value = (f"<div style='line-height:1.35'><b>Goal:</b> {task.goal} <b>Turn:</b> {task.turn}<br><span "
                            f"role='status' style='border-left:4px solid {color};padding-left:6px'><b>{said}</b></span>"
                            "</div>")

@@ -31,7 +31,7 @@ from masa_lib.method import rollouts
 from masa_lib.method.rollouts import Ask
 from masa_lib.models import loading
 from masa_lib.tasks import problems
-from masa_lib.tasks.problems import Problem
+from masa_lib.tasks.problem_rows import Problem
 
 #: solutions sampled between two looks at the stop button, and between two drawings
 CHUNK = 8

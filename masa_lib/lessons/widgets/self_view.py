@@ -21,7 +21,7 @@ from masa_lib import config as configs
 from masa_lib.analysis.figures import BLUE, GREEN, GREY, ORANGE, TEMPLATE, VERMILLION, grid
 from masa_lib.config import Config
 from masa_lib.method import rollouts
-from masa_lib.method.rollouts import predictions_of, solutions_of
+from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.tasks import grading
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
