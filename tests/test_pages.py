@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import plotly.graph_objects as go
 import pytest
 from bs4 import BeautifulSoup, Tag
 
-from masa_lib.analysis import figures, pages, panels, svg
+from masa_lib.analysis import figures, pages, svg
 from masa_lib.analysis.records import AnalysisError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -43,8 +44,14 @@ def test_each_panel_is_a_drawing_with_its_title_and_the_titles_of_its_axes() -> 
 
 
 def test_panels_that_share_a_scale_have_the_same_ticks() -> None:
-    ticks = [panel.y.ticks() for panel in panels.panels(two_panels())]
-    assert ticks[0] == ticks[1] and [text for _, text in ticks[0]] == ["0", "1", "2", "3", "4", "5"]
+    first, second = (texts(panel)[:-1] for panel in drawn(two_panels()).select(".panels > svg"))
+    assert first == second and {"0", "2", "4"} <= set(first)
+
+
+def test_the_same_figure_is_drawn_by_the_same_letters_its_text_as_text_in_the_colour_of_the_page() -> None:
+    assert svg.draw(two_panels()) == svg.draw(two_panels())
+    said = drawn(two_panels()).find("text", string="share")
+    assert "currentColor" in said["style"] and "system-ui" in said["style"]
 
 
 def test_hovering_shows_what_the_template_says() -> None:
@@ -55,43 +62,46 @@ def test_hovering_shows_what_the_template_says() -> None:
 
 
 def test_a_line_is_broken_where_a_value_is_missing() -> None:
-    figure = go.Figure().add_scatter(x=[0, 1, 2, 3], y=[0, 1, None, 1], mode="lines")
-    assert drawn(figure).select_one("path.line")["d"].count("M") == 2
+    figure = go.Figure().add_scatter(x=[0, 1, 2, 3], y=[0, 1, None, 1], mode="lines", line={"color": "#ff0000"})
+    line = drawn(figure).select_one('path[style*="fill: none; stroke: #ff0000"]')
+    assert line["d"].count("M") == 2
 
 
 def test_what_is_stacked_stands_on_what_lies_below() -> None:
     figure = go.Figure(layout={"barmode": "stack"})
     for value in (3.0, 1.0):
         figure.add_bar(x=[value], y=["arm"], orientation="h", name=f"b{value}")
-    first, second = drawn(figure).select("rect[data-tip]")
-    assert float(second["x"]) == pytest.approx(float(first["x"]) + float(first["width"]), abs=0.11)
-    assert float(first["width"]) == pytest.approx(3 * float(second["width"]), rel=0.01)
-    assert panels.panels(figure)[0].x.high == pytest.approx(4.16)
+    first, second = (sorted({float(x) for x, _ in re.findall(r"([\d.]+) ([\d.]+)", bar["d"])})
+                     for bar in drawn(figure).select("path[data-tip]"))
+    assert second[0] == pytest.approx(first[1], abs=0.02)
+    assert first[1] - first[0] == pytest.approx(3 * (second[1] - second[0]), rel=0.01)
 
 
 def test_a_logarithmic_axis_puts_equal_factors_at_equal_distances() -> None:
     figure = go.Figure().add_scatter(x=[1, 2, 4], y=[0, 1, 2]).update_xaxes(type="log", tickvals=[1, 2, 4])
-    (one, _), (two, _), (four, label) = panels.panels(figure)[0].x.ticks()
-    assert two - one == pytest.approx(four - two) and label == "4"
+    one, two, four = (float(drawn(figure).find("text", string=tick)["x"]) for tick in "124")
+    assert two - one == pytest.approx(four - two, abs=0.02)
 
 
 def test_error_bars_reach_from_low_to_high() -> None:
-    figure = go.Figure().add_scatter(x=[0], y=[0.5], error_y={"array": [0.1], "arrayminus": [0.2]}, mode="markers")
-    low, high = panels.stacked(figure.data, None)[0][2:]
-    assert (low[0], high[0]) == pytest.approx((0.3, 0.6))
+    figure = go.Figure().add_scatter(x=[0, 1], y=[0.5, 0.5], mode="markers", line={"color": "#ff0000"},
+                                     error_y={"array": [0.1, 0.1], "arrayminus": [0.2, 0.2]})
+    bar = drawn(figure).select_one('path[style*="stroke: #ff0000"]')["d"]
+    below, above = (float(y) for _, y in re.findall(r"([\d.]+) ([\d.]+)", bar))
+    at = float(drawn(figure).select_one("[data-tip]")["y"])
+    assert below - at == pytest.approx(2 * (at - above), abs=0.1)
 
 
 def test_a_line_at_a_value_is_drawn_across_with_its_text() -> None:
     figure = go.Figure().add_scatter(x=[0, 1], y=[0, 1]).add_hline(0.5, annotation_text="target")
-    soup = drawn(figure)
-    assert soup.select("path.across") and "target" in texts(soup)
+    assert len(drawn(figure).select('path[style*="stroke-dasharray"]')) == 1 and "target" in texts(drawn(figure))
 
 
 def test_the_legend_names_each_arm_once_and_one_arm_needs_none() -> None:
     figure = go.Figure()
     for name in ("a", "b", "a"):
         figure.add_scatter(x=[0], y=[0], name=name)
-    assert [entry.text for entry in drawn(figure).select(".key li")] == ["a", "b"]
+    assert [entry.text.split()[-1] for entry in drawn(figure).select(".key li")] == ["a", "b"]
     assert drawn(two_panels()).select(".key") == []
 
 
@@ -109,16 +119,15 @@ def test_another_kind_of_trace_is_refused_in_a_sentence() -> None:
         svg.draw(go.Figure(go.Heatmap(z=[[1]])).update_layout(title_text="Warm"))
 
 
-@pytest.mark.parametrize(("ends", "labels"), [
-    ((0, 1), ["0", "0.2", "0.4", "0.6", "0.8", "1"]), ((0, 2.1e6), ["0", "0.5M", "1M", "1.5M", "2M"]),
-    ((0, 180), ["0", "50", "100", "150"]), ((-1, 1), ["-1", "-0.5", "0", "0.5", "1"])])
-def test_ticks_are_round_numbers(ends: tuple[float, float], labels: list[str]) -> None:
-    assert [text for _, text in panels.Axis("linear", "", 0, 400, *ends).ticks()] == labels
+@pytest.mark.parametrize(("value", "text"), [(0.25, "0.25"), (500, "500"), (20_000, "20k"), (1.5e6, "1.5M"), (0, "0")])
+def test_ticks_are_short(value: float, text: str) -> None:
+    figure = go.Figure().add_scatter(x=[0, 1], y=[0, value]).update_yaxes(tickvals=[value])
+    assert text in texts(drawn(figure))
 
 
 def test_a_long_line_keeps_its_first_and_last_point_and_stays_small() -> None:
     figure = go.Figure().add_scatter(x=np.arange(5000), y=np.arange(5000), mode="lines", name="long")
-    assert len(svg.draw(figure)) < 40_000 and {"long 0, 0", "long 4999, 4999"} <= set(tips(drawn(figure)))
+    assert len(svg.draw(figure)) < 60_000 and {"long 0, 0", "long 4999, 4999"} <= set(tips(drawn(figure)))
 
 
 def test_a_page_shows_a_tip_where_it_is_pointed_at_and_is_as_wide_as_a_phone(tmp_path: Path) -> None:

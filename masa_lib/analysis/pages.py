@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import panels, svg
+from masa_lib.analysis import svg
 
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">"""
@@ -38,13 +38,10 @@ blockquote { margin: .5rem 0; padding: .4rem .8rem; background: var(--faint); bo
   white-space: pre-wrap; overflow-wrap: break-word; font: .88rem/1.45 ui-monospace, monospace; max-width: 60rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .6rem 1rem; }
 .panels > svg { width: 100%; max-width: 34rem; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: currentColor; } svg .head { font-weight: 600; font-size: 13px; }
-svg .tight { font-size: 10px; } .grid { stroke: #8883; fill: none; } .axis { stroke: #888b; fill: none; }
-.across { stroke: #888; stroke-dasharray: 2 3; fill: none; } .line { fill: none; stroke-linejoin: round; }
 .p { stroke: transparent; stroke-width: 6px; } .ghost { opacity: 0; } .ghost:hover { opacity: 1; }
 .key { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; margin: .2rem 0;
   font-size: .88rem; }
-.key svg { width: 24px; height: 16px; vertical-align: -3px; margin-right: .4rem; }
+.key span { font: .88rem monospace; letter-spacing: -.1em; }
 #tip { position: fixed; max-width: 18rem; padding: .3rem .5rem; font-size: .82rem; line-height: 1.3;
   white-space: pre-line; background: Canvas; color: CanvasText; border: 1px solid var(--line); border-radius: .3rem;
   pointer-events: none; }
@@ -110,7 +107,7 @@ def figure(drawn: go.Figure, said: Iterable[str]) -> str:
 
 def heading(drawn: go.Figure) -> str:
     """The title of a figure as plain text."""
-    return panels.plain(drawn.layout.title.text or "Another figure")
+    return svg.plain(drawn.layout.title.text or "Another figure")
 
 
 def shown(drawn: Iterable[tuple[go.Figure, list[str]]], kind: str = "top") -> str:

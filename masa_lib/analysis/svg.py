@@ -1,4 +1,4 @@
-"""Plotly figures as SVG, for a page that must not carry plotly's five megabytes: a small drawing a panel.
+"""Plotly figures as SVG, for a page that must not carry plotly's five megabytes: matplotlib draws each panel by itself.
 
 Panels flow beside or below each other as the page is wide, so their text stays readable on a phone. What hovering shows
 stands in `data-tip` of each mark, filled from the figure's own hover template. Drawn are scatter and bar traces, lines
@@ -9,27 +9,41 @@ are made of these.
 from __future__ import annotations
 
 import html
+import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import plotly.graph_objects as go
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from masa_lib.analysis import figures
-from masa_lib.analysis.panels import BOTTOM, RIGHT, TOP, WIDTH, Panel, panels, plain, stacked
 from masa_lib.analysis.records import AnalysisError
 
-#: points of a line, at most; hidden marks of all lines of a figure that can be hovered, about
+#: of a panel, pixels; the height of one with the same scale on both sides, and what a bar adds
+WIDTH, HEIGHT, SQUARE, BAR = 400, 270, 370, 26
+#: points of a line, at most; marks of all lines of a figure that show themselves when pointed at, about
 POINTS, MARKS = 90, 300
-DASHES = {"dash": "7 4", "dot": "2 3", "dashdot": "7 3 2 3"}
-#: marks of radius 1 about the origin
-SHAPES = {"square": "M-.9-.9h1.8v1.8h-1.8z", "diamond": "M0-1.3L1.3 0 0 1.3-1.3 0z",
-          "cross": "M-.4-1.2h.8v.8h.8v.8h-.8v.8h-.8v-.8h-.8v-.8h.8z",
-          "x": "M-1-.5L-.5-1 0-.5 .5-1 1-.5 .5 0 1 .5 .5 1 0 .5-.5 1-1 .5-.5 0z",
-          "triangle-up": "M0-1.2L1.1 .9h-2.2z", "triangle-down": "M0 1.2L1.1-.9h-2.2z",
-          "star": "M0-1.3L.4-.4 1.3-.3 .6.3 .8 1.2 0 .7-.8 1.2-.6.3-1.3-.3-.4-.4z"}
+DASHES = {"dash": (0, (7, 4)), "dot": (0, (2, 3)), "dashdot": (0, (7, 3, 2, 3))}
+#: plotly's marks as matplotlib's, and as a letter for the legend
+SHAPES = {"circle": "o●○", "square": "s■□", "diamond": "D◆◇", "cross": "P✚✛", "x": "X✖✕", "triangle-up": "^▲△",
+          "triangle-down": "v▼▽", "star": "*★☆"}
+#: stand for the page's own colours, which matplotlib does not know
+TEXT, PAPER = "#010203", "#fefdfc"
+STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size": 12, "axes.titlesize": 13,
+         "axes.titleweight": 600, "axes.titlelocation": "left", "axes.edgecolor": "#888888", "xtick.color": "#888888",
+         "ytick.color": "#888888", "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "axes.labelcolor": TEXT,
+         "text.color": TEXT, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
+         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#88888833", "axes.unicode_minus": False}
+SVG = "{http://www.w3.org/2000/svg}"
+ElementTree.register_namespace("", SVG[1:-1])
+ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
 
 
 def draw(figure: go.Figure) -> str:
@@ -42,133 +56,192 @@ def draw(figure: go.Figure) -> str:
         if trace.type not in ("scatter", "scattergl", "bar"):
             raise AnalysisError(f"A page draws scatter and bar traces, and the figure {figure.layout.title.text!r} has "
                                 f"one of {trace.type}: make it of these, or write it to a file of its own.")
-    drawn = "".join(_panel(panel, figure) for panel in panels(figure))
-    return f'<div class="plot">{_legend(figure)}<div class="panels">{drawn}</div></div>'
+    with matplotlib.rc_context(STYLE):
+        drawn = [Panel(figure, number) for number in _numbers(figure)]
+        if any(axis.matches for axis in figure.select_yaxes()):
+            ends = [panel.axes.get_ylim() for panel in drawn]
+            for panel in drawn:
+                panel.axes.set_ylim(min(low for low, _ in ends), max(high for _, high in ends))
+        shown = "".join(panel.svg() for panel in drawn)
+    return f'<div class="plot">{_legend(figure)}<div class="panels">{shown}</div></div>'
 
 
-def _panel(panel: Panel, figure: go.Figure) -> str:
-    """One panel as an SVG element."""
-    said = ", ".join(filter(None, (plain(figure.layout.title.text or ""), plain(panel.title))))
-    parts = [f'<svg viewBox="0 0 {WIDTH} {panel.height}" role="img" aria-label="{html.escape(said)}">']
-    parts += [_text(plain(panel.title), panel.x.start, 16, "start", "head"), *_grid(panel), *_lines_across(panel)]
-    x, y, wide, high = panel.x.start - 4, TOP - 6, WIDTH - panel.x.start - RIGHT + 10, panel.height - BOTTOM - TOP + 10
-    parts.append(f'<svg x="{x}" y="{y}" width="{wide}" height="{high}" viewBox="{x} {y} {wide} {high}">')  # cuts off
-    below: dict[Any, np.ndarray] = {}
-    if not panel.traces:
-        parts.append(_text("not measured", (panel.x.start + WIDTH) / 2, (TOP + panel.height - BOTTOM) / 2, "middle"))
-    for trace, numbers in zip(panel.traces, stacked(panel.traces, figure.layout.barmode), strict=True):
-        color = _color(trace, figure)
-        parts += (_bars(panel, trace, numbers, color) if trace.type == "bar" else
-                  _scatter(panel, trace, numbers, color, below, max(2, MARKS // len(figure.data))))
-    return "".join([*parts, "</svg></svg>"])
+def _numbers(figure: go.Figure) -> list[str]:
+    """What tells a figure's pairs of axes apart: "", "2", "3", ..."""
+    found = {*(axis.plotly_name[5:] for axis in figure.select_xaxes()),
+             *((trace.xaxis or "x")[1:] for trace in figure.data)}
+    return sorted(found, key=lambda name: int(name or 1))
 
 
-def _text(text: str, x: float, y: float, anchor: str, kind: str = "") -> str:
-    """A line of text; nothing where there is none."""
-    mark = f' class="{kind}"' if kind else ""
-    return f'<text{mark} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}</text>' if text else ""
+class Panel:
+    """One pair of a figure's axes, drawn by matplotlib; `axes` are its own.
+
+    Args:
+        figure: of plotly.
+        number: of the pair, as plotly names it.
+    """
+
+    def __init__(self, figure: go.Figure, number: str) -> None:
+        self.whole, self.name = figure, f"x{number}"
+        self.sides = {side: figure.layout[f"{side}axis{number}"] for side in "xy"}
+        self.traces = [trace for trace in figure.data
+                       if trace.visible in (None, True) and (trace.xaxis or "x") == self.name]
+        self.figure = Figure((WIDTH / 72, self._height() / 72), layout="constrained")
+        self.axes: Axes = self.figure.add_subplot()
+        self.title, self.tips, self.ground = self._title(), {}, {}
+        self.axes.set_title(self.title)
+        if not self.traces:
+            self.axes.text(0.5, 0.5, "not measured", ha="center", transform=self.axes.transAxes)
+        for side, axis in self.sides.items():
+            self._scale(side, axis)
+        for trace in self.traces:
+            (self._bars if trace.type == "bar" else self._scatter)(trace, _color(trace, figure))
+        for side, axis in self.sides.items():
+            self._ends(side, axis)
+        self._across()
+
+    def svg(self) -> str:
+        """The drawing as an element of a page: tips on its marks, the page's colours, nothing that names a file."""
+        said = ", ".join(filter(None, (plain(self.whole.layout.title.text or ""), self.title)))
+        file = io.StringIO()
+        with matplotlib.rc_context({"svg.hashsalt": f"{said} {self.name}"}):  # marks of a page have names of their own
+            self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
+        root = ElementTree.fromstring(file.getvalue())
+        root.remove(root.find(f"{SVG}metadata"))
+        for group in root.iter(f"{SVG}g"):
+            kind, tips = self.tips.get(group.attrib.pop("id", ""), ("", ()))
+            marks = [*group.iter(f"{SVG}use")] or [*group.iter(f"{SVG}path")]
+            for mark, tip in zip(marks, tips, strict=False):
+                mark.attrib |= {"class": kind, "data-tip": tip}
+        root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": said}
+        text = ElementTree.tostring(root, encoding="unicode")
+        text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
+        return text.replace(TEXT, "currentColor").replace(PAPER, "Canvas").replace("'DejaVu Sans'", "system-ui")
+
+    def _height(self) -> int:
+        if self.sides["x"].range and self.sides["x"].range == self.sides["y"].range:
+            return SQUARE
+        bars = len({str(name) for trace in self.traces if trace.orientation == "h" for name in trace.y})
+        return 70 + max(40, BAR * bars) if bars else HEIGHT
+
+    def _title(self) -> str:
+        """What stands above the panel, among the notes of the figure."""
+        x, y = (axis.domain or (0, 1) for axis in self.sides.values())
+        return next((plain(note.text) for note in self.whole.layout.annotations if note.xref == "paper"
+                     and math.isclose(note.x, sum(x) / 2) and math.isclose(note.y, y[1])), "")
+
+    def _scale(self, side: str, axis: Any) -> None:
+        """Title, scale and ticks; an axis without a title, as inside of a grid, has that of another one."""
+        every = self.whole.select_xaxes() if side == "x" else self.whole.select_yaxes()
+        title = axis.title.text or next((other.title.text for other in every if other.title.text), "")
+        self.axes.set(**{f"{side}label": plain(title)})
+        own = getattr(self.axes, f"{side}axis")
+        if axis.type == "log":
+            self.axes.set(**{f"{side}scale": "log"})
+            own.set_minor_locator(NullLocator())
+        if axis.tickvals is not None:
+            own.set_major_locator(FixedLocator(axis.tickvals))
+        elif axis.dtick:
+            own.set_major_locator(MultipleLocator(axis.dtick))
+        if not any(isinstance(value, str) for trace in self.traces for value in _values(trace[side])):
+            own.set_major_formatter(FuncFormatter(_short))
+
+    def _ends(self, side: str, axis: Any) -> None:
+        """The range, where the figure gives one; else what matplotlib takes for what is drawn."""
+        if axis.range:
+            self.axes.set(**{f"{side}lim": [10**end if axis.type == "log" else end for end in axis.range]})
+        elif axis.rangemode == "tozero":
+            self.axes.set(**{f"{side}lim": (0, None)})
+        if axis.autorange == "reversed":
+            getattr(self.axes, f"invert_{side}axis")()
+
+    def _across(self) -> None:
+        """Dotted lines at one value, and what is written there."""
+        style = {"color": "#888888", "linewidth": 1, "linestyle": DASHES["dot"]}
+        for line in self.whole.layout.shapes:
+            if line.xref == f"{self.name} domain":
+                self.axes.axhline(line.y0, **style)
+            elif line.xref == self.name:
+                self.axes.axvline(line.x0, **style)
+        for note in self.whole.layout.annotations:
+            if note.xref.split(" ")[0] == self.name:
+                self.axes.annotate(plain(note.text), (1, note.y), (-4, -4), ("axes fraction", "data"), ha="right",
+                                   va="top", textcoords="offset points")
+
+    def _scatter(self, trace: Any, color: str) -> None:
+        """A line, its area, its error bars and its marks, some of which are not seen until they are pointed at."""
+        x, y, mode = np.array(_values(trace.x)), _floats(trace.y), trace.mode or "lines"
+        kept = figures.thinned(len(x), POINTS)
+        if trace.stackgroup:
+            ground = self.ground.get(trace.stackgroup, np.zeros(len(y)))
+            self.ground[trace.stackgroup] = y = ground + np.nan_to_num(y)
+            self.axes.fill_between(x[kept], ground[kept], y[kept], color=color, alpha=0.35, linewidth=0)
+        if "lines" in mode:
+            self.axes.plot(x[kept], y[kept], color=color, linewidth=0.75 * (trace.line.width or 2), alpha=trace.opacity,
+                           linestyle=DASHES.get(trace.line.dash, "-"))
+        if trace.error_y.array is not None:
+            down = trace.error_y.array if trace.error_y.arrayminus is None else trace.error_y.arrayminus
+            self.axes.errorbar(x, y, np.nan_to_num([_floats(down), _floats(trace.error_y.array)]), fmt="none",
+                               ecolor=color, elinewidth=1)
+        self._marks(trace, x, y, color, "markers" in mode)
+
+    def _marks(self, trace: Any, x: np.ndarray, y: np.ndarray, color: str, shown: bool) -> None:
+        """The points of a trace; of a line without markers some that show themselves when pointed at."""
+        if trace.hoverinfo == "skip" and not shown:
+            return
+        places = figures.thinned(len(x), len(x) if shown else max(2, MARKS // len(self.whole.data)))
+        places = [place for place in places[:len(x)] if math.isfinite(y[place])]
+        shape, open_ = _shape(trace)
+        drawn = self.axes.scatter(x[places], y[places], s=((trace.marker.size or 6) * 0.9) ** 2, marker=shape[0],
+                                  linewidths=1.5 if open_ else 0, facecolors=PAPER if open_ else color,
+                                  edgecolors=color if open_ else "none", alpha=trace.marker.opacity if shown else None,
+                                  clip_on=False, zorder=3)
+        if trace.hoverinfo != "skip":
+            self._tipped(drawn, "p" if shown else "p ghost", [_tip(trace, place) for place in places])
+
+    def _bars(self, trace: Any, color: str) -> None:
+        """The bars of a trace, each on what lies below it."""
+        flat = trace.orientation == "h"
+        names, sizes = (trace.y, trace.x) if flat else (trace.x, trace.y)
+        names = [plain(name) if isinstance(name, str) else name for name in names]
+        ground = np.array([self.ground.get(name, 0.0) for name in names])
+        self.ground |= dict(zip(names, ground + _floats(sizes), strict=True))
+        how = {"left": ground} if flat else {"bottom": ground}
+        bars = (self.axes.barh if flat else self.axes.bar)(names, _floats(sizes), 0.7, color=color, **how)
+        for place, bar in enumerate(bars):
+            self._tipped(bar, "p", [_tip(trace, place)])
+
+    def _tipped(self, artist: Any, kind: str, tips: Sequence[str]) -> None:
+        """Give an artist a name, by which its marks get their tips once it is drawn."""
+        name = f"tips{len(self.tips)}"
+        artist.set_gid(name)
+        self.tips[name] = kind, tips
 
 
-def _grid(panel: Panel) -> list[str]:
-    """Frame, ticks and titles of the axes."""
-    x, y, bottom = panel.x, panel.y, panel.height - BOTTOM
-    kind = "tight" if max((len(text) for _, text in y.ticks()), default=0) > 8 else ""
-    parts = [f'<path class="grid" d="{"".join(f"M{panel.x.start} {at:.1f}H{WIDTH - RIGHT}" for at, _ in y.ticks())}'
-             f'{"".join(f"M{at:.1f} {TOP}V{bottom}" for at, _ in x.ticks())}"/>',
-             f'<path class="axis" d="M{panel.x.start} {TOP}V{bottom}H{WIDTH - RIGHT}"/>']
-    parts += [_text(plain(text), at, bottom + 15, "middle") for at, text in x.ticks()]
-    parts += [_text(plain(text), panel.x.start - 6, at + 4, "end", kind) for at, text in y.ticks()]
-    return [*parts, _text(x.title, (panel.x.start + WIDTH - RIGHT) / 2, panel.height - 8, "middle"),
-            f'<g transform="translate(13 {(TOP + bottom) / 2}) rotate(-90)">{_text(y.title, 0, 0, "middle")}</g>']
+def plain(text: str) -> str:
+    """Text without tags; a break becomes a line's end."""
+    return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<br ?/?>", "\n", text)))
 
 
-def _lines_across(panel: Panel) -> list[str]:
-    """Dotted lines at one value, and what is written there."""
-    parts = []
-    for line in panel.lines:
-        if line.xref.endswith("domain"):
-            at = panel.y.pixels(panel.y.place([line.y0]))[0]
-            parts.append(f'<path class="across" d="M{panel.x.start} {at:.1f}H{WIDTH - RIGHT}"/>')
-        else:
-            at = panel.x.pixels(panel.x.place([line.x0]))[0]
-            parts.append(f'<path class="across" d="M{at:.1f} {TOP}V{panel.height - BOTTOM}"/>')
-    for note in panel.notes:
-        at = panel.y.pixels(panel.y.place([note.y]))[0]
-        parts.append(_text(plain(note.text), WIDTH - RIGHT - 4, at + 14, "end"))
-    return parts
+def _values(values: Any) -> list[Any]:
+    return [] if values is None else list(values)
 
 
-def _scatter(panel: Panel, trace: Any, numbers: tuple[np.ndarray, ...], color: str, below: dict[Any, np.ndarray],
-             hidden: int) -> list[str]:
-    """A line, its area, its error bars and its marks, of which so many may be hidden."""
-    x, y = (axis.pixels(axis.place(values)) for axis, values in zip((panel.x, panel.y), numbers, strict=False))
-    mode, parts = trace.mode or "lines", []
-    faint = f' opacity="{trace.opacity}"' if trace.opacity else ""
-    kept = figures.thinned(len(x), POINTS)
-    if trace.stackgroup:
-        ground = below.get(trace.stackgroup, np.full(len(x), panel.y.pixels(np.zeros(1))[0]))
-        area = [*zip(x[kept], y[kept], strict=True), *list(zip(x[kept], ground[kept], strict=True))[::-1]]
-        parts.append(f'<path d="{_path(area)}Z" fill="{color}" opacity=".35"/>')
-        below[trace.stackgroup] = y
-    if "lines" in mode:
-        parts.append(f'<path class="line" d="{_path(zip(x[kept], y[kept], strict=True))}" stroke="{color}" '
-                     f'stroke-width="{0.75 * (trace.line.width or 2):.3g}"{_dash(trace)}{faint}/>')
-    low, high = (panel.y.pixels(panel.y.place(values)) for values in numbers[2:])
-    parts += [f'<path class="line" d="M{at:.1f} {bottom:.1f}V{top:.1f}" stroke="{color}"/>'
-              for at, bottom, top in zip(x, low, high, strict=True) if abs(bottom - top) > 0.1]
-    return parts + _marks(trace, x, y, color, None if "markers" in mode else hidden)
+def _floats(values: Any) -> np.ndarray:
+    return np.array([math.nan if value is None else value for value in _values(values)], dtype=float)
 
 
-def _marks(trace: Any, x: np.ndarray, y: np.ndarray, color: str, hidden: int | None) -> list[str]:
-    """The points of a trace; of a line without markers so many that are not seen until they are hovered."""
-    shown = hidden is None
-    if trace.hoverinfo == "skip" and not shown:
-        return []
-    places = figures.thinned(len(x), len(x) if shown else hidden)
-    faint = f' opacity="{trace.marker.opacity}"' if shown and trace.marker.opacity else ""
-    kind, parts = "p" if shown else "p ghost", []
-    for place in places[:len(x)]:
-        if math.isfinite(x[place]) and math.isfinite(y[place]):
-            said = "" if trace.hoverinfo == "skip" else f' data-tip="{html.escape(_tip(trace, place))}"'
-            parts.append(_mark(trace.marker.symbol if shown else None, x[place], y[place],
-                               (trace.marker.size or 6) / 2, color, f'class="{kind}"{faint}{said}'))
-    return parts
+def _short(value: float, place: int | None = None) -> str:
+    """A tick's text: 20k, 1.5M, 0.25."""
+    size, letter = (1e6, "M") if abs(value) >= 1e6 else (1e3, "k") if abs(value) >= 1e4 else (1, "")
+    return f"{value / size:.4g}{letter}"
 
 
-def _mark(symbol: str | None, x: float, y: float, size: float, color: str, more: str = "") -> str:
-    """A mark at a place; an open one is filled with the page's own colour."""
-    name = (symbol or "circle").removesuffix("-open")
-    fill = f'fill="Canvas" style="stroke:{color};stroke-width:1.5px"' if name != (symbol or name) else f'fill="{color}"'
-    if name not in SHAPES:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{size:g}" {fill} {more}/>'
-    return (f'<path transform="translate({x:.1f} {y:.1f}) scale({0.85 * size:g})" d="{SHAPES[name]}" {fill} '
-            f'vector-effect="non-scaling-stroke" {more}/>')
-
-
-def _bars(panel: Panel, trace: Any, numbers: tuple[np.ndarray, ...], color: str) -> list[str]:
-    """The bars of a trace, each on what lies below it."""
-    flat, parts = trace.orientation == "h", []
-    along, across = (panel.x, panel.y) if flat else (panel.y, panel.x)
-    tops, own = (numbers[0], trace.x) if flat else (numbers[1], trace.y)
-    middle = across.pixels(across.place(numbers[1] if flat else numbers[0]))
-    width = 0.7 * (min(np.abs(np.diff(np.unique(middle))), default=40.0) if len(middle) > 1 else 30.0)
-    for place, (top, value, at) in enumerate(zip(tops, own, middle, strict=True)):
-        ends = sorted(along.pixels(along.place([top - value, top])))
-        box = (ends[0], at - width / 2, ends[1] - ends[0], width)
-        left, up, wide, high = box if flat else (box[1], box[0], box[3], box[2])
-        parts.append(f'<rect class="p" x="{left:.1f}" y="{up:.1f}" width="{wide:.1f}" height="{high:.1f}" '
-                     f'fill="{color}" data-tip="{html.escape(_tip(trace, place))}"/>')
-    return parts
-
-
-def _path(points: Iterable[tuple[float, float]]) -> str:
-    """A path through points, broken where one is missing."""
-    said, on = [], False
-    for x, y in points:
-        known = math.isfinite(x) and math.isfinite(y)
-        said += [f"{'L' if on else 'M'}{x:.1f} {y:.1f}"] if known else []
-        on = known
-    return "".join(said)
+def _shape(trace: Any) -> tuple[str, bool]:
+    """The entry of SHAPES for the marks of a trace, and whether they are open."""
+    symbol = trace.marker.symbol or "circle"
+    name = symbol.removesuffix("-open")
+    return SHAPES.get(name, SHAPES["circle"]), name != symbol
 
 
 def _legend(figure: go.Figure) -> str:
@@ -176,23 +249,19 @@ def _legend(figure: go.Figure) -> str:
     named: dict[str, str] = {}
     for trace in figure.data:
         if trace.name and trace.showlegend is not False:
-            named.setdefault(plain(trace.name), f'<svg viewBox="0 0 24 16" aria-hidden="true">'
-                                                f'{_sign(trace, _color(trace, figure))}</svg>')
+            named.setdefault(html.escape(plain(trace.name)), f'<span aria-hidden="true" style="color:'
+                             f'{_color(trace, figure)}">{_sign(trace)}</span>')
     if figure.layout.showlegend is False or len(named) < 2:
         return ""
-    return f'<ul class="key">{"".join(f"<li>{mark}{html.escape(name)}</li>" for name, mark in named.items())}</ul>'
+    return f'<ul class="key">{"".join(f"<li>{sign} {name}</li>" for name, sign in named.items())}</ul>'
 
 
-def _sign(trace: Any, color: str) -> str:
+def _sign(trace: Any) -> str:
     """What stands for a trace in the legend."""
     if trace.type == "bar" or trace.stackgroup:
-        return f'<rect x="6" y="3" width="12" height="10" fill="{color}"/>'
-    line = f'<path class="line" d="M0 8H24" stroke="{color}" stroke-width="2"{_dash(trace)}/>'
-    return line + (_mark(trace.marker.symbol, 12, 8, 3.5, color) if "markers" in (trace.mode or "") else "")
-
-
-def _dash(trace: Any) -> str:
-    return f' stroke-dasharray="{DASHES[trace.line.dash]}"' if trace.line.dash in DASHES else ""
+        return "■"
+    line, (shape, open_) = "┅" if trace.line.dash in DASHES else "━", _shape(trace)
+    return line + (shape[1 + open_] if "markers" in (trace.mode or "") else line) + line
 
 
 def _color(trace: Any, figure: go.Figure) -> str:
