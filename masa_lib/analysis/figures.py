@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import html
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -313,6 +314,11 @@ def grid(titles: Sequence[str], *, title: str, x: str, y: str, columns: int = 1,
     figure.update_layout(template=TEMPLATE, title_text=title, height=height or 140 + 280 * rows)
     figure.update_annotations(font_size=13)
     return figure.update_xaxes(title_text=x, row=rows).update_yaxes(title_text=y, col=1)
+
+
+def plain(text: str) -> str:
+    """Text without tags; a break becomes a line's end."""
+    return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<br ?/?>", "\n", text)))
 
 
 def thinned(count: int, most: int = POINTS) -> np.ndarray:

@@ -12,7 +12,7 @@ from pathlib import Path
 import plotly.graph_objects as go
 
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import svg
+from masa_lib.analysis.figures import plain
 
 HEAD = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width"><link rel="icon" href="data:,">"""
@@ -102,12 +102,14 @@ def table(rows: Sequence[Sequence[str]], about: str = "Table") -> str:
 
 def figure(drawn: go.Figure, said: Iterable[str]) -> str:
     """A figure and what is seen in it."""
+    from masa_lib.analysis import svg  # here, as notebooks in a browser write no page and need not fetch matplotlib
+
     return f"{svg.draw(drawn)}<p>{'<br>'.join(map(escaped, said))}</p>"
 
 
 def heading(drawn: go.Figure) -> str:
     """The title of a figure as plain text."""
-    return svg.plain(drawn.layout.title.text or "Another figure")
+    return plain(drawn.layout.title.text or "Another figure")
 
 
 def shown(drawn: Iterable[tuple[go.Figure, list[str]]], kind: str = "top") -> str:

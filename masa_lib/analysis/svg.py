@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
 from masa_lib.analysis import figures
+from masa_lib.analysis.figures import plain
 from masa_lib.analysis.records import AnalysisError
 
 #: of a panel, pixels; the height of one with the same scale on both sides, and what a bar adds
@@ -216,11 +217,6 @@ class Panel:
         name = f"tips{len(self.tips)}"
         artist.set_gid(name)
         self.tips[name] = kind, tips
-
-
-def plain(text: str) -> str:
-    """Text without tags; a break becomes a line's end."""
-    return html.unescape(re.sub(r"<[^>]*>", "", re.sub(r"<br ?/?>", "\n", text)))
 
 
 def _values(values: Any) -> list[Any]:
