@@ -254,13 +254,11 @@ class Run:
         table = (self.path / BELIEFS).with_suffix(".parquet")
         if table.exists():
             return parquet.read([table])
-        rows = pd.DataFrame(self._rows(BELIEFS))
-        lists = [name for name in rows.columns if name != "step"]
-        try:
-            return rows.explode(lists, ignore_index=True) if lists else rows
-        except ValueError as error:
-            raise RunError(f"{self.path / BELIEFS} has a row whose lists are not of one length ({error}). Repair or "
-                           "remove that line; nothing was changed.") from error
+        return self._exploded(BELIEFS)
+
+    def readings(self) -> pd.DataFrame:
+        """One row a held-out problem and step at which beliefs were read: what was believed of it (thousandths)."""
+        return self._exploded(READINGS)
 
     def pack_beliefs(self) -> None:
         """Keep what was believed as a table, a sixth of the size, once the run is finished."""
@@ -474,6 +472,16 @@ class Run:
     def _rows(self, name: str) -> list[dict[str, Any]]:
         return checked_rows(self.path / name, files.read_lines(self.path / name))
 
+    def _exploded(self, name: str) -> pd.DataFrame:
+        """The rows of lists in a file of lines, one row an entry."""
+        rows = pd.DataFrame(self._rows(name))
+        lists = [column for column in rows.columns if column != "step"]
+        try:
+            return rows.explode(lists, ignore_index=True) if lists else rows
+        except ValueError as error:
+            raise RunError(f"{self.path / name} has a row whose lists are not of one length ({error}). Repair or "
+                           "remove that line; nothing was changed.") from error
+
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
         """Say in one sentence why a write failed: a full disk, the system's reason, or that the folder is gone."""
@@ -546,6 +554,10 @@ class PackedRun(Run):
     def beliefs(self) -> pd.DataFrame:
         """One row a candidate and step; see `Run.beliefs`."""
         return self._study.table(packed.BELIEFS, self._name)
+
+    def readings(self) -> pd.DataFrame:
+        """One row a held-out problem and step; see `Run.readings`."""
+        return self._study.table(packed.READINGS, self._name)
 
     def pack_beliefs(self) -> None:
         """Nothing: they are packed."""

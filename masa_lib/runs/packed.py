@@ -1,10 +1,10 @@
 """The packed form of a study: all its runs in a few files, which are read and never written to.
 
 As folders, a study of fifty runs is more than a thousand small files. Packed, it is one table each of metrics,
-evaluations (a row an evaluated step), problems (a row an evaluated problem), rollouts and beliefs, one file each of
-configs, environments, states and live changes, and a folder of trained models. Every table has the columns `run` and
-`step`; which columns a run has, and of which type, stands in the table's own metadata, so that each run reads as it did
-from its folder. `packing` writes this form, and `folder.Run.open` reads both.
+evaluations (a row an evaluated step), problems (a row an evaluated problem), rollouts, beliefs and readings, one file
+each of configs, environments, states and live changes, and a folder of trained models. Every table has the columns
+`run` and `step`; which columns a run has, and of which type, stands in the table's own metadata, so that each run
+reads as it did from its folder. `packing` writes this form, and `folder.Run.open` reads both.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from masa_lib.errors import brief
 from masa_lib.runs import parquet
 
 CONFIGS, ENVIRONMENTS, STATUSES, CHANGES = "configs.toml", "environments.json", "statuses.json", "changes.json"
-METRICS, EVALUATIONS, PROBLEMS, ROLLOUTS, BELIEFS = TABLES = ("metrics", "evaluations", "problems", "rollouts",
-                                                              "beliefs")
+METRICS, EVALUATIONS, PROBLEMS, ROLLOUTS, BELIEFS, READINGS = TABLES = (
+    "metrics", "evaluations", "problems", "rollouts", "beliefs", "readings")
 MODELS = "models"
 #: where a new packed form lies whole before its files take their places; what is still there is read from there
 ARRIVING = ".packing"

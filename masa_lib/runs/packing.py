@@ -137,7 +137,8 @@ def _problems(run: Run) -> pd.DataFrame:
 
 READ: dict[str, Callable[[Run], pd.DataFrame]] = {
     packed.METRICS: lambda run: run.metrics(), packed.EVALUATIONS: lambda run: run.evaluations(),
-    packed.PROBLEMS: _problems, packed.ROLLOUTS: lambda run: run.rollouts(), packed.BELIEFS: lambda run: run.beliefs()}
+    packed.PROBLEMS: _problems, packed.ROLLOUTS: lambda run: run.rollouts(), packed.BELIEFS: lambda run: run.beliefs(),
+    packed.READINGS: lambda run: run.readings()}
 
 
 def _compare(folder: Path, kind: str, frames: Mapping[str, pd.DataFrame]) -> None:

@@ -110,7 +110,11 @@ class Reader:
         known = {} if anew else self._tables
         self._tables = {step: known[step] if step in known else run.evaluation_table(step)
                         for step in map(int, evaluations["step"])}
-        if not run.is_packed:
+        if run.is_packed:
+            table = run.readings()
+            self._readings = [{"step": step} | rows.to_dict("list") for step, rows in table.set_index("step").groupby(
+                "step")] if len(table) else []
+        else:
             again, rows = self._reading_lines.look()
             self._readings = [*([] if again else self._readings), *checked_rows(self._reading_lines.path, rows)]
 
