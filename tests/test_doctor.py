@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from small import small
+from synthetic import STEPS, write_run
 
 from masa_lib import DATA, cli
 from masa_lib.analysis import doctor
@@ -73,6 +75,18 @@ def test_a_recorded_run_that_learned_is_well(capsys: pytest.CaptureFixture[str])
     assert not advised(Run.open(run))
     assert cli.main(["doctor", str(run)]) == 0
     assert "Nothing here explains a flat reward." in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("after", "said"), [
+    ([0.3, 0.9, 0.2, 1.0], "0.50 before, 0.60 after step 20: +0.10 [+0.10, +0.10] on the same problems (moved)"),
+    ([0.4, 0.6, 0.1, 0.9], "0.50 before, 0.50 after step 20: +0.00 [-0.26, +0.26] on the same problems (not shown")])
+def test_held_out_accuracy_is_compared_problem_by_problem(tmp_path: Path, after: list[float], said: str) -> None:
+    run = write_run(tmp_path / "run", "grpo", 0, {0: 0.5, STEPS: 0.6})
+    for step, rates in ((0, [0.2, 0.8, 0.1, 0.9]), (STEPS, after)):
+        run.write_evaluation(step, {"accuracy": 0.0}, pd.DataFrame({
+            "problem_id": list("abcd"), "n": 10, "c": [round(10 * rate) for rate in rates]}))
+    measured, = (found.measured for found in doctor.examine(run) if found.what == "held-out accuracy")
+    assert measured.startswith(said)
 
 
 def test_findings_are_rows_for_a_program_and_troubles_come_first(

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 
 import pandas as pd
 
-from masa_lib.analysis import health
+from masa_lib.analysis import health, intervals
 from masa_lib.errors import brief
 from masa_lib.method.streams import predictions_of, rewarded
 from masa_lib.runs import parquet
@@ -112,14 +112,22 @@ def _movement(run: Run, metrics: pd.DataFrame) -> Finding:
 
 
 def _held_out(run: Run, metrics: pd.DataFrame) -> Finding:
-    curve = run.evaluations()
-    if len(curve) < 2 or not {"accuracy_low", "accuracy_high"} <= set(curve):
+    """The difference on the problems that the first and the last evaluation have both: the same ones, so in pairs."""
+    steps = run.evaluations()["step"].tolist()
+    if len(steps) < 2:
         return Finding("held-out accuracy", "")
-    first, last = curve.iloc[0], curve.iloc[-1]
-    apart = last["accuracy_low"] > first["accuracy"] or last["accuracy_high"] < first["accuracy"]
-    return Finding("held-out accuracy", f"{first['accuracy']:.2f} before, {last['accuracy']:.2f} "
-                   f"[{last['accuracy_low']:.2f}, {last['accuracy_high']:.2f}] after step {last['step']:.0f} "
-                   + ("(moved)" if apart else "(not shown to have moved)"))
+    first, last = (_rates(run, int(step)) for step in (steps[0], steps[-1]))
+    mean, low, high = intervals.mean_interval(last - first, intervals.SIGNED)
+    return Finding("held-out accuracy", f"{first.mean():.2f} before, {last.mean():.2f} after step {steps[-1]:.0f}: "
+                   f"{mean:+z.2f} [{low:+z.2f}, {high:+z.2f}] on the same problems "
+                   + ("(moved)" if low > 0 or high < 0 else "(not shown to have moved)"))
+
+
+def _rates(run: Run, step: int) -> pd.Series:
+    """The pass rate of each evaluated problem."""
+    table = run.evaluation_table(step)
+    parquet.check_columns(table, f"A table in {run.path}", texts=("problem_id",), numbers=("n", "c"))
+    return (table["c"] / table["n"]).set_axis(table["problem_id"])
 
 
 def _outside(run: Run, metrics: pd.DataFrame) -> Finding:
