@@ -22,10 +22,10 @@ from masa_lib.crash_safe_files import RunError
 from masa_lib.models import loading, tensors
 from masa_lib.models.tensors import ModelError
 from masa_lib.runs.folder import Run
-from masa_lib.runs.packed import PackedStudy
+from masa_lib.runs.packed import TABLES, PackedStudy
 from masa_lib.training import evaluation
 from masa_lib.training.drive import train
-from masa_lib.training.export import ExportError, export
+from masa_lib.training.export import ROWS, ExportError, export
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_a_packed_study_becomes_a_data_set_whose_card_names_each_table(
     card = (tmp_path / "out" / "README.md").read_text(encoding="utf8")
     assert f"Recorded trainings: baseline\n\n{runs} runs" in card
     named = {entry["config_name"]: entry["data_files"] for entry in yaml.safe_load(card.split("---")[1])["configs"]}
-    assert set(named) == {"metrics", "evaluations", "problems", "rollouts"}
+    assert set(named) == {"metrics", "evaluations", "problems", "rollouts"} < set(ROWS) == set(TABLES)
     for name, file in named.items():
         loaded = datasets.load_dataset(str(tmp_path / "out"), name, split="train", cache_dir=str(tmp_path / "cache"))
         assert len(loaded) == len(pd.read_parquet(study / file)) and f"`{name}`: a row is" in card

@@ -205,7 +205,7 @@ def test_packing_in_place_removes_the_folders_and_keeps_every_number(place: Path
     assert capsys.readouterr().out == f"Packed: 3 runs, in {place}.\n"
     assert {path.name for path in place.iterdir()} == {
         "configs.toml", "environments.json", "statuses.json", "changes.json", "metrics.parquet", "evaluations.parquet",
-        "problems.parquet", "rollouts.parquet", "beliefs.parquet", "models", "report.txt"}
+        "problems.parquet", "rollouts.parquet", "beliefs.parquet", "readings.parquet", "models", "report.txt"}
     for path in runs_in(folders):
         assert_reads_the_same(Run.open(place / path.name), Run.open(path))
     size = [sum(file.stat().st_size for file in one.rglob("*") if file.is_file()) for one in (place, folders)]

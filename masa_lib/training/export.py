@@ -88,7 +88,8 @@ first one):
 ROWS = {"metrics": "a training step", "evaluations": "an evaluation on held-out problems",
         "problems": "a problem of an evaluation",
         "rollouts": "a rollout (a solution or a prediction) of a recorded step",
-        "beliefs": "a problem of which a pass rate was believed before it was rolled out or left out"}
+        "beliefs": "a problem of which a pass rate was believed before it was rolled out or left out",
+        "readings": "a held-out problem of which a pass rate was believed between two evaluations"}
 
 #: what the hub calls a model, and the most characters of a text that the card quotes
 HUB_ID, LONGEST = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII), 400
