@@ -56,7 +56,8 @@ REMOVED = {"update.beta1": 0.9, "update.beta2": 0.999, "update.released_updates"
            "update.sampler_cap": 3.0, "gate.precision": 0.9, "gate.prior": 4.0, "gate.guard": True,
            "cap.guard": True, "cap.stopped": "wrong", "cap.uncapped": 0.1, "cloning.store": 0, "cloning.threshold": 0.2,
            "cloning.updates": 5, "cloning.learning_rate": 1e-5, "rivals.target": 0.5, "rivals.decay": 0.5,
-           "rivals.explore": 0.5, "rivals.skipped": 0.25, "record.tensorboard": "auto"}
+           "rivals.explore": 0.5, "rivals.skipped": 0.25, "rivals.samples": 16, "rivals.refresh": 20, "gate.std": 0.1,
+           "model.lora_alpha": 32.0, "record.tensorboard": "auto"}
 #: what other values of them mean today
 INSTEAD = {"gate.guard": {False: {"gate.lost": 1.0}}, "cap.guard": {False: {"cap.cut": 1.0}},
            "record.tensorboard": {"off": {}, "on": {"record.trackers": "tensorboard"}}}
@@ -105,7 +106,6 @@ class ModelConfig:
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     lora_rank: int = option(0, "train low-rank adapters of this rank on all linear layers, with about ten times the "
                             "learning rate; 0: train all weights", ge=0)
-    lora_alpha: float = option(32.0, "the adapters' product counts lora_alpha / lora_rank", gt=0)
     deterministic: bool = option(False, "only those algorithms of torch that give the same bits again, slower; the "
                                  "CPU's do so anyway, and on CUDA a resumed run differs without them")
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's own choice", ge=0)
@@ -264,7 +264,6 @@ class GateConfig:
         "pass rate, and of gate.candidates times the places those nearest to a half are taken")
     threshold: Share = option(0.4, "of the rules signal and posterior: least chance of right and wrong solutions in a "
                               "group")
-    std: float = option(0.1, "of the rules v1 and v2: least standard deviation of the M predicted pass rates", ge=0)
     predictions: int = option(0, "M once the gate acts; 0: sampling.predictions", ge=0)
     places: float = option(1.0, "problems rolled out in a step in which a gate acts, as a share of sampling.problems: "
                            "more of them have a signal, so fewer do", gt=0, le=1)
@@ -292,8 +291,6 @@ class RivalsConfig:
 
     refill: bool = option(True, "greso: groups without a signal do not fill the batch, as published (and as in dapo)")
     threshold: Share = option(0.4, "level-table, oracle: least chance of a group with a signal")
-    samples: int = option(16, "oracle: solutions by which it knows a problem's pass rate; no training cost", ge=2)
-    refresh: int = option(20, "oracle: steps between two measurements of the whole pool", ge=1)
 
 
 @section

@@ -102,8 +102,10 @@ def test_dapo_fills_the_batch_with_groups_that_have_a_signal_and_pays_for_it() -
 
 @pytest.mark.parametrize("method", GATES)
 @pytest.mark.parametrize("pool", [160, 0])
-def test_a_gate_goes_on_from_its_state_as_if_nothing_had_happened(method: str, pool: int) -> None:
-    config = settings(method, {"problems.pool": pool, "rivals.refresh": 4})
+def test_a_gate_goes_on_from_its_state_as_if_nothing_had_happened(
+        method: str, pool: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "REFRESH", 4)
+    config = settings(method, {"problems.pool": pool})
     world = World(config)
     for _ in range(14):
         world.turn()
@@ -212,8 +214,10 @@ def test_a_level_that_was_dropped_comes_back_when_it_can_be_learned_from() -> No
     assert table["pocket/8"] > 0.8
 
 
-def test_the_oracle_measures_a_pool_now_and_then_and_a_stream_candidate_by_candidate() -> None:
-    world = World(settings("oracle", {"rivals.refresh": 5}))
+def test_the_oracle_measures_a_pool_now_and_then_and_a_stream_candidate_by_candidate(
+        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "REFRESH", 5)
+    world = World(settings("oracle"))
     turns = [world.turn() for _ in range(11)]
     assert world.solved == [world.pool.problems] * 3
     assert {group.problem.level for _, groups in turns for group in groups} <= {3, 4, 5, 6}

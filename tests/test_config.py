@@ -166,8 +166,8 @@ def test_settings_of_earlier_versions_are_read_at_what_is_built_in_and_refused_b
             configs.current({key: "other"})
     with pytest.raises(ConfigError, match=r"There is no setting 'gate\.guard'\. It was one of an earlier version"):
         replace(Config(), {"gate.guard": True})
-    (tmp_path / "c.toml").write_text("[rivals]\ntarget = 0.5\nrefresh = 9\n", encoding="utf8")
-    assert configs.read(tmp_path / "c.toml") == {"rivals.refresh": 9}
+    (tmp_path / "c.toml").write_text("[rivals]\ntarget = 0.5\nthreshold = 0.3\n", encoding="utf8")
+    assert configs.read(tmp_path / "c.toml") == {"rivals.threshold": 0.3}
 
 
 def test_tensorboard_is_a_tracker_where_it_was_asked_for() -> None:

@@ -15,7 +15,7 @@ from small import small
 
 from masa_lib import config as configs
 from masa_lib.engines import Completion, Engine, make_engine
-from masa_lib.gates import registry
+from masa_lib.gates import baselines, registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.method.streams import predictions_of, solutions_of
@@ -264,13 +264,14 @@ def test_an_evaluation_with_hints_predicts_first_and_counts_those_tokens(parts: 
 
 METHODS = {method: {} for method in configs.METHODS} | {
     "masa-efficient": ACTS | {"gate.recheck": 0.4},
-    "oracle": {"rivals.samples": 2, "rivals.refresh": 2},
     "posterior": ACTS | {"gate.rule": "posterior", "gate.threshold": 0.3, "gate.candidates": 2.0, "cap.multiplier": 0.0,
                          "sampling.shared_beginning": True, "problems.pool": 20}}
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_token_is_counted_in_the_stream_that_it_belongs_to(name: str) -> None:
+def test_every_token_is_counted_in_the_stream_that_it_belongs_to(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for constant in ("SAMPLES", "REFRESH"):
+        monkeypatch.setattr(baselines, constant, 2)
     trainer = Trainer(small({"evaluation.final_problems": 1, "evaluation.final_samples": 1, "method": name,
                              **METHODS[name]}))
     method = trainer.config.method

@@ -62,8 +62,8 @@ def test_groups_are_those_that_the_run_recorded(knows: Run, groups: Groups) -> N
 
 @pytest.mark.parametrize(("rule", "threshold"), [("signal", 0.2), ("signal", 0.9), ("v1", 0.1), ("v2", 0.1)])
 def test_a_gate_drops_what_the_training_would(groups: Groups, rule: str, threshold: float) -> None:
-    config = configs.replace(configs.Config(), {"gate.rule": rule, "gate.threshold" if rule == "signal"
-                                                else "gate.std": threshold})
+    config = configs.replace(configs.Config(), {"gate.rule": rule} | (
+        {"gate.threshold": threshold} if rule == "signal" else {}))
     dropped = np.array([not gating.admits(known(rates), config) for rates in groups.rates_PM])
     flat = np.array([right.all() or not right.any() for right in groups.right_PG])
     tokens, meta = groups.lengths_PG.sum(axis=1), groups.meta_PM.sum()

@@ -23,6 +23,7 @@ from small import LIVES, assert_same_run, largest_file, small, timeless
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
+from masa_lib.gates import baselines
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import SIGNALS, STEP_DROPPED, Stop, Stopped
 from masa_lib.training.drive import resume, train
@@ -127,8 +128,10 @@ def test_a_change_made_live_is_replayed_after_the_checkpoint_before_or_behind_it
 @pytest.mark.parametrize(("method", "changes"), [
     ("masa-efficient", {"gate.start": 2, "gate.threshold": 0.6, "gate.recheck": 0.5, "gate.lost": 1.0,
                         "cap.cut": 1.0}),
-    ("greso", {"problems.pool": 8}), ("oracle", {"rivals.samples": 2, "rivals.refresh": 4})])
-def test_gates_go_on_with_what_they_remember(method: str, changes: dict, tmp_path: Path) -> None:
+    ("greso", {"problems.pool": 8}), ("oracle", {})])
+def test_gates_go_on_with_what_they_remember(
+        method: str, changes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(baselines, "SAMPLES", 2), monkeypatch.setattr(baselines, "REFRESH", 4)
     config = configs.replace(CONFIG, {"steps": 6, "evaluation.every": 0, "method": method, **changes})
     run = Run.create(tmp_path / "run", config, "masa train")
     for result in Trainer(config, run):

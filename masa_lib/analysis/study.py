@@ -45,7 +45,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*", re.ASCII)
 T = TypeVar("T", bound=pydantic.BaseModel)
 #: a smoke run takes at most these, and its gate acts from the second step on
 SMOKE = {"steps": 3, "model.threads": 1, "problems.pool": 24, "sampling.problems": 3, "sampling.solutions": 4,
-         "sampling.predictions": 4, "gate.predictions": 4, "rivals.samples": 4,
+         "sampling.predictions": 4, "gate.predictions": 4,
          "evaluation.every": 2, "evaluation.problems": 4, "evaluation.samples": 2, "evaluation.final_problems": 4,
          "evaluation.final_samples": 2, "evaluation.predictions": 2, "record.rollouts_every": 1}
 

@@ -31,6 +31,8 @@ Solve = Callable[..., list[int]]
 EXPLORE, EXPLORE_STEP, EXPLORE_LIMITS = 0.5, 0.01, (0.05, 0.95)
 #: GRESO's share of groups without a signal that both chances are moved towards
 SKIPPED = 0.25
+#: the solutions by which the oracle knows a problem's pass rate, and the steps between two measurements of a whole pool
+SAMPLES, REFRESH = 16, 20
 #: MoPPS's counts of right and wrong solutions of a problem that was never rolled out: a uniform distribution
 PRIOR = (1.0, 1.0)
 
@@ -189,9 +191,9 @@ class LevelTable(Baseline):
 
 
 class Oracle(Baseline):
-    """Drops problems by their true pass rate; privileged: measured with `rivals.samples` solutions that cost nothing.
+    """Drops problems by their true pass rate; privileged: measured with SAMPLES solutions that cost nothing.
 
-    A pool is measured as a whole every `rivals.refresh` steps, a fresh stream candidate by candidate. `memory`: by
+    A pool is measured as a whole every REFRESH steps, a fresh stream candidate by candidate. `memory`: by
     problem the pass rate, and the steps since it was measured.
     """
 
@@ -201,24 +203,23 @@ class Oracle(Baseline):
 
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """Where the chance of a signal is at least `rivals.threshold`."""
-        rivals, solutions = self.config.rivals, self.config.sampling.solutions
+        solutions, least = self.config.sampling.solutions, self.config.rivals.threshold
         if not self.pool.problems:
             rates = self._measure([candidate.problem for candidate in candidates])
         else:
-            if not self.memory["rates"] or self.memory["age"] >= rivals.refresh:
+            if not self.memory["rates"] or self.memory["age"] >= REFRESH:
                 self.memory = {"rates": self._measure(self.pool.problems), "age": 0}
             rates = self.memory["rates"]
-        return _first((signal_chance(rates[candidate.problem.id], solutions) >= rivals.threshold
-                       for candidate in candidates), wanted)
+        chances = (signal_chance(rates[candidate.problem.id], solutions) for candidate in candidates)
+        return _first((chance >= least for chance in chances), wanted)
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
         """One more step since the last measurement."""
         self.memory["age"] += 1
 
     def _measure(self, problems: Sequence[Problem]) -> dict[str, float]:
-        samples = self.config.rivals.samples
-        return {problem.id: right / samples
-                for problem, right in zip(problems, self.solve(problems, samples), strict=True)}
+        return {problem.id: right / SAMPLES
+                for problem, right in zip(problems, self.solve(problems, SAMPLES), strict=True)}
 
 
 GATES: dict[str, type[Baseline]] = {"dapo": Dapo, "mopps": Mopps, "greso": Greso, "level-table": LevelTable,

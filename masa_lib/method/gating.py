@@ -42,6 +42,8 @@ UNCAPPED = 0.1
 TARGET, DECAY = 0.5, 0.5
 #: of the rule `posterior`: how many solutions a prediction counts for
 PRIOR = 4.0
+#: of the rules v1 and v2: least standard deviation of the M predicted pass rates
+SPREAD = 0.1
 #: share of a running share that one more group renews
 RATE = 0.1
 #: in place of a prediction, where none could be read
@@ -182,7 +184,7 @@ def admits(predictions: Sequence[float], config: Config, chance: float = 1.0) ->
     rule = config.gate.rule
     if rule == "posterior":
         return chance >= config.gate.threshold
-    threshold = config.gate.threshold if rule == "signal" else config.gate.std
+    threshold = config.gate.threshold if rule == "signal" else SPREAD
     return bool(rule_scores(predictions, rule, config.sampling.solutions) >= threshold)
 
 

@@ -16,6 +16,8 @@ from masa_lib.errors import MasaError
 
 #: the file of a checkpoint's adapters
 ADAPTERS = "adapters.safetensors"
+#: the adapters' product counts this over their rank
+LORA_ALPHA = 32.0
 
 
 class ModelError(MasaError, RuntimeError):
@@ -79,7 +81,7 @@ def add_adapters(model: Any, config: ModelConfig, weights: Path | None) -> list[
     from safetensors.torch import load_file
 
     inject_adapter_in_model(
-        LoraConfig(r=config.lora_rank, lora_alpha=config.lora_alpha, target_modules="all-linear"), model)
+        LoraConfig(r=config.lora_rank, lora_alpha=LORA_ALPHA, target_modules="all-linear"), model)
     for parameter in trainable(model):
         parameter.data = parameter.data.float()
     if not weights:
