@@ -361,12 +361,11 @@ def _pack(options: argparse.Namespace) -> None:
     print(f"Packed: {len(done)} runs, in {options.out or options.study}.{rest}")
 
 
-@command("replay", "what gates and caps would have saved in a recorded run", RUN, JSON,
-         option("--out", metavar="FILE", about="also write a page of plots"))
+@command("replay", "what gates and caps would have saved in a recorded run", RUN, JSON)
 def _replay(options: argparse.Namespace) -> None:
     from masa_lib.lessons import replay
 
-    print(replay.replay(options.run, options.out, options.json))
+    print(replay.replay(options.run, options.json))
 
 
 @command("models", "list the model tiers and their defaults")

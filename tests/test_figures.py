@@ -8,11 +8,10 @@ import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
-from synthetic import STEPS, rollout_table, write_run
+from synthetic import STEPS, write_run
 
 from masa_lib import config
 from masa_lib.analysis import compare, figures, gate_figures
-from masa_lib.lessons import replay
 
 CURVES = {"grpo": {0: 0.1, 10: 0.3, STEPS: 0.5}, "masa": {0: 0.1, 10: 0.4, STEPS: 0.6}}
 #: linear RGB as people without red or without green cones see it (Machado, Oliveira and Fernandes 2009)
@@ -52,7 +51,7 @@ def drawn(comparison: compare.Comparison) -> dict[str, go.Figure]:
 
 @pytest.fixture(scope="module")
 def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, go.Figure]:
-    """The figures of gates: a study with masa-efficient, and a replayed run."""
+    """The figures of gates: a study with masa-efficient."""
     folder = tmp_path_factory.mktemp("gated")
     for arm, curve in (*CURVES.items(), ("masa-efficient", CURVES["masa"])):
         for seed in range(2):
@@ -62,18 +61,9 @@ def gated(tmp_path_factory: pytest.TempPathFactory) -> dict[str, go.Figure]:
                    if arm == "masa-efficient" else {"gate_precision": None, "dropped": 0.0})})
     found = compare.compare_runs(folder)
     shares = pd.DataFrame({arm: row["tokens_of_reference"] for arm, row in found.summary["methods"].items()}).T
-    run = write_run(folder / "more" / "masa-s0", "masa", 0, CURVES["masa"])
-    for step in (1, 2, 3):
-        run.write_rollouts(step, rollout_table(step))
-    groups = replay.read_groups(run.path)
-    gates = pd.concat([replay.gate_curve(groups, rule) for rule in replay.THRESHOLDS])
-    members = pd.concat([replay.gate_curve(groups, "signal", [0.4], predictions=count) for count in (1, 4, 8)])
     return {"calibration": gate_figures.calibration_curve(compare.calibration_curve(found.problems)),
             "pass rates": gate_figures.predicted_and_true(found.steps),
-            "gate": gate_figures.gate_over_steps(found.steps), "shares": gate_figures.token_shares(shares),
-            "rules": gate_figures.replay_gates(gates), "members": gate_figures.replay_members(members),
-            "caps": gate_figures.replay_caps(pd.concat([replay.cap_curve(groups, name) for name in replay.AGGREGATES])),
-            "rechecks": gate_figures.replay_rechecks(replay.recheck_curve(groups, "signal", 0.4), 20)}
+            "gate": gate_figures.gate_over_steps(found.steps), "shares": gate_figures.token_shares(shares)}
 
 
 def named(figure: go.Figure, name: str) -> list[go.Scatter]:
@@ -231,14 +221,6 @@ def test_the_bars_of_a_calibration_curve_stay_among_the_pass_rates() -> None:
     assert list(bars.arrayminus) == list(bars.array) == [0.25, 0.25]
 
 
-def test_dropping_by_lot_has_the_precision_of_the_share_without_a_signal() -> None:
-    kept = np.array([[True, False], [True, True], [False, False], [False, False]])  # right solutions of four groups
-    groups = replay.Groups(config.Config(), np.arange(1, 5), *np.ones((3, 4, 8)) * 0.3, kept, np.ones((4, 2)))
-    gates = replay.gate_curve(groups, "signal")
-    lots = [line.y0 for line in gate_figures.replay_gates(gates[gates["phase"] == "all"]).layout.shapes]
-    assert lots == [pytest.approx(3 / 4)]
-
-
 def test_predicted_and_true_pass_rates_are_drawn_for_arms_that_predict(gated: dict[str, go.Figure]) -> None:
     assert titles(gated["pass rates"]) == ["masa", "masa-efficient"]
     assert [trace.customdata[-1] for trace in named(gated["pass rates"], "predicted")] == [1.0, 1.0]
@@ -259,11 +241,3 @@ def test_shares_of_tokens_add_up_to_what_the_arm_spends(gated: dict[str, go.Figu
     assert sum(bar["grpo"] for bar in bars.values()) == pytest.approx(100)
     assert sum(bar["masa-efficient"] for bar in bars.values()) == pytest.approx(
         100 * (155 / 100) * (bars["solutions"]["masa"] / 100))
-
-
-def test_replay_has_a_panel_a_phase_and_a_line_a_rule(gated: dict[str, go.Figure]) -> None:
-    for name, lines in (("rules", replay.THRESHOLDS), ("caps", replay.AGGREGATES)):
-        assert titles(gated[name]) == list(replay.PHASES)
-        assert {trace.name for trace in gated[name].data} == set(lines)
-    assert list(named(gated["members"], "precision")[0].x) == [1, 4, 8]
-    assert list(named(gated["rechecks"], "recall")[0].x) == list(replay.SHARES)

@@ -16,7 +16,6 @@ from masa_lib import config as configs
 from masa_lib.analysis import compare, report, sentences
 from masa_lib.analysis.records import AnalysisError
 from masa_lib.analysis.sentences import show
-from masa_lib.lessons import replay
 from masa_lib.runs.folder import Run
 
 BASELINE = Path(__file__).resolve().parent.parent / "data" / "runs" / "baseline"
@@ -290,8 +289,6 @@ def test_the_settings_in_which_arms_differ_are_said_in_text_and_page(tmp_path: P
 def test_a_page_of_another_kind_is_refused_before_anything_is_read(tmp_path: Path, name: str) -> None:
     with pytest.raises(AnalysisError, match=r"is HTML and cannot be .*ends in \.html"):
         report.compare([tmp_path / "nothing"], tmp_path / name)
-    with pytest.raises(AnalysisError, match="is HTML"):
-        replay.replay(tmp_path / "nothing", tmp_path / name)
 
 
 @pytest.mark.parametrize(("value", "text"), [

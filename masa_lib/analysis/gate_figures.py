@@ -1,6 +1,6 @@
 """Figures of predictions at work: how well calibrated they are, what gate and cap do with them, where tokens went.
 
-In the template and with the helpers of `figures`; every frame comes from `compare` or `replay`.
+In the template and with the helpers of `figures`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from masa_lib.analysis.figures import (
     SKY,
     STREAMS,
     SYMBOLS,
-    VERMILLION,
     arm_colors,
     arm_places,
     grid,
@@ -31,9 +30,6 @@ from masa_lib.analysis.figures import (
 GATE_PANELS = {"gate_precision": "precision of the gate", "gate_recall": "recall of the gate",
                "signal_lost": "share of signal lost", "dropped": "share of candidates dropped",
                "right_cut": "share of right solutions cut", "stopped": "share of solutions stopped"}
-RULES = {"signal": BLUE, "v1": ORANGE, "v2": GREEN}
-AGGREGATES = {"max": BLUE, "mean": ORANGE, "median": GREEN}
-BY_MEMBERS = {"precision": BLUE, "recall": ORANGE, "tokens_saved": GREEN, "signal_lost": VERMILLION}
 
 
 def calibration_curve(curve: pd.DataFrame) -> go.Figure:
@@ -161,79 +157,3 @@ def belief_shares(shares: Mapping[str, pd.DataFrame]) -> go.Figure:
                        hovertemplate=f"{name}, %{{x}}: %{{y:.2f}}, known of %{{customdata[0]}} groups, "
                                      "%{customdata[1]} of them by lot<extra></extra>")
     return figure.update_yaxes(range=[0, 1])
-
-
-def replay_gates(gates: pd.DataFrame) -> go.Figure:
-    """Precision against recall of the gate rules over their thresholds, a panel a phase; dotted: dropping by lot.
-
-    Args:
-        gates: rows of `replay.gate_curve` of one M.
-    """
-    title = f"Gate rules on the recorded groups, M = {gates['predictions'].iloc[0]}"
-    figure = _by_phase(gates, "rule", RULES, "threshold", {"recall": "recall", "precision": "precision"}, title)
-    flat = (gates["precision"] * gates["dropped"] / gates["recall"]).groupby(gates["phase"], sort=False).median()
-    for number, share in enumerate(flat):  # of all groups, those without a signal
-        figure.add_hline(share, line={"dash": "dot", "color": GREY}, row=number // 2 + 1, col=number % 2 + 1)
-    return figure.update_xaxes(range=[-0.03, 1.03]).update_yaxes(range=[-0.03, 1.03])
-
-
-def replay_caps(caps: pd.DataFrame) -> go.Figure:
-    """Tokens saved against right solutions cut, over the multipliers, a line an aggregation, a panel a phase.
-
-    Args:
-        caps: rows of `replay.cap_curve` of one M.
-    """
-    axes = {"right_cut": "share of right solutions cut", "tokens_saved": "share of tokens saved"}
-    title = f"Caps on the recorded solutions, M = {caps['predictions'].iloc[0]}"
-    return _by_phase(caps, "aggregate", AGGREGATES, "multiplier", axes, title)
-
-
-def _by_phase(table: pd.DataFrame, lines: str, colors: dict[str, str], along: str, axes: dict[str, str],
-              title: str) -> go.Figure:
-    """A panel a phase, in it a line each of `lines`, along whose markers `along` runs."""
-    phases, (x, y) = list(table["phase"].unique()), axes
-    figure = grid(phases, title=title, x=axes[x], y=axes[y], columns=2)
-    for (phase, line), part in table.groupby(["phase", lines], sort=False):
-        place = phases.index(phase)
-        figure.add_scatter(x=part[x], y=part[y], name=line, legendgroup=line, showlegend=place == 0,
-                           mode="lines+markers", line={"color": colors[line]}, customdata=part[along],
-                           row=place // 2 + 1, col=place % 2 + 1,
-                           hovertemplate=f"{line}, {along} %{{customdata:.3g}}: {axes[x]} %{{x:.3f}}, {axes[y]} "
-                                         "%{y:.3f}<extra></extra>")
-    return figure
-
-
-def replay_members(gates: pd.DataFrame) -> go.Figure:
-    """What one rule and threshold reach with M predictions, a panel a phase.
-
-    Args:
-        gates: rows of `replay.gate_curve` of one rule and threshold, of several M.
-    """
-    phases, first = list(gates["phase"].unique()), gates.iloc[0]
-    figure = grid(phases, title=f"Rule {first['rule']}, threshold {first['threshold']:.3g}, by M", y="share", columns=2,
-                  x="M, predictions of a problem")
-    for number, phase in enumerate(phases):
-        part = gates[gates["phase"] == phase]
-        for name, color in BY_MEMBERS.items():
-            label = name.replace("_", " ")
-            figure.add_scatter(x=part["predictions"], y=part[name], name=label, legendgroup=label, mode="lines+markers",
-                               showlegend=number == 0, line={"color": color}, row=number // 2 + 1, col=number % 2 + 1,
-                               hovertemplate=f"{label}, M = %{{x}}: %{{y:.3f}}<extra></extra>")
-    return figure
-
-
-def replay_rechecks(rechecks: pd.DataFrame, window: int) -> go.Figure:
-    """Precision and recall as re-checks measure them in one window, with the middle 95 % of the windows.
-
-    Args:
-        rechecks: `replay.recheck_curve`.
-        window: its steps.
-    """
-    figure = grid([""], title=f"How sure re-checks are, over {window} steps", y="measured",
-                  x="share of the dropped problems that is re-checked")
-    for name, color in (("precision", BLUE), ("recall", ORANGE)):
-        figure.add_scatter(x=rechecks["recheck"], y=rechecks[name], name=name, mode="lines+markers",
-                           line={"color": color}, hovertemplate=f"{name}, share %{{x}}: %{{y:.3f}}<extra></extra>",
-                           error_y={"array": rechecks[f"{name}_high"] - rechecks[name], "thickness": 1, "width": 4,
-                                    "arrayminus": rechecks[name] - rechecks[f"{name}_low"]})
-    return figure.update_xaxes(type="log", tickvals=list(rechecks["recheck"]))

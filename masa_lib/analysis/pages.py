@@ -112,9 +112,9 @@ def heading(drawn: go.Figure) -> str:
     return plain(drawn.layout.title.text or "Another figure")
 
 
-def shown(drawn: Iterable[tuple[go.Figure, list[str]]], kind: str = "top") -> str:
+def shown(drawn: Iterable[tuple[go.Figure, list[str]]]) -> str:
     """Figures under their titles."""
-    return f'<div class="{kind}">' + "".join(f"<section><h2>{escaped(heading(one))}</h2>{figure(one, said)}</section>"
+    return '<div class="top">' + "".join(f"<section><h2>{escaped(heading(one))}</h2>{figure(one, said)}</section>"
                                              for one, said in drawn) + "</div>"
 
 

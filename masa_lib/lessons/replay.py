@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import gate_figures, pages, report
+from masa_lib.analysis import report
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
 from masa_lib.method.beliefs import signal_chance
@@ -308,18 +308,16 @@ def best_caps(table: pd.DataFrame, phase: str, predictions: int, cut: float) -> 
     return good.loc[good.groupby("aggregate")["tokens_saved"].idxmax()]
 
 
-def replay(path: str | Path, page: Path | None = None, as_json: bool = False) -> str:
-    """Replay a run; write the page if `page` names one, and give what the terminal shows.
+def replay(path: str | Path, as_json: bool = False) -> str:
+    """Replay a run: what the terminal shows.
 
     Args:
         path: of the run.
-        page: where the page of figures is written; None: nowhere.
         as_json: give one JSON object, the settings recommended in each phase, instead of text.
 
     Raises:
         RunError, ReplayError: the run cannot be read, or has no groups to replay or to drop.
     """
-    report.check_page(page)
     groups = read_groups(path)
     gates, stops, phase = every_gate(groups), every_cap(groups), PHASES[2]
     chosen = {name: recommend(gates, name) for name in PHASES}
@@ -334,14 +332,7 @@ def replay(path: str | Path, page: Path | None = None, as_json: bool = False) ->
             name: None if row is None else row.to_dict() for name, row in chosen.items()}}).decode().strip()
     about = _about(path, groups)
     verdicts = [*(_verdict(name, row) for name, row in chosen.items() if row is not None), *_limit(path, config)]
-    if page is not None:
-        line = gates[(gates["rule"] == last["rule"]) & (gates["threshold"] == last["threshold"])]
-        pages.write(page, f"Replay of {Path(path).name}", [pages.paragraphs([about]), pages.shown([
-            (gate_figures.replay_gates(gates[gates["predictions"] == count]), verdicts),
-            (gate_figures.replay_members(line), [_verdict(phase, last)]),
-            (gate_figures.replay_caps(stops[stops["predictions"] == count]), _stops(capped, config)),
-            (gate_figures.replay_rechecks(checks, config.gate.window), _sureness(checks))], "all")])
-    said = [about, *verdicts, *_stops(capped, config), *_sureness(checks), *([f"Figures: {page}"] if page else [])]
+    said = [about, *verdicts, *_stops(capped, config), *_sureness(checks)]
     return "\n\n".join(["\n".join(textwrap.fill(part, 110) for part in said),
                         *(f"{head}\n{_text(table)}" for head, table in (
                             (f"The gate by M, {phase}:", best_gates(gates, phase)),
