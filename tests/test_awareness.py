@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import signal
 
 from masa_lib.analysis import awareness
+from masa_lib.method import beliefs
 
 STEPS = 180
 TRUE = np.linspace(0.3, 0.7, STEPS)
@@ -121,3 +123,10 @@ def test_the_floor_is_unknown_from_single_samples_and_that_of_chance_where_all_p
     assert math.isnan(awareness.calibration([0.2, 0.4], [0.0, 1.0])["floor"])
     alike = awareness.calibration(np.full(200, 0.5), np.full(200, 0.5), 4)["floor"]
     assert alike == pytest.approx(math.sqrt(2 / math.pi * 0.25 / 4 / 200))
+
+
+def test_no_constant_scores_better_than_the_best_constant() -> None:
+    right, solutions = [0, 0, 0, 1, 4, 8, 8], [8] * 7
+    best = beliefs.log_score(np.tile(awareness.best_constant(right, solutions), (7, 1)), right, solutions).mean()
+    for others in itertools.chain([beliefs.UNIFORM_V], np.random.default_rng(1).dirichlet(np.ones(9), 200)):
+        assert beliefs.log_score(np.tile(others, (7, 1)), right, solutions).mean() <= best + 1e-6

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import signal, stats
+from scipy import signal, special, stats
 
+from masa_lib.method.beliefs import RATES_V, UNIFORM_V, log_binomial, log_score
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: what the metrics say of a gate; averages over the steps in which it acted
@@ -28,6 +29,8 @@ BINS = 10
 #: likeness that is taken
 SHORTEST, LONGEST, KNOTS, PATHS, CAUTION = 40, 1000, 7, 500, 0.25
 LIKENESS = (0.0, 0.2, 0.4, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+#: rounds of expectation maximisation that find the best constant
+_ROUNDS = 500
 
 
 def correlation(x: Any, y: Any) -> float:
@@ -219,6 +222,33 @@ def _without_trend(paths: np.ndarray) -> np.ndarray:
 def _likeness(paths: np.ndarray) -> np.ndarray:
     """Autocorrelation of each path from step to step; 0 for one without noise."""
     return (paths[:, 1:] * paths[:, :-1]).sum(axis=1) / np.maximum((paths**2).sum(axis=1), np.finfo(float).tiny)
+
+
+def best_constant(right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
+    """The one belief that, held of every problem, would have scored best on these outcomes, V.
+
+    It is the most likely distribution of the pass rates (found by expectation maximisation), so a belief has to beat it
+    to have told problems apart.
+    """
+    likely_PV = np.exp(np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)]))
+    constant_V = UNIFORM_V
+    for _ in range(_ROUNDS):
+        joint_PV = likely_PV * constant_V
+        constant_V = (joint_PV / joint_PV.sum(axis=1, keepdims=True)).mean(axis=0)
+    return constant_V
+
+
+def belief_measures(beliefs_PV: np.ndarray, right: Sequence[int], solutions: Sequence[int]) -> dict[str, float]:
+    """How good beliefs are as beliefs: the log score a problem, that of the best constant, and the doubt (entropy).
+
+    All three are in nats, means over the problems; NaN without any.
+    """
+    if not len(right):
+        return dict.fromkeys(("belief_score", "belief_score_constant", "belief_entropy"), math.nan)
+    constant_PV = np.broadcast_to(best_constant(right, solutions), (len(right), len(RATES_V)))
+    return {"belief_score": float(log_score(beliefs_PV, right, solutions).mean()),
+            "belief_score_constant": float(log_score(constant_PV, right, solutions).mean()),
+            "belief_entropy": float(special.entr(np.asarray(beliefs_PV)).sum(axis=1).mean())}
 
 
 def gate_quality(steps: pd.DataFrame, window: int) -> dict[str, float]:

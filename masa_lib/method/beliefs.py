@@ -13,7 +13,6 @@ The suffix legend: P problem, V the nine rates.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -40,8 +39,6 @@ _BEGINNING = {"compact": '{"math_notion": [], "pass_rate": ',
 #: what is kept of the trust from step to step, where it starts (the untrained belief is worse than a constant), and
 #: what a step's mean outcome renews of the constant that the belief has to beat
 _KEPT, _START, _RENEWED = 0.8, -5.0, 0.05
-#: rounds of expectation maximisation that find the best constant
-_ROUNDS = 500
 
 
 class BeliefError(MasaError, ValueError):
@@ -198,30 +195,3 @@ class Trust:
         likely_PV = np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)])
         seen_V = normalised(np.log(self.constant_V) + likely_PV).mean(axis=0)
         self.constant_V = (1 - _RENEWED) * self.constant_V + _RENEWED * seen_V
-
-
-def best_constant(right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
-    """The one belief that, held of every problem, would have scored best on these outcomes, V.
-
-    It is the most likely distribution of the pass rates (found by expectation maximisation), so a belief has to beat it
-    to have told problems apart.
-    """
-    likely_PV = np.exp(np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)]))
-    constant_V = UNIFORM_V
-    for _ in range(_ROUNDS):
-        joint_PV = likely_PV * constant_V
-        constant_V = (joint_PV / joint_PV.sum(axis=1, keepdims=True)).mean(axis=0)
-    return constant_V
-
-
-def measures(beliefs_PV: np.ndarray, right: Sequence[int], solutions: Sequence[int]) -> dict[str, float]:
-    """How good beliefs are as beliefs: the log score a problem, that of the best constant, and the doubt (entropy).
-
-    All three are in nats, means over the problems; NaN without any.
-    """
-    if not len(right):
-        return dict.fromkeys(("belief_score", "belief_score_constant", "belief_entropy"), math.nan)
-    constant_PV = np.broadcast_to(best_constant(right, solutions), (len(right), len(RATES_V)))
-    return {"belief_score": float(log_score(beliefs_PV, right, solutions).mean()),
-            "belief_score_constant": float(log_score(constant_PV, right, solutions).mean()),
-            "belief_entropy": float(special.entr(np.asarray(beliefs_PV)).sum(axis=1).mean())}

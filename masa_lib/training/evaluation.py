@@ -69,8 +69,8 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
                "tokens": int(sum(rows["length"].sum() for rows in [table, *thoughts]))}
     if read:
         by_problem["belief"] = [beliefs.thousandths(belief.probabilities) for belief in read]
-        summary |= beliefs.measures(np.array([belief.probabilities for belief in read]), by_problem["c"].tolist(),
-                                    by_problem["n"].tolist())
+        summary |= awareness.belief_measures(np.array([belief.probabilities for belief in read]),
+                                             by_problem["c"].tolist(), by_problem["n"].tolist())
     if predictions or read:
         summary |= awareness.meta_awareness(by_problem)
     return summary, by_problem

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from masa_lib.analysis.awareness import correlation
-from masa_lib.method import beliefs
+from masa_lib.analysis.awareness import belief_measures, correlation
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.rollouts import outcomes
 from masa_lib.method.streams import predictions_of, solutions_of
@@ -66,4 +65,4 @@ def belief_metrics(table: pd.DataFrame, found: Sequence[Belief | None]) -> dict[
     return {"pass_rate_r": correlation(means, rates), "pass_rate_mae": (means.to_numpy() - rates).abs().mean(),
             "predicted_pass_rate": means.mean(), "predicted_pass_rate_std": means.std(),
             "belief_outside": float(np.mean([belief.outside for belief in found])),
-            **beliefs.measures(read_PV, went["right"].tolist(), went["solutions"].tolist())}
+            **belief_measures(read_PV, went["right"].tolist(), went["solutions"].tolist())}
