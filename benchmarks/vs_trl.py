@@ -90,24 +90,22 @@ def theirs(config: Config, pieces: int, continuous: bool) -> dict[str, Any]:
     from transformers.trainer_callback import PrinterCallback
     from trl import GRPOTrainer
 
-    from masa_lib.scaleout import groups
-    from masa_lib.scaleout.trainer import arguments
-    from masa_lib.tasks.problems import ProblemPool
+    from masa_lib.method import prompts
+    from masa_lib.scaleout import grpo
 
     loading.prepare(config)
     policy, tokenizer = loading.load(config.model)
     count = config.sampling.problems * config.sampling.solutions
-    plan = groups.Layout(count, config.sampling.solutions, pieces)
-    args = arguments(config, plan, 1, config.steps, Path(tempfile.gettempdir()), False)
-    args.scale_rewards, args.use_transformers_continuous_batching = "group", continuous
-    reward = groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer))
+    args = grpo.arguments(config, Path(tempfile.gettempdir()), pieces, logging_steps=1, disable_tqdm=True,
+                          use_transformers_continuous_batching=continuous)
+    groups = grpo.MasaGroups(config, tokenizer, loading.end_tokens(policy, tokenizer))
     rows: list[dict[str, Any]] = []
 
     class Timed(GRPOTrainer):
         def _generate_and_score_completions(self, inputs: Any) -> Any:
             self.start = time.perf_counter()
             batch = super()._generate_and_score_completions(inputs)
-            rows.append({"samples": count, "tokens": int(reward.table["length"].sum()), "generate": self.middle
+            rows.append({"samples": count, "tokens": int(groups.table["length"].sum()), "generate": self.middle
                          - self.start, "grade": time.perf_counter() - self.middle, "begun": time.perf_counter(),
                          "updated": int(batch["prompt_mask"].sum() + batch["completion_mask"].sum()),
                          "prefill": int(batch["prompt_mask"].sum())})
@@ -123,13 +121,13 @@ def theirs(config: Config, pieces: int, continuous: bool) -> dict[str, Any]:
                 rows[-1]["update"] = time.perf_counter() - rows[-1].pop("begun")
             super().log(logs, start_time)
 
-    data = groups.data_set(config, ProblemPool(config.problems, config.seed), plan, first=1, cursor=0)
-    trainer = Timed(policy, reward, args, data, processing_class=tokenizer)
+    trainer = Timed(policy, groups, args, groups.data_set(), processing_class=tokenizer)
     trainer.remove_callback(PrinterCallback)
     before = resident_mb()
     trainer.train()
-    width = max(len(trainer.processing_class.apply_chat_template(row, return_dict=False, add_generation_prompt=True))
-                for row in data["prompt"]) + config.sampling.solution_tokens
+    asked = groups.pool.take(0, config.steps * config.sampling.problems)
+    width = max(len(prompts.encode(tokenizer, prompts.solution_messages(problem.text, config.prompt)))
+                for problem in asked) + config.sampling.solution_tokens
     return summary(rows[1:], before) | {"micro_batch_tokens": count // pieces * width}
 
 

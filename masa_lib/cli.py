@@ -48,8 +48,6 @@ def option(*names: str, about: str = "", **how: Any) -> tuple[tuple[str, ...], d
 RUN = option("run", metavar="RUN")
 JSON = option("--json", action="store_true", about="print one JSON object")
 BESIDE = option("--out", metavar="FOLDER", about="default: runs/MODEL-COMMAND")
-BACKEND = option("--backend", choices=("own", "trl"), default="own",
-                 about="trl: on TRL and accelerate, also for several processes (docs/scaling.md)")
 CHECKPOINT = option("--checkpoint", choices=("last", "best"), default="last", about=(
     "the run's newest checkpoint, or that of the highest held-out accuracy (default: last)"))
 CONFIG = (option("--config", metavar="FILE", about="settings as TOML; the options here override it"),
@@ -135,7 +133,7 @@ def _set(entries: Sequence[str]) -> dict[str, str]:
     return {key.strip(): value.strip() for key, _, value in (entry.partition("=") for entry in entries)}
 
 
-@command("train", "train a model", option("--out", metavar="FOLDER", about="default: runs/MODEL-METHOD-sSEED"), BACKEND,
+@command("train", "train a model", option("--out", metavar="FOLDER", about="default: runs/MODEL-METHOD-sSEED"),
          option("--ignore-plan", action="store_true", about="begin although the memory plan does not fit"),
          short=tuple(SHORT), epilog=SIGNALS, interrupted=lambda options: _how_to_resume(options.out))
 def _train(options: argparse.Namespace) -> None:
@@ -148,12 +146,14 @@ def _train(options: argparse.Namespace) -> None:
         raise config.ConfigError(f"{options.out} holds a run already: `masa resume {shlex.quote(str(options.out))}` "
                                  "continues it, and --out names another place.")
     _check_plan(settings, options)
-    run = _trainer(options).train(settings, options.out, options.command)
+    from masa_lib.training import drive
+
+    run = drive.train(settings, options.out, options.command)
     print(f"Trained: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
 
 
 def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
-    """Print the memory plan; several processes share what it counts as one's, and are not judged by it.
+    """Print the memory plan.
 
     Raises:
         PlanError: it does not fit.
@@ -166,27 +166,18 @@ def _check_plan(settings: config.Config, options: argparse.Namespace) -> None:
         guessed = tiers.explain(settings) if tiers.parameters(settings.model.name) else ""
         said, fits = "\n".join(filter(None, (guessed, f"No memory plan: {error}"))), True
     print(said, flush=True)
-    if not (fits or options.ignore_plan or int(os.environ.get("WORLD_SIZE", "1")) > 1):
+    if not (fits or options.ignore_plan):
         raise memory.PlanError("The training is not begun, as it does not fit by its memory plan: change what the plan "
                              "says, or try it all the same with --ignore-plan.")
 
 
-@command("resume", "continue a run that was stopped", RUN, BACKEND, epilog=SIGNALS,
+@command("resume", "continue a run that was stopped", RUN, epilog=SIGNALS,
          interrupted=lambda options: _how_to_resume(options.run))
 def _resume(options: argparse.Namespace) -> None:
-    run = _trainer(options).resume(options.run)
-    print(f"Finished: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
-
-
-def _trainer(options: argparse.Namespace) -> Any:
-    """The module that trains."""
-    if options.backend == "trl":
-        from masa_lib.scaleout import run
-
-        return run
     from masa_lib.training import drive
 
-    return drive
+    run = drive.resume(options.run)
+    print(f"Finished: {run.path}. `masa compare {shlex.quote(str(run.path))}` shows what came of it.")
 
 
 def _how_to_resume(run: Path | None) -> str:

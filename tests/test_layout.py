@@ -26,7 +26,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["p
 README = (ROOT / "README.md").read_text(encoding="utf8")
 TEXTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "data").glob("*/README.md")])
 #: beginnings of what a text names in code as a file of the repository
-FOLDERS = ("masa_lib/", "studies/", "benchmarks/", "configs/", "notebooks/", "site/", "tests/", "docs/", "data/")
+FOLDERS = ("masa_lib/", "studies/", "benchmarks/", "configs/", "examples/", "notebooks/", "site/", "tests/", "docs/",
+           "data/")
 
 
 def repository_files() -> list[Path]:

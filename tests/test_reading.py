@@ -15,7 +15,6 @@ from masa_lib.engines import EngineError, Reading, Request, make_engine
 from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
-from masa_lib.scaleout.engine import SharedEngine, TrlEngine
 
 SUFFIX = (44, 45, 46)
 CHOICES = (48, 49, 50, 51, 52, 53, 54, 55, 56)
@@ -146,16 +145,6 @@ def test_read_tokens_are_counted_once_a_prompt_with_the_forced_beginning(policy)
         engine.read([PROMPTS[0], PROMPTS[1], PROMPTS[0]], SUFFIX, CHOICES)
     assert engine.read_tokens == 2 * (len(PROMPTS[0]) + len(PROMPTS[1]) + 2 * len(SUFFIX))
     assert engine.prefill == engine.decode == 0
-
-
-def test_the_engine_of_several_processes_reads_and_trls_refuses():
-    policy = make_policy("transformers", "pocket", "float32", 0.02)
-    prompts = [PROMPTS[0], PROMPTS[1], PROMPTS[0]]
-    shared = SharedEngine(policy.engine)
-    np.testing.assert_array_equal(shared.read(prompts, SUFFIX, CHOICES).logps, read(policy, prompts).logps)
-    assert shared.prefill_tokens == policy.engine.prefill_tokens
-    with pytest.raises(EngineError, match="cannot read"):
-        TrlEngine(None, frozenset()).read(prompts, SUFFIX, CHOICES)
 
 
 @pytest.mark.parametrize("prompts, choices, message", [

@@ -1,325 +1,309 @@
 from __future__ import annotations
 
-import math
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
+from datasets import Dataset
 from small import small, timeless
+from trl import GRPOTrainer
+from trl.experimental.async_grpo import AsyncGRPOTrainer
 
-from masa_lib import cli
 from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
-from masa_lib.engines import Request, make_engine
+from masa_lib.engines import make_engine
 from masa_lib.method import rewards, rollouts
+from masa_lib.method.gating import Candidate
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
-from masa_lib.scaleout import groups
-from masa_lib.scaleout import run as scaleout
-from masa_lib.scaleout.engine import TrlEngine
+from masa_lib.scaleout import grpo, without_gpu, worker
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training import drive
-from masa_lib.training.safeguards import UpdateError
+from masa_lib.training.trainer import Trainer
 
 ROOT = Path(__file__).resolve().parent.parent
-#: 5 problems with 8 rollouts on two processes: the third problem's group is split; two micro-batches
 SETTINGS: dict[str, Any] = {
-    "sampling.problems": 5, "sampling.solution_tokens": 40, "sampling.meta_tokens": 48, "update.token_budget": 1024,
-    "update.meta_entropy": 0.03,
-    "evaluation.final_problems": 4, "evaluation.final_samples": 2, "record.checkpoint_every": 1}
-#: a gate that acts from the second step on, whatever it measures
-GATE: dict[str, Any] = {"gate.start": 1, "gate.lost": 1.0, "cap.cut": 1.0,
-                        "cap.multiplier": 0.6, "cap.aggregate": "mean",
-                        "cap.hint": "training", "gate.threshold": 0.6, "sampling.problems": 3, "gate.recheck": 0.5}
-METHODS = {"grpo": {}, "masa": {"update.normalise_meta": "contrast"}, "masa-efficient": GATE}
-#: what TRL cannot tell, or counts in its own way
-THEIRS = ("logp_gap", "entropy", "tokens_update", "tokens_prefill")
+    "sampling.problems": 5, "sampling.solution_tokens": 40, "sampling.meta_tokens": 48,
+    "evaluation.final_problems": 4, "evaluation.final_samples": 2, "evaluation.predictions": 2}
+#: a gate that acts from the second step on, whatever it measures, with caps and hints
+GATE: dict[str, Any] = {"gate.start": 1, "gate.lost": 1.0, "cap.cut": 1.0, "cap.multiplier": 0.6,
+                        "cap.aggregate": "mean", "cap.hint": "training", "gate.threshold": 0.6, "sampling.problems": 3,
+                        "gate.recheck": 0.5}
+METHODS: dict[str, dict[str, Any]] = {
+    "grpo": {"update.loss_mean": "sequence"}, "masa": {"sampling.solutions": 6, "update.normalise_meta": "contrast"},
+    "masa-efficient": GATE}
+#: what TRL does not tell the worker, or the worker counts in its own way
+THEIRS = ("logp_gap", "entropy", "tokens_update", "gradient_norm", "clip_share")
 
 
 def settings(method: str, **changes: Any) -> Config:
-    return small(SETTINGS | METHODS[method] | {"method": method} | changes)
+    return small(SETTINGS | METHODS.get(method, {}) | {"method": method} | changes)
 
 
-def assert_same_training(found: Run, expected: Run, weights: float = 1e-3) -> None:
+def start(config: Config, folder: Path) -> Path:
+    """The model that a config begins with, as a folder."""
+    for part in loading.load(config.model):
+        part.save_pretrained(folder / "start")
+    return folder / "start"
+
+
+def on_trl(config: Config, folder: Path, pieces: int = 1, out: Path | None = None, ahead: int = 0) -> AsyncGRPOTrainer:
+    """TRL's own asynchronous trainer with MASA's worker."""
+    args = worker.arguments(config, folder / "trl", pieces, disable_tqdm=True)
+    source = worker.MasaRolloutWorker(config, args, out, ahead)
+    with without_gpu.trainer():
+        return AsyncGRPOTrainer(
+            str(start(config, folder)), args=args, train_dataset=Dataset.from_dict({"prompt": [""]}),
+            rollout_worker=source, weight_transfer=source)
+
+
+def assert_same_training(found: Run, weights: dict[str, Any], expected: Run, tolerance: float = 1e-3) -> None:
     """The same rollouts, rewards, metrics and evaluations, and weights that moved the same way."""
-    assert found.status["state"] == expected.status["state"] == "finished"
     order = ["step", "group", "stream", "member"]
-    tables = [run.rollouts().sort_values(order, ignore_index=True) for run in (found, expected)]
-    pd.testing.assert_frame_equal(*tables, rtol=1e-6)
-    for read in (Run.metrics, lambda run: run.evaluations().tail(1)):
+    one, other = (run.rollouts().sort_values(order, ignore_index=True) for run in (found, expected))
+    exact = ["text", "reward", "admitted", "cap", "finish"]
+    pd.testing.assert_frame_equal(one[exact], other[exact])
+    for read in (Run.metrics, Run.evaluations):
         rows = [read(run).to_dict("records") for run in (found, expected)]
-        for one, other in zip(*rows, strict=True):
-            assert one.keys() == other.keys()
-            assert one.get("method") == other.get("method")
-            for key in timeless(other).keys() - {*THEIRS, "method"}:
-                assert one[key] == pytest.approx(other[key], rel=1e-4, abs=1e-6, nan_ok=True), (one["step"], key)
-    begun, _ = loading.load(found.config.model)
-    before = dict(begun.named_parameters())
-    theirs, ours = (loading.load(run.config.model, run.latest_checkpoint()[1])[0].state_dict()
-                    for run in (found, expected))
+        for mine, theirs in zip(*rows, strict=True):
+            assert mine.get("method") == theirs.get("method")
+            for key in timeless(theirs).keys() - {*THEIRS, "method"}:
+                assert mine[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6, nan_ok=True), (mine["step"], key)
+    before = dict(loading.load(expected.config.model)[0].named_parameters())
+    ours = loading.load(expected.config.model, expected.latest_checkpoint()[1])[0].state_dict()
     moved = sum((ours[name] - before[name]).square().sum().item() for name in before)
-    apart = sum((ours[name] - theirs[name]).square().sum().item() for name in before)
-    assert moved > 0 and (apart / moved) ** 0.5 < weights
+    apart = sum((ours[name] - weights[name]).square().sum().item() for name in before)
+    assert moved > 0 and (apart / moved) ** 0.5 < tolerance
 
 
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
-    """The same runs on our own engine."""
-    folder = tmp_path_factory.mktemp("own")
-    return {method: drive.train(settings(method), folder / method, "masa train") for method in METHODS}
+# AsyncGRPOTrainer.
 
 
-def start(arguments: Sequence[str], folder: Path) -> list[subprocess.Popen[bytes]]:
-    """The command in two processes of one group, as a launcher would start them; their outputs go to files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = []
-    for rank in range(2):
-        environment = os.environ | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2",
-                                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
-        with (folder / f"{rank}.log").open("ab") as log:
-            processes.append(subprocess.Popen([sys.executable, "-m", "masa_lib.scaleout", *arguments],
-                                              env=environment, stdout=log, stderr=log))
-    return processes
-
-
-def await_first_checkpoint(out: Path, processes: Sequence[subprocess.Popen[bytes]]) -> None:
-    limit = time.monotonic() + 200
-    while not (out / "checkpoints" / "step-000001").exists():
-        assert time.monotonic() < limit and all(process.poll() is None for process in processes)
-        time.sleep(0.05)
-
-
-def finish(processes: Sequence[subprocess.Popen[bytes]], folder: Path) -> None:
-    codes = [process.wait(timeout=300) for process in processes]
-    assert codes == [0, 0], "\n".join((folder / f"{rank}.log").read_text()[-3000:] for rank in range(2))
-
-
-def config_file(folder: Path, config: Config) -> str:
-    configs.save(config, folder / "config.toml")
-    return str(folder / "config.toml")
-
-
-@pytest.mark.parametrize("method", ["masa-efficient", *(
-    pytest.param(method, marks=pytest.mark.slow) for method in METHODS if method != "masa-efficient")])
-def test_two_processes_train_what_one_trains_on_our_engine(tmp_path: Path, own: dict[str, Run], method: str) -> None:
-    out = tmp_path / "run"
-    file = config_file(tmp_path, settings(method))
-    finish(start(["train", "--config", file, "--out", str(out)], tmp_path), tmp_path)
-    found = Run.open(out)
-    assert_same_training(found, own[method])
+@pytest.mark.parametrize("method", METHODS)
+def test_trl_trains_what_masa_train_trains(tmp_path: Path, method: str) -> None:
+    config = settings(method)
+    trainer = on_trl(config, tmp_path, pieces=2, out=tmp_path / "run")
+    trainer.train()
+    found = Run.open(tmp_path / "run")
+    assert found.status == {"state": "finished", "step": 3, "message": ""}
+    assert_same_training(found, trainer.model.state_dict(), drive.train(config, tmp_path / "own", "masa train"))
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert [row["loss"] for row in logged] == pytest.approx(found.metrics()["loss"].tolist(), rel=1e-3, abs=1e-6)
+    assert all(row["sample/staleness_max"] == 0 for row in logged)
+    assert (found.path / "model" / "config.json").exists()
     if method == "masa-efficient":
         acted = found.metrics().iloc[1:]
         assert acted["gate_on"].all() and acted["cap_on"].all() and (acted["dropped"] > 0).any()
         assert found.rollouts([2, 3])["capped"].any()
-    assert (found.path / "model" / "config.json").exists()
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
-def test_two_processes_with_a_vllm_each_train_what_one_trains_on_our_engine(tmp_path: Path) -> None:
-    config = settings("masa", **{"sampling.engine": "vllm", "steps": 2, "sampling.batch": 64})
-    file = config_file(tmp_path, config)
-    finish(start(["train", "--config", file, "--out", str(tmp_path / "run")], tmp_path), tmp_path)
-    assert_same_training(Run.open(tmp_path / "run"), drive.train(config, tmp_path / "own", "masa train"))
-
-
-@pytest.mark.slow
-def test_a_training_that_lost_a_process_goes_on_where_it_was(tmp_path: Path, own: dict[str, Run]) -> None:
-    out = tmp_path / "run"
-    file = config_file(tmp_path, settings("masa-efficient"))
-    processes = start(["train", "--config", file, "--out", str(out)], tmp_path)
-    await_first_checkpoint(out, processes)
-    processes[1].send_signal(signal.SIGKILL)
-    assert processes[0].wait(timeout=120) != 0
-    assert processes[1].wait(timeout=10) == -signal.SIGKILL
-    assert Run.open(out).status["state"] != "finished"
-    finish(start(["resume", str(out)], tmp_path), tmp_path)
-    assert_same_training(Run.open(out), own["masa-efficient"])
-
-
-def test_one_process_is_enough_and_either_engine_goes_on_with_the_other_ones_run(tmp_path: Path,
-                                                                                own: dict[str, Run]) -> None:
-    begun = scaleout.train(settings("masa", steps=1), tmp_path / "run", "masa train --backend trl")
-    assert begun.status == {"state": "finished", "step": 1, "message": ""}
-    longer = begun.path / "config.toml"
-    longer.write_text(longer.read_text().replace("steps = 1\n", "steps = 2\n", 1))
-    drive.resume(begun.path)
-    longer.write_text(longer.read_text().replace("steps = 2\n", "steps = 3\n", 1))
-    found = scaleout.resume(begun.path)
-    assert [row["logp_gap"] == row["logp_gap"] for row in found.metrics().to_dict("records")] == [False, True, False]
-    assert_same_training(found, own["masa"])
-
-
-def test_a_gradient_that_is_not_finite_ends_it_before_the_optimiser_moves(tmp_path: Path,
-                                                                         monkeypatch: pytest.MonkeyPatch) -> None:
-    load, held = loading.load, []
-
-    def spoiled(*given: Any) -> tuple[Any, Any]:
-        model, tokenizer = load(*given)
-        model.model.norm.weight.register_hook(lambda gradient: gradient * math.nan)
-        held.append(model)
-        return model, tokenizer
-
-    monkeypatch.setattr(loading, "load", spoiled)
-    with pytest.raises(UpdateError, match="the norm of its gradient is nan"):
-        scaleout.train(settings("grpo", steps=1), tmp_path / "run", "masa train --backend trl")
-    run = Run.open(tmp_path / "run")
-    assert run.status["state"] == "failed" and run.metrics().empty and run.latest_checkpoint() is None
-    assert all(value.isfinite().all() for value in held[0].parameters())
-
-
-def test_accelerate_launches_it(tmp_path: Path, own: dict[str, Run]) -> None:
-    out, file = tmp_path / "run", config_file(tmp_path, settings("grpo"))
-    done = subprocess.run(
-        [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "--mixed_precision", "no",
-         "-m", "masa_lib.scaleout", "train", "--config", file, "--out", str(out)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_same_training(Run.open(out), own["grpo"])
-
-
-def test_a_signal_stops_every_process_after_the_same_step(tmp_path: Path) -> None:
-    out, file = tmp_path / "run", config_file(tmp_path, settings("grpo", steps=200))
-    processes = start(["train", "--config", file, "--out", str(out)], tmp_path)
-    await_first_checkpoint(out, processes)
-    processes[1].send_signal(signal.SIGTERM)
-    assert [process.wait(timeout=120) for process in processes] == [143, 143]
-    run = Run.open(out)
-    assert run.status["state"] == "stopped" and run.latest_checkpoint()[0] == run.metrics()["step"].max()
-
-
-@pytest.mark.parametrize("key", ["update.updates_per_step=2", "sampling.shared_beginning=true",
-                                 "model.lora_rank=4"])
-def test_what_trl_has_no_place_for_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str],
-                                                           key: str) -> None:
-    assert cli.main(["train", "--backend", "trl", "--set", key, "--out", str(tmp_path / "run")]) == cli.EXIT_USAGE
-    said = capsys.readouterr().err
-    assert key.partition("=")[0] in said and "a training on TRL takes" in said
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_weight_that_trl_does_not_have_is_refused() -> None:
-    with pytest.raises(ConfigError, match=r"update\.sampler_weight is on"):
-        scaleout.check(small({"update.sampler_weight": "on"}))
-    scaleout.check(small())
-
-
-def test_paged_sampling_of_sharded_weights_is_refused_as_it_would_round_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = small({"sampling.engine": "paged"})
-    scaleout.check(config)
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ConfigError, match=r"sampling\.engine is paged; .*into bfloat16"):
-        scaleout.check(config)
-    scaleout.check(small({"sampling.engine": "vllm"}))
-
-
-def test_groups_without_a_common_divisor_are_refused() -> None:
-    config = small({"sampling.solutions": 5, "sampling.predictions": 4})
-    with pytest.raises(ConfigError, match="common divisor"):
-        groups.layout(config, 2, 60)
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("changes", [{}, {"sampling.solutions": 8, "sampling.predictions": 4, "sampling.problems": 7},
-                                     {"method": "grpo"}, {"method": "dapo"}, METHODS["masa-efficient"]])
-def test_places_are_enough_and_equal_on_every_process(changes: dict[str, Any], processes: int) -> None:
-    config = small({"method": "masa-efficient" if "gate.start" in changes else "masa"} | changes)
-    plan = groups.layout(config, processes, 60)
-    meta = config.sampling.predictions if config.method in configs.PREDICTING else 0
-    assert plan.places >= config.sampling.problems * (config.sampling.solutions + meta)
-    assert plan.places % (processes * plan.pieces) == 0 and plan.places % plan.generations == 0
-    assert config.sampling.solutions % plan.generations == 0 == meta % plan.generations
-
-
-def test_a_problems_rows_are_neighbours_solutions_first() -> None:
-    config = small({"sampling.solutions": 8, "sampling.predictions": 4})
-    pool = ProblemPool(config.problems, 0)
-    plan = groups.layout(config, 5, 60)
-    rows = groups.data_set(config, pool, plan, first=2, cursor=6)
-    per_step = plan.places // plan.generations
-    assert len(rows) == 2 * per_step
-    for step in range(2):
-        found = rows[step * per_step:(step + 1) * per_step]
-        expected = pool.take(6 * (step + 1), 6)
-        assert found["stream"][:3] == ["solution", "solution", "meta"]
-        assert found["problem_id"][:18] == [problem.id for problem in expected for _ in range(3)]
-        assert set(found["stream"][18:]) <= {"blank"}
-
-
-def test_data_set_and_reward_serve_trls_own_trainer_and_sampling(tmp_path: Path) -> None:
-    from trl import GRPOTrainer
-
-    from masa_lib.scaleout.trainer import arguments
-
-    config = small({"steps": 1, "sampling.problems": 3, "sampling.solutions": 8})
-    policy, tokenizer = loading.load(config.model)
-    plan = groups.layout(config, 1, 60)
-    reward = groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer))
-    trainer = GRPOTrainer(policy, reward, arguments(config, plan, 1, 1, tmp_path, False),
-                          groups.data_set(config, ProblemPool(config.problems, 0), plan, first=1, cursor=0),
-                          processing_class=tokenizer)
+def test_trl_trains_masa_read_whose_beliefs_and_gate_follow_the_run(tmp_path: Path) -> None:
+    config = settings("masa-read", **{"steps": 2, "sampling.problems": 3})
+    trainer = on_trl(config, tmp_path, out=tmp_path / "run")
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
     trainer.train()
-    table = reward.table
-    assert table.groupby(["group", "stream"]).size().unstack().eq([4, 8]).all(axis=None)
+    found = Run.open(tmp_path / "run").metrics()
+    assert found["tokens_belief"].gt(0).all() and found["loss_belief"].gt(0).all() and found["tokens_meta"].eq(0).all()
+    assert any(not value.equal(before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_ahead_samples_a_step_with_weights_that_are_one_update_old(tmp_path: Path) -> None:
+    config = settings("grpo", **{"evaluation.final_problems": 1})
+    trainer = on_trl(config, tmp_path, ahead=1)
+    trainer.train()
+    stale = [row["sample/staleness_max"] for row in trainer.state.log_history if "loss" in row]
+    assert len(stale) == 3 and max(stale) == 1
+    assert trainer.rollout_worker.trainer.step == 3
+
+
+def test_an_error_in_the_worker_ends_trls_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = on_trl(settings("grpo"), tmp_path, out=tmp_path / "run")
+
+    def spoiled(self: Trainer) -> None:
+        raise ArithmeticError("a spoiled step")
+
+    monkeypatch.setattr(Trainer, "train_step", spoiled)
+    with pytest.raises(worker.WorkerError, match="spoiled step"):
+        trainer.train()
+    assert Run.open(tmp_path / "run").status["state"] == "failed"
+
+
+def test_a_training_that_trl_ends_early_is_a_stopped_run(tmp_path: Path) -> None:
+    trainer = on_trl(settings("grpo"), tmp_path, out=tmp_path / "run")
+    trainer.args.max_steps = 1
+    trainer.train()
+    assert Run.open(tmp_path / "run").status["state"] == "stopped"
+
+
+def test_a_worker_that_gives_no_sign_of_life_is_told(tmp_path: Path) -> None:
+    trainer = on_trl(settings("grpo", steps=1), tmp_path)
+    source = trainer.rollout_worker
+    source.send_weights(trainer._streaming_iter())
+    source.update_model_version(1)
+    source.start()
+    source.check_health(1000.0)
+    with pytest.raises(worker.WorkerError, match="No step was finished"):
+        source.check_health(0.0)
+    source.stop()
+    with pytest.raises(worker.WorkerError, match="The rollouts ended"):
+        source.check_health(1000.0)
+
+
+@pytest.mark.parametrize(("key", "value"), [("update.updates_per_step", 2), ("model.lora_rank", 4),
+                                            ("update.dual_clip", 10.0), ("update.sampler_weight", "on")])
+def test_what_trl_has_no_place_for_is_refused_in_a_sentence(key: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
+        worker.check(small({key: value}))
+    worker.check(small())
+
+
+def test_a_belief_is_learned_at_temperature_one_only() -> None:
+    with pytest.raises(ConfigError, match=r"sampling\.temperature is 0\.7"):
+        worker.check(small({"method": "masa-read", "sampling.temperature": 0.7}))
+    worker.check(small({"sampling.temperature": 0.7}))
+
+
+@pytest.mark.parametrize("changed", [{"per_device_train_batch_size": 1}, {"token_budget": 100},
+                                     {"weight_sync_steps": 2}, {"max_staleness": 0}])
+def test_settings_of_trl_that_would_tear_a_step_apart_are_refused(tmp_path: Path, changed: dict[str, int]) -> None:
+    config = settings("masa")
+    with pytest.raises(ConfigError, match=next(iter(changed))):
+        worker.MasaRolloutWorker(config, worker.arguments(config, tmp_path, **changed), ahead=1)
+
+
+# GRPOTrainer.
+
+
+def groups(config: Config, **others: Any) -> tuple[Any, grpo.MasaGroups]:
+    """The pocket model, and the groups that train it."""
+    model, tokenizer = loading.load(config.model)
+    return model, grpo.MasaGroups(config, tokenizer, loading.end_tokens(model, tokenizer), **others)
+
+
+def test_grpo_trainer_samples_and_learns_both_streams(tmp_path: Path) -> None:
+    config = settings("masa", **{"sampling.solutions": 4, "sampling.problems": 3, "steps": 2})
+    model, source = groups(config)
+    trainer = GRPOTrainer(model, source, grpo.arguments(config, tmp_path, 2, disable_tqdm=True, logging_steps=1),
+                          source.data_set(), processing_class=source.tokenizer)
+    trainer.train()
+    table = source.table
+    assert table.groupby(["group", "stream"]).size().unstack().eq(4).all(axis=None)
+    assert table["problem_id"].unique().tolist() == [row.id for row in source.pool.take(3, 3)]
     again = table.drop(columns=["reward", *rewards.PARTS, "advantage"])
     rollouts.score(again, config)
     pd.testing.assert_frame_equal(again[table.columns], table)
-    assert table["parse_error"].dropna().eq("").any() and table["correct"].dropna().any()
+    logged = [row for row in trainer.state.log_history if "loss" in row]
+    assert len(logged) == 2 and all("masa/accuracy" in row and "masa/reward_meta" in row for row in logged)
+    lengths = table["tokens"].map(len)
+    expected = -(pd.Series(grpo.payments(table, config)) * lengths).sum() / lengths.sum()
+    assert logged[-1]["loss"] == pytest.approx(expected, rel=1e-3, abs=1e-5)
 
 
-def test_trl_samples_where_weights_are_sharded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    session = scaleout.Session(settings("masa", steps=1), tmp_path)
-    engine = TrlEngine(session.trainer, session.trainer.reward.end_tokens)
-    problems = ProblemPool(session.config.problems, 0).take(0, 2)
-    asks = rollouts.whole_groups(problems, session.config, solutions=3, predictions=2)
-    rows = [row for ask in asks for row in rollouts._rows(ask, session.tokenizer, session.config)]
-    requests = [Request(row["prompt_ids"], cap, 1, 1.0) for row, cap in zip(rows, range(4, 4 + len(rows)), strict=True)]
-    for completion, request in zip(engine.generate(requests), requests, strict=True):
-        ended = completion.tokens[-1] in session.trainer.reward.end_tokens
-        assert completion.finish == ("stop" if ended else "length")
-        assert len(completion.tokens) == request.max_tokens or (ended and len(completion.tokens) < request.max_tokens)
-    monkeypatch.setattr(session, "sharded", True)
-    session.rollouts.engine.engine = session._engine()
-    Run.create(tmp_path, session.config, "masa train")
-    found = session.drive()
-    assert found.status["state"] == "finished" and found.metrics()["gradient_norm"].gt(0).all()
+class Half:
+    """A gate that leaves out every second problem it is shown, and remembers what it is told."""
+
+    gate_on, cap_on, hint_on, refills, rechecks, hidden = True, False, False, False, True, None
+
+    def __init__(self) -> None:
+        self.rng, self.told = None, []
+
+    def begin(self, step: int) -> None:
+        self.step = step
+
+    def draw(self, wanted: int) -> int:
+        return 2 * wanted
+
+    def asks(self, problem: Any) -> bool:
+        return False
+
+    def admit(self, candidates: list[Candidate], wanted: int) -> list[bool | None]:
+        return [number % 2 == 0 for number in range(len(candidates))]
+
+    def observe(self, table: pd.DataFrame, candidates: list[Candidate]) -> None:
+        self.told.append((self.step, table, candidates))
+
+    def measures(self) -> dict[str, float]:
+        return {}
+
+
+def test_the_data_set_yields_what_the_gate_admits_and_the_reward_function_tells_it(tmp_path: Path) -> None:
+    config = settings("mopps", **{"sampling.problems": 4, "gate.recheck": 0.0})
+    model, source = groups(config)
+    source.gate = gate = Half()
+    trainer = GRPOTrainer(model, source, grpo.arguments(config, tmp_path, disable_tqdm=True), source.data_set(),
+                          processing_class=source.tokenizer)
+    trainer.train()
+    assert len(gate.told) == 3
+    for number, (step, table, candidates) in enumerate(gate.told, 1):
+        assert step >= number  # TRL draws the next step's rows before it samples
+        expected = source.pool.take(8 * (number - 1), 8)
+        assert [candidate.problem for candidate in candidates] == expected
+        assert table.groupby("group").size().to_dict() == dict.fromkeys([0, 2, 4, 6], 4)
+        assert table["problem_id"].unique().tolist() == [problem.id for problem in expected[::2]]
+
+
+def test_places_that_the_gate_leaves_free_go_by_lot_to_what_it_left_out() -> None:
+    config = settings("mopps", **{"sampling.problems": 4, "gate.candidates": 1.0})
+    _, source = groups(config)
+    source.gate = Half()
+    found = source._choose()
+    assert found.table["admitted"].tolist() == [True, True, False, False] and found.admitted == 2
+    assert found.table["weight"].tolist() == [1.0, 1.0, 1.0, 1.0] and len(found.candidates) == 4
+
+
+def test_a_gate_that_wants_predictions_has_them_sampled_before_it_chooses() -> None:
+    config = settings("masa-efficient", **{"cap.multiplier": 0.0, "cap.hint": "none", "gate.start": 0})
+    model, source = groups(config)
+    source.gate.gate_on, source.gate.begin = True, lambda step: None
+    with pytest.raises(ConfigError, match="predicts before it chooses"):
+        source._choose()
+    source.sample = partial(rollouts.sample, engine=make_engine("transformers", model, source.tokenizer, batch=64),
+                            tokenizer=source.tokenizer, config=config, seed=[0], temperature=1.0)
+    found = source._choose()
+    assert len(found.table) == 3 and any(candidate.predictions for candidate in found.candidates)
+    left = len(found.candidates) - found.admitted
+    assert found.table["weight"].sum() == pytest.approx(found.admitted + left)
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"method": "masa-read"}, "a belief that is read"), ({"sampling.solutions": 6}, r"sampling\.predictions 4"),
+    ({"method": "dapo"}, "before it chooses"), ({"method": "masa-efficient"}, r"cap\.multiplier is 2\.0"),
+    ({"update.meta_entropy": 0.1}, r"update\.meta_entropy is 0\.1")])
+def test_what_grpo_trainer_has_no_place_for_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        grpo.MasaGroups(small(changes), None, frozenset(), ProblemPool(small().problems, 0))
+
+
+# Two processes.
+
+
+def launch(folder: Path, config: Config, *arguments: str) -> str:
+    """What the example prints on two processes of this CPU."""
+    configs.save(config, folder / "config.toml")
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(ROOT / "examples" / "trl_masa.py"), "--config", str(folder / "config.toml"), "--out", str(folder),
+         *arguments], env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True,
+        text=True, timeout=900, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.platform != "linux", reason="vLLM is built for Linux")
-def test_trls_vllm_samples_at_the_requests_temperature_and_cap_up_to_our_end_tokens(tmp_path: Path) -> None:
-    from trl.generation.vllm_generation import VLLMGeneration
-
-    session = scaleout.Session(settings("masa", steps=1), tmp_path)
-    trainer, ends = session.trainer, session.trainer.reward.end_tokens
-    sampler = VLLMGeneration.__new__(VLLMGeneration)  # TRL's own way to sample, with a vLLM that runs on the CPU
-    vars(sampler).update(
-        mode="colocate", accelerator=trainer.accelerator, model=trainer.model, enable_sleep_mode=False,
-        tensor_parallel_size=1, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, temperature=1.0,
-        max_completion_length=99, logprobs=0, structured_outputs_regex=None, generation_kwargs={"detokenize": False},
-        llm=make_engine("vllm", trainer.model, session.tokenizer, batch=64).llm)
-    trainer.use_vllm, trainer.vllm_generation, trainer._last_loaded_step = True, sampler, trainer.state.global_step
-    prompt = tuple(session.tokenizer("1 + 2")["input_ids"])
-    cold, hot = (TrlEngine(trainer, ends).generate([Request(prompt, 4, seed, temperature) for seed in range(64)])
-                 for temperature in (0.01, 2.0))
-    assert len({answer.tokens for answer in cold}) < 4 < 10 < len({answer.tokens for answer in hot})
-    assert all(len(answer.tokens) <= 4 and not ends & set(answer.tokens[:-1]) for answer in hot)
+@pytest.mark.parametrize("method", ["masa", "masa-efficient"])
+def test_two_processes_train_what_one_trains(tmp_path: Path, method: str) -> None:
+    config = settings(method)
+    launch(tmp_path, config)
+    weights = loading.load(config.model, tmp_path / "model")[0].state_dict()
+    assert_same_training(Run.open(tmp_path / "masa"), weights, drive.train(config, tmp_path / "own", "masa train"))
 
 
-def test_the_fsdp_config_is_one_that_accelerate_reads() -> None:
-    from accelerate.commands.config.config_args import load_config_from_file
-
-    config = load_config_from_file(str(ROOT / "configs" / "accelerate-fsdp-8gpu.yaml"))
-    assert config.distributed_type.value == "FSDP" and config.num_processes == 8
-
-
+@pytest.mark.slow
+def test_two_processes_of_grpo_trainer_share_groups_and_gate(tmp_path: Path) -> None:
+    said = launch(tmp_path, settings("mopps", **{"steps": 2, "sampling.problems": 4}), "--trainer", "grpo")
+    assert said.count("masa/accuracy") == 2 and (tmp_path / "model" / "config.json").exists()

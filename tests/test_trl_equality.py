@@ -1,9 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +13,15 @@ import torch
 from datasets import Dataset
 from small import small
 from trl import GRPOConfig, GRPOTrainer
+from trl.experimental.async_grpo import AsyncGRPOTrainer
+from trl.experimental.async_grpo.async_grpo_trainer import DataCollatorForRollout, FixedCountBatcher
 
 from masa_lib.config import Config
 from masa_lib.engines import logprobs, make_engine
-from masa_lib.method import objective, rollouts
+from masa_lib.method import beliefs, objective, rollouts
 from masa_lib.method.streams import solutions_of
 from masa_lib.models import loading
-from masa_lib.scaleout import groups
-from masa_lib.scaleout import trainer as scaleout
+from masa_lib.scaleout import grpo, without_gpu, worker
 from masa_lib.tasks.problems import ProblemPool
 from masa_lib.training.learner import samples_of
 from masa_lib.training.trainer import Trainer
@@ -31,6 +31,8 @@ PLAIN = {"update.normalise_std": False, "update.denominator": "batch", "sampling
 RTOL = 1e-5
 #: a loss that sums to 0, as a mean of sequences does before the clip acts: its terms are about 0.1 and float32
 ZERO = 1e-7
+#: fills micro-batches
+BLANK = logprobs.Sample((0,), (0,), (0.0,), 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -192,45 +194,107 @@ def test_trl_divides_advantages_by_another_small_number(tmp_path: Path, sampled:
 VARIANTS = {
     "default": {}, "stream": {"update.meta_weight": 0.5}, "sequence": {"update.loss_mean": "sequence"},
     "parts": {"update.normalise_meta": "parts"}, "batch": {"update.denominator": "batch"},
-    "dual clip": {"update.dual_clip": 10.0}, "grpo": {"method": "grpo"}, "entropy": {"update.meta_entropy": 0.1}}
+    "contrast": {"update.normalise_meta": "contrast"}, "grpo": {"method": "grpo"}}
 
 
-@pytest.mark.parametrize("changes", VARIANTS.values(), ids=VARIANTS)
-def test_on_trl_every_setting_of_the_loss_means_what_it_means_here(tmp_path: Path, sampled: list[pd.DataFrame],
-                                                                   changes: dict[str, Any]) -> None:
-    config = small({"sampling.problems": 3} | changes)
-    table = scored(sampled[1], config)
-    loss, gradients = on_trl(tmp_path, config, table)
-    expected, wanted = our_gradient(table, config)
-    assert loss == pytest.approx(expected, rel=RTOL, abs=ZERO)
-    # The entropy's gradient is 4e-5 off in TRL's fused head.
-    assert_equal_gradients(gradients, wanted, rtol=1e-4 if config.update.meta_entropy >= 0.1 else RTOL)
+def test_the_reward_function_pays_what_makes_trls_loss_ours(tmp_path: Path, sampled: list[pd.DataFrame]) -> None:
+    loss_types = {"token": "dapo", "sequence": "grpo"}
+    for name, changes in (VARIANTS | {"dual clip": {"update.dual_clip": 10.0}}).items():
+        config = small({"sampling.problems": 3} | changes)
+        table = scored(sampled[1], config)
+        paid = table.assign(reward=grpo.payments(table, config))
+        trainer = trl_trainer(tmp_path / name, config, [paid], loss_type=loss_types[config.update.loss_mean])
+        batch = trainer._generate_and_score_completions([{"prompt": ""} for _ in range(len(table))])
+        loss = trainer.compute_loss(trainer.model, batch)
+        loss.backward()
+        expected, gradients = our_gradient(table, config)
+        assert loss.item() == pytest.approx(expected, rel=RTOL, abs=ZERO), name
+        assert_equal_gradients(gradient(trainer.model), gradients)
 
 
-def on_trl(folder: Path, config: Config, table: pd.DataFrame) -> tuple[float, dict[str, torch.Tensor]]:
-    """Loss and gradient of our class on recorded rollouts, scored by the reward function."""
+# AsyncGRPOTrainer: its own packing, attention over the tree (ours, without a GPU) and loss.
+
+
+@pytest.fixture(scope="module")
+def learner(tmp_path_factory: pytest.TempPathFactory, model: tuple[Any, Any]) -> AsyncGRPOTrainer:
+    """TRL's trainer with the pocket model, for micro-batches of 20 sequences."""
+    folder = tmp_path_factory.mktemp("async")
+    for part in model:
+        part.save_pretrained(folder)
+    args = worker.arguments(small(PLAIN), folder / "trl", 2, per_device_train_batch_size=20)
+    rollouts_of = worker.MasaRolloutWorker(small(PLAIN), args)
+    with without_gpu.trainer():
+        made = AsyncGRPOTrainer(str(folder), args=args, train_dataset=Dataset.from_dict({"prompt": [""]}),
+                                rollout_worker=rollouts_of, weight_transfer=rollouts_of)
+    made.current_gradient_accumulation_steps = 2
+    return made
+
+
+def learned(learner: AsyncGRPOTrainer, rows: Sequence[logprobs.Sample], config: Config) -> tuple[float, Any]:
+    """Loss and gradient that TRL finds of two micro-batches of sequences."""
+    learner.epsilon_low, learner.epsilon_high = config.update.clip_low, config.update.clip_high
+    source = (dataclasses.asdict(sample) for sample in worker.to_trl(rows, BLANK, 20, 2, 2, 1, 1))
+    collate = DataCollatorForRollout(0, 1)
+    learner.model.zero_grad()
+    total = 0.0
+    for packed in FixedCountBatcher(source, 1, 20):
+        loss = learner.compute_loss(learner.model, collate([packed]))
+        loss.backward()
+        total += loss.item()
+    return total, gradient(learner.model)
+
+
+def with_own_logps(rows: Sequence[logprobs.Sample], config: Config, shift: float) -> list[logprobs.Sample]:
+    """The sequences as a sampler would hand them over whose log-probs are the policy's, moved by up to `shift`."""
+    policy, _ = loading.load(config.model)
+    known = logprobs.reference_logps(policy, rows, config.update, 1.0)
+    return [dataclasses.replace(row, sampler_logps=tuple(
+        (known[id(row)] + shift * torch.linspace(-1, 1, len(row.completion))).tolist())) for row in rows]
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5])
+def test_the_workers_sequences_make_trls_asynchronous_loss_ours(learner: AsyncGRPOTrainer, sampled: list[pd.DataFrame],
+                                                                shift: float) -> None:
+    for name, changes in VARIANTS.items():
+        config = small({"sampling.problems": 3} | changes)
+        samples = with_own_logps(samples_of(scored(sampled[1], config), config.update, False), config, shift)
+        policy, _ = loading.load(config.model)
+        sums = objective.accumulate_gradients(policy, samples, config.update, 1.0, {
+            id(sample): torch.tensor(sample.sampler_logps) for sample in samples})
+        loss, gradients = learned(learner, samples, config)
+        assert loss == pytest.approx(sums["loss_solution"] + sums["loss_meta"], rel=RTOL, abs=ZERO), name
+        assert_equal_gradients(gradients, gradient(policy), 10 * RTOL)
+        assert shift == 0.0 or sums["clipped"] > 0
+
+
+@pytest.mark.parametrize("score", ["log", "brier"])
+def test_a_belief_is_learned_as_nine_sequences_of_one_token(learner: AsyncGRPOTrainer, model: tuple[Any, Any],
+                                                            score: str) -> None:
+    config = small({"method": "masa-read", "prediction.score": score, "prediction.weight": 0.5})
     policy, tokenizer = loading.load(config.model)
-    plan = groups.Layout(len(table), 4, 1)
-    places = scaleout.Rollouts(config, None, None, tokenizer)._places(table, len(table))
-    trainer = scaleout.MasaGRPOTrainer(
-        config, groups.GroupReward(config, tokenizer, loading.end_tokens(policy, tokenizer)), model=policy,
-        args=scaleout.arguments(config, plan, 1, 1, folder, False), processing_class=tokenizer,
-        train_dataset=Dataset.from_list([groups._blank_row()] * len(table)), rollout_func=lambda prompts, _: places)
-    trainer.current_gradient_accumulation_steps = 1
-    batch = trainer._generate_and_score_completions([groups._blank_row() for _ in range(len(table))])
-    assert len(batch["advantages"]) == max(int(table["advantage"].ne(0).sum()), 1)
-    loss = trainer.compute_loss(trainer.model, batch)
-    loss.backward()
-    return loss.item(), gradient(trainer.model)
+    problems = ProblemPool(config.problems, 0).take(0, 4)
+    read, _ = rollouts.believe(problems, engine=make_engine("transformers", policy, tokenizer, batch=8),
+                               tokenizer=tokenizer, config=config, sample=None)
+    choices, right, tried = beliefs.question(tokenizer, config.prompt).choices, [0, 3, 4, 1], [4, 4, 4, 4]
+    found, loss = worker.belief_samples(read, right, tried, choices, config)
+    expected, expected_loss = objective.belief_gradients(policy, [
+        logprobs.BeliefSample(belief.prompt + belief.suffix, *row) for belief, row in zip(
+            read, zip(right, tried, strict=True), strict=True)], choices, score, 4096)
+    assert loss == pytest.approx(expected_loss, rel=RTOL) and len(found) == 36
+    assert sum(row.advantage for row in found) == pytest.approx(0, abs=1e-6)
+    _, gradients = learned(learner, found, config)
+    names = [name for name, _ in policy.named_parameters()]
+    assert_equal_gradients(gradients, {name: 0.5 * value for name, value in zip(names, expected, strict=True)}, 1e-4)
 
 
-def test_trl_has_what_is_overridden_and_relied_on() -> None:
-    for name, names in scaleout.OVERRIDES.items():
-        assert names in (tuple(inspect.signature(getattr(GRPOTrainer, name)).parameters), ()), name
-    single = inspect.signature(GRPOTrainer._generate_single_turn).parameters
-    assert [*single][1:5] == ["prompt_ids", "images", "multimodal_fields", "num_generations"]
-    fields = {field.name for field in dataclasses.fields(GRPOConfig)}
-    assert {"steps_per_generation", "num_generations", "shuffle_dataset", "loss_type", "scale_rewards", "delta",
-            "vllm_importance_sampling_correction", "use_transformers_continuous_batching"} <= fields
-    own = {name for name in vars(scaleout.MasaGRPOTrainer) if hasattr(GRPOTrainer, name) and not name.startswith("__")}
-    assert own - {"_name", "_tag_names", "_paper", "_template_file"} == scaleout.OVERRIDES.keys()
+def test_the_plain_attention_of_a_tree_sees_what_a_window_shows() -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(1, heads, 5, 4, generator=generator) for heads in (4, 2, 2))
+    # a root of three tokens, and behind its second token's path two leaves of one token each
+    found, _ = without_gpu.tree_attention(
+        None, query, key, value, None, tree_kv_index=torch.tensor([0, 1, 2, 0, 1, 2, 3, 0, 1, 2, 4]),
+        tree_cu_seqlens_q=torch.tensor([0, 3, 4, 5]), tree_cu_seqlens_k=torch.tensor([0, 3, 7, 11]), sliding_window=2)
+    for token, seen in {0: [0], 1: [0, 1], 2: [1, 2], 3: [2, 3], 4: [2, 4]}.items():
+        for head in range(4):
+            share = torch.softmax(key[0, head // 2, seen] @ query[0, head, token] / 2, dim=0)
+            torch.testing.assert_close(found[0, token, head], share @ value[0, head // 2, seen])

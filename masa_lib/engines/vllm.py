@@ -2,9 +2,8 @@
 
 vLLM reads only the model's config from its folder; its weights are always the policy's, handed over one by one and cast
 to the precision of sampling. Adapters stay adapters: merged into bfloat16 weights, most of what they have learned would
-be rounded away. Of several processes on a host each has an engine of its own, on its own GPU. The engine runs without
-vLLM's processes of its own, so that a run's numbers repeat, and puts back what vLLM changes in this process. One engine
-a process is the rule on a GPU: vLLM gives memory back late.
+be rounded away. The engine runs without vLLM's processes of its own, so that a run's numbers repeat, and puts back what
+vLLM changes in this process. One engine a process is the rule on a GPU: vLLM gives memory back late.
 """
 
 from __future__ import annotations
@@ -220,13 +219,11 @@ class VllmEngine:
 
 
 def _options(model: Any, batch: int, precision: str, memory: float) -> dict[str, Any]:
-    """Settings of vLLM for the device and the number of processes."""
+    """Settings of vLLM for the device."""
     options: dict[str, Any] = {"gpu_memory_utilization": memory}
     if model.device.type == "cpu":
         options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
                    "enforce_eager": True, "enable_chunked_prefill": False}  # with chunks, seeds end in an error
-    if torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1:
-        options["distributed_executor_backend"] = "external_launcher"  # takes the local rank's GPU, not the first one
     return options
 
 

@@ -1,1 +1,1 @@
-"""MASA on TRL's GRPOTrainer and accelerate: the same method, prompts, rewards and records on several processes."""
+"""MASA for TRL's own trainers, of which nothing is overridden: `worker` (AsyncGRPOTrainer), `grpo` (GRPOTrainer)."""

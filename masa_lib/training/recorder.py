@@ -1,6 +1,6 @@
 """Writing a training down, step by step: its run folder, its trackers, and a warning where it goes wrong.
 
-Both trainers, ours and the one on TRL, record by this one; on TRL the main process does.
+A training record is the same, whether our learner moves the weights or TRL does (`masa_lib.scaleout.worker`).
 """
 
 from __future__ import annotations
