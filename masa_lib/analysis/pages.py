@@ -38,7 +38,8 @@ blockquote { margin: .5rem 0; padding: .4rem .8rem; background: var(--faint); bo
   white-space: pre-wrap; overflow-wrap: break-word; font: .88rem/1.45 ui-monospace, monospace; max-width: 60rem; }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 17rem), 1fr)); gap: .6rem 1rem; }
 .panels > svg { width: 100%; max-width: 34rem; height: auto; }
-.p { stroke: transparent; stroke-width: 6px; } .ghost { opacity: 0; } .ghost:hover { opacity: 1; }
+svg text { font-family: system-ui, sans-serif; fill: currentColor; } .p { stroke: transparent; stroke-width: 6px; }
+.grid { fill: none; stroke: #8883; stroke-width: .8px; } .ghost use { opacity: 0; } .ghost use:hover { opacity: 1; }
 .key { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1rem; padding: 0; margin: .2rem 0;
   font-size: .88rem; }
 .key span { font: .88rem monospace; letter-spacing: -.1em; }

@@ -21,7 +21,7 @@ import numpy as np
 import plotly.graph_objects as go
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, MultipleLocator, NullLocator
 
 from masa_lib.analysis import figures
 from masa_lib.analysis.figures import plain
@@ -30,7 +30,7 @@ from masa_lib.analysis.records import AnalysisError
 #: of a panel, pixels; the height of one with the same scale on both sides, and what a bar adds
 WIDTH, HEIGHT, SQUARE, BAR = 400, 270, 370, 26
 #: points of a line, at most; marks of all lines of a figure that show themselves when pointed at, about
-POINTS, MARKS = 90, 300
+POINTS, MARKS = 90, 200
 DASHES = {"dash": (0, (7, 4)), "dot": (0, (2, 3)), "dashdot": (0, (7, 3, 2, 3))}
 #: plotly's marks as matplotlib's, and as a letter for the legend
 SHAPES = {"circle": "o●○", "square": "s■□", "diamond": "D◆◇", "cross": "P✚✛", "x": "X✖✕", "triangle-up": "^▲△",
@@ -41,7 +41,11 @@ STYLE = {"svg.fonttype": "none", "font.sans-serif": ["DejaVu Sans"], "font.size"
          "axes.titleweight": 600, "axes.titlelocation": "left", "axes.edgecolor": "#888888", "xtick.color": "#888888",
          "ytick.color": "#888888", "xtick.labelcolor": TEXT, "ytick.labelcolor": TEXT, "axes.labelcolor": TEXT,
          "text.color": TEXT, "text.parse_math": False, "axes.spines.top": False, "axes.spines.right": False,
-         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#88888833", "axes.unicode_minus": False}
+         "axes.grid": True, "axes.axisbelow": True, "grid.color": "#88888833", "axes.unicode_minus": False,
+         "xtick.major.size": 0, "ytick.major.size": 0}
+#: what is left out of a drawing, as the page's style says it once for all, and a turn by nothing; a line of the grid
+SPARED = re.compile(r'; font-family: [^;"]*|; fill: #010203|; stroke-linecap: square| transform="rotate\(-0 [^"]*"')
+GRID = 'style="fill: none; stroke: #888888; stroke-opacity: 0.2; stroke-width: 0.8"'
 SVG = "{http://www.w3.org/2000/svg}"
 ElementTree.register_namespace("", SVG[1:-1])
 ElementTree.register_namespace("xlink", "http://www.w3.org/1999/xlink")
@@ -108,16 +112,24 @@ class Panel:
         with matplotlib.rc_context({"svg.hashsalt": f"{said} {self.name}"}):  # marks of a page have names of their own
             self.figure.savefig(file, format="svg", transparent=True, metadata={"Date": None})
         root = ElementTree.fromstring(file.getvalue())
-        root.remove(root.find(f"{SVG}metadata"))
+        for part in ("metadata", "defs"):  # the latter would style the whole page
+            root.remove(root.find(f"{SVG}{part}"))
+        for element in root.iter():
+            element.text, element.tail = ((text or "").strip() or None for text in (element.text, element.tail))
         for group in root.iter(f"{SVG}g"):
-            kind, tips = self.tips.get(group.attrib.pop("id", ""), ("", ()))
-            marks = [*group.iter(f"{SVG}use")] or [*group.iter(f"{SVG}path")]
-            for mark, tip in zip(marks, tips, strict=False):
-                mark.attrib |= {"class": kind, "data-tip": tip}
+            self._tell(group, *self.tips.get(group.attrib.pop("id", ""), ("", ())))
         root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-label": said}
-        text = ElementTree.tostring(root, encoding="unicode")
+        text = SPARED.sub("", ElementTree.tostring(root, encoding="unicode"))
         text = re.sub(r' (?:d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
-        return text.replace(TEXT, "currentColor").replace(PAPER, "Canvas").replace("'DejaVu Sans'", "system-ui")
+        return text.replace(GRID, 'class="grid"').replace(TEXT, "currentColor").replace(PAPER, "Canvas")
+
+    @staticmethod
+    def _tell(group: ElementTree.Element, kind: str, tips: Sequence[str]) -> None:
+        """Give the marks of a group their tips, and the group the style that they have in common."""
+        marks = [*group.iter(f"{SVG}use")] or [*group.iter(f"{SVG}path")]
+        for mark, tip in zip(marks, tips, strict=False):
+            mark.attrib["data-tip"] = tip
+            group.attrib |= {"class": kind, "style": mark.attrib.pop("style", "")}
 
     def _height(self) -> int:
         if self.sides["x"].range and self.sides["x"].range == self.sides["y"].range:
@@ -140,12 +152,15 @@ class Panel:
         if axis.type == "log":
             self.axes.set(**{f"{side}scale": "log"})
             own.set_minor_locator(NullLocator())
+        if any(isinstance(value, str) for trace in self.traces for value in _values(trace[side])):
+            return  # names, a tick each
+        own.set_major_formatter(FuncFormatter(_short))
         if axis.tickvals is not None:
             own.set_major_locator(FixedLocator(axis.tickvals))
         elif axis.dtick:
             own.set_major_locator(MultipleLocator(axis.dtick))
-        if not any(isinstance(value, str) for trace in self.traces for value in _values(trace[side])):
-            own.set_major_formatter(FuncFormatter(_short))
+        elif axis.type != "log":
+            own.set_major_locator(MaxNLocator(6, steps=(1, 2, 2.5, 5, 10)))
 
     def _ends(self, side: str, axis: Any) -> None:
         """The range, where the figure gives one; else what matplotlib takes for what is drawn."""
