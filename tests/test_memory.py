@@ -137,7 +137,7 @@ def test_the_defaults_of_qwen3_fit_one_gpu_of_80_gb_up_to_4b_and_larger_ones_one
 
 def test_the_text_adds_up_and_says_what_to_change() -> None:
     text = memory.text(config("qwen3-1.7b"), 40)
-    assert "does not fit. It does with --set" in text and re.search(r"peak [\d.]+ of 40:", text)
+    assert re.search(r"peak [\d.]+ GB of the 40 GB that such a GPU has: does not fit. It does with --set", text)
     for line in text.splitlines()[1:-1]:
         total, *parts = map(float, re.findall(r"\d+\.\d\d", line))
         assert total == pytest.approx(sum(parts), abs=0.02)
@@ -147,7 +147,8 @@ def test_the_text_adds_up_and_says_what_to_change() -> None:
 
 
 def test_without_a_gpu_the_text_is_about_this_computers_memory() -> None:
-    assert re.search(r"peak 0\.\d\d of \d+: fits\.$", memory.text(config("pocket", model__device="cpu")))
+    text = memory.text(config("pocket", model__device="cpu"))
+    assert re.search(r"peak 0\.\d\d GB of the \d+ GB that this computer has: fits\.$", text)
     huge = config("qwen3-14b", model__device="cpu", model__lora_rank=0, sampling__engine="transformers",
                   sampling__batch=4096)
     assert memory.text(huge).endswith("does not fit. Take a smaller model or lower the lengths.")

@@ -16,6 +16,7 @@ NOTEBOOKS = ROOT / "notebooks"
 LESSONS, SOLUTIONS = (sorted(folder.glob("*.ipynb")) for folder in (NOTEBOOKS, NOTEBOOKS / "solutions"))
 LIMIT = 1_000_000  # bytes
 LINES = 25  # of a cell
+WIDE = 118  # characters of code that JupyterLab shows beside its side bar in a window of 1366 pixels
 #: of nbval and nbclient: cells that are not run, whose output is ignored, or that may fail
 EVASIONS = re.compile(r"NBVAL_(SKIP|IGNORE_OUTPUT|RAISES_EXCEPTION)|nbval-(skip|ignore-output|raises-exception)"
                       r"|raises-exception|skip-execution", re.IGNORECASE)
@@ -113,6 +114,12 @@ def test_cells_are_short_and_have_names(path: Path) -> None:
     cells = load(path)["cells"]
     assert [cell["id"] for cell in cells if len(source(cell).splitlines()) > LINES] == []
     assert len({cell["id"] for cell in cells}) == len(cells)
+
+
+@every_notebook
+def test_no_line_of_code_is_cut_at_the_edge_of_a_small_window(path: Path) -> None:
+    assert [(cell["id"], line) for cell in code_cells(path) for line in source(cell).splitlines()
+            if len(line) > WIDE] == []
 
 
 @every_notebook

@@ -100,8 +100,8 @@ def meta_rewards(solutions: Sequence[Solution], predictions: Sequence[MetaPredic
 def difficulty_reward(predicted: int | None, pass_rate: float, config: RewardConfig) -> float:
     """b^|error| or 1 - error^2, where the error is the predicted eighths against the group's pass rate.
 
-    Under doubt a small b is paid best for the mode, the square for the mean: that is what the reward pays, not what the
-    update asks (`advantages`).
+    Under doubt a small b is paid best for the mode, the square for the mean: that is what the reward pays, not what
+    the update asks (`advantages`).
     """
     if predicted is None:
         return 0.0

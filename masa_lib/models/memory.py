@@ -249,11 +249,12 @@ def judge(config: Config, gpu: float = 0) -> tuple[str, bool]:
     guessed = tiers.explain(config, on_gpu)
     lines = [*filter(None, [guessed]),
              f"Memory plan of {config.model.name} ({found.parameters / 1e6:,.0f} million parameters, {how}, "
-             f"{config.model.precision}), GB:",
+             f"{config.model.precision}), all numbers in GB:",
              *(_line(what, parts) for what, parts in (
                  ("all the time", {**found.always, "vLLM": found.engine}), ("sampling", found.sampling),
                  ("update", found.update), ("saving", found.saving)) if sum(parts.values()) >= SHOWN)]
-    verdict = f"  peak {found.peak / GB:.2f} of {size:.0f}: "
+    owner = "such a GPU" if gpu else "this computer's GPU" if on_gpu else "this computer"
+    verdict = f"  peak {found.peak / GB:.2f} GB of the {size:.0f} GB that {owner} has: "
     if found.peak + (RUNTIME if on_gpu else 0) <= size * GB and (not on_gpu or found.engine >= found.engine_needs):
         return "\n".join([*lines, verdict + "fits."]), True
     changes = remedy(config, size) if on_gpu else None

@@ -137,12 +137,13 @@ def side_by_side(said: Mapping[str, Sequence[float]], true: Mapping[str, float],
         true: of each model its pass rate, 0 to 1.
         title: of the figure.
     """
-    titles = [f"{name}: says {np.dot(values, EIGHTHS) / PASS_RATE_STEPS:.2f}, is {true[name]:.2f}"
+    titles = [f"{name}<br>says {np.dot(values, EIGHTHS) / PASS_RATE_STEPS:.2f}, is {true[name]:.2f}"
               for name, values in said.items()]
     drawn = grid(titles, columns=len(said), title=title, x="of 8 solutions", y="share", shared=True)
     for column, (name, values) in enumerate(said.items(), 1):
         _said(drawn, np.asarray(values, dtype=float), true[name], {"row": 1, "col": column}, column == 1)
-    return drawn.update_xaxes(range=[-0.6, 8.6], dtick=2).update_yaxes(range=[0, 1.05]).update_layout(height=360)
+    return drawn.update_xaxes(range=[-0.6, 8.6], dtick=2).update_yaxes(range=[0, 1.05]).update_layout(
+        height=380, margin_t=88)
 
 
 def under_each(table: pd.DataFrame, config: Config) -> dict[str, pd.DataFrame]:

@@ -31,8 +31,8 @@ from masa_lib.tasks.predictions import PASS_RATE_STEPS
 SHOWN = 4
 #: changes of settings that are marked, and characters of a text that are shown, at most
 MARKS, LONGEST = 50, 20_000
-#: pixels; a live figure does not find out how wide the page is, and in a narrower one the legends run into each other
-HEIGHT, WIDTH = 900, 860
+#: pixels; whole in a page of 768, and wide enough for the legends: a live figure does not find out how wide the page is
+HEIGHT, WIDTH = 640, 860
 #: the panels over steps: title, unit of y, and its lines as (name, column of the steps, colour)
 _SIGNAL = ("Groups without signal, problems left out", "share", (
     ("solutions", "zero_variance_solution", GREEN), ("predictions", "zero_variance_meta", ORANGE),
@@ -50,7 +50,7 @@ SHARES = ("reward", "share")
 #: the places of the dots and of the accuracy among the panels, and the panels side by side
 SCATTER, ACCURACY, COLUMNS = 0, 1, 2
 #: bottom and top of the three rows of panels, shares of the height
-ROWS = ((0.60, 1.0), (0.30, 0.48), (0.0, 0.18))
+ROWS = ((0.6, 1.0), (0.305, 0.445), (0.0, 0.15))
 #: by how much dots of one pass rate are spread so that they can be told apart, at most
 SPREAD = 0.035
 PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:12px;line-height:1.35"
@@ -207,8 +207,9 @@ def _arrange(drawn: go.Figure) -> go.Figure:
         drawn.layout[f"legend{number}"] = {"x": axis.domain[0], "y": high, "yref": "paper", "xanchor": "left",
                                            "yanchor": "bottom", "orientation": "h", "font": {"size": 11},
                                            "itemwidth": 30, "bgcolor": figures.CLEAR}
-    drawn.update_annotations(yshift=24).update_xaxes(title_font_size=12).update_yaxes(title_font_size=12)
-    return drawn.update_layout(margin={"l": 56, "r": 16, "t": 56, "b": 48}, width=WIDTH, title_text=None,
+    drawn.update_annotations(yshift=20).update_xaxes(title={"font_size": 12, "standoff": 2}, tickfont_size=11)
+    drawn.update_yaxes(title_font_size=12, tickfont_size=11, nticks=5)
+    return drawn.update_layout(margin={"l": 56, "r": 16, "t": 44, "b": 40}, width=WIDTH, title_text=None,
                                uirevision="live")
 
 

@@ -78,8 +78,8 @@ def fill(figure: go.Figure, recorded: Recorded, groups: np.ndarray, config: Conf
 def picture(recorded: Recorded, groups: np.ndarray, config: Config) -> go.Figure:
     """The filled figure for a page without widgets, with its sentence as the title."""
     figure = blank()
-    figure.update_layout(title={"text": fill(figure, recorded, groups, config), "font": {"size": 13}},
-                         margin_t=70, height=HEIGHT + 40)
+    said = fill(figure, recorded, groups, config).replace("; ", ";<br>")  # the whole is wider than the figure
+    figure.update_layout(title={"text": said, "font": {"size": 13}}, margin_t=84, height=HEIGHT + 54)
     return figure
 
 
