@@ -4,7 +4,7 @@ For each seed the settings of the notebook's own cell are trained in a process o
 ended with the step after which r, the correlation of held-out beliefs and pass rates, has been above `--r` for `--for`
 readings in a row. Counted is what the reader waits for: from the start of the process, with loading, evaluations and
 readings. Clock seconds mean something on an idle machine alone, so the load of the machine is told with them; processor
-seconds hardly depend on it. `--json` prints one object.
+seconds depend on it less, but grow with it, too. `--json` prints one object.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def reached(rows: pd.DataFrame, level: float, readings: int) -> dict[str, float]
         return {}
     step = above.idxmax() - readings + 1
     timed = rows.loc[step:].dropna(subset="seconds").iloc[0]  # of a step too quick to be seen, the next one's
-    return {"step": int(step), **timed[["r", "seconds", "processor"]].round(2)}
+    return {"step": int(step), **timed[["r", "seconds", "processor"]].astype(float).round(2).to_dict()}
 
 
 def main() -> None:

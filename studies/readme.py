@@ -271,6 +271,26 @@ def told() -> str:
                       f"`masa-told`\nis `masa` whose belief is read.\n\n{found}")
 
 
+def centred() -> str:
+    """What leaving out the standard deviation of the predictions' rewards does to their overconfidence."""
+    found = recorded("baseline", "normalise")
+    if found is None:
+        return ""
+    runs = {arm: rows.set_index("seed") for arm, rows in found.runs.groupby("arm")}
+    over = {arm: runs[arm].eval("predicted_pass_rate_after - accuracy_after") for arm in ("masa", "masa-centred")}
+    change = over["masa-centred"] - over["masa"].reindex(over["masa-centred"].index)
+    left, by = intervals.over_seeds(over["masa-centred"]), intervals.over_seeds(change)
+    verdict = "surer" if by["low"] > 0 else "less sure" if by["high"] < 0 else "not shown to be more or less sure"
+    within = {arm: shown(runs[arm]["pass_rate_r_within_after"]) for arm in over}
+    return textwrap.fill(
+        f"**Without the division** by a standard deviation (`masa compare data/runs/baseline data/runs/normalise`, "
+        f"{len(change)} seeds) predictions are {'' if left['low'] > 0 else 'not shown to be '}too high on the whole: "
+        f"overconfidence {report.show(left, '+.2f')}, where `masa` has {shown(over['masa'], '+.2f')}. Paired by seed "
+        f"the difference is {report.show(by, '+.2f')}: {verdict}. r within levels is {within['masa-centred']} rather "
+        f"than {within['masa']}. Advantages that are not divided are smaller, too, so the arms also differ in how "
+        "strongly predictions are trained.", 120, break_on_hyphens=False)
+
+
 def entries(kind: str, about: Mapping[str, str]) -> str:
     """A table of the library: name, and one line about it."""
     return "\n".join([f"| {kind} | what |", "|---|---|", *(f"| `{name}` | {text} |" for name, text in about.items())])
@@ -282,7 +302,7 @@ NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": se
 #: by marker, what stands in a block of its own
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},
-    "reading": reading, "beliefs": beliefs, "knowing": told, "memory": memory.table,
+    "reading": reading, "beliefs": beliefs, "knowing": told, "centred": centred, "memory": memory.table,
     "methods": functools.partial(entries, "method", config.METHODS),
     "engines": functools.partial(entries, "engine", config.ENGINES)}
 
