@@ -54,7 +54,7 @@ FAULTS = r"""() => {
     if (drawn(output) && !output.closest(outside) && output.scrollWidth > output.clientWidth + 1 &&
         output.clientWidth && getComputedStyle(output).display != "inline" &&
         (output.classList.contains("jp-OutputArea-output") || getComputedStyle(output).overflowX != "visible"))
-      fault("cut off", output);
+      fault("cut off", output, `${output.scrollWidth} in ${output.clientWidth}: ${output.className}`);
   for (const editor of find(".jp-InputArea .cm-scroller"))
     if (editor.scrollWidth > editor.clientWidth + 1) fault("code cut off", editor, "");
   for (const one of find(".jp-Cell :is(table, img, .js-plotly-plot, button, select, input)"))

@@ -138,8 +138,8 @@ def test_the_figure_of_pushes_has_a_star_for_each_nearest_prediction() -> None:
 def test_models_stand_side_by_side_with_what_they_say_and_what_is_true() -> None:
     drawn = self_view.side_by_side({"sure": [0] * 8 + [1], "unsure": [0.5] + [0] * 7 + [0.5]},
                                    {"sure": 0.0, "unsure": 0.25}, "Two")
-    assert [note.text for note in drawn.layout.annotations[:2]] == ["sure: says 1.00, is 0.00",
-                                                                    "unsure: says 0.50, is 0.25"]
+    assert [note.text for note in drawn.layout.annotations[:2]] == ["sure<br>says 1.00, is 0.00",
+                                                                    "unsure<br>says 0.50, is 0.25"]
     assert [trace.x[0] for trace in drawn.data if trace.name == "true"] == [0, 2]
 
 

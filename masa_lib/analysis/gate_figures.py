@@ -149,7 +149,7 @@ def belief_shares(shares: Mapping[str, pd.DataFrame]) -> go.Figure:
     Args:
         shares: by what the choice is called, `lessons.belief_replay.shares`.
     """
-    figure = grid([""], title="What a choice would have met", x="", y="share of groups with a signal", height=340)
+    figure = grid([""], title="What a choice would have met", x="", y="share with a signal", height=340)
     for (name, table), color in zip(shares.items(), (GREY, ORANGE, SKY, BLUE, GREEN), strict=False):
         part = table.drop(index="all")
         figure.add_bar(x=list(part.index), y=part["signal"], name=name, marker_color=color,

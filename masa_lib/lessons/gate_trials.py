@@ -47,7 +47,7 @@ class BreakEven:
 
     @property
     def worth(self) -> float:
-        """The highest price that pays, tokens: what leaving out saves, less what it costs to buy lost signal again."""
+        """The highest price that pays, tokens: what leaving out saves, less what lost signal costs elsewhere."""
         return self.dropped * (self.left_out - (1 - self.precision) * self.group / self.signal)
 
     @property

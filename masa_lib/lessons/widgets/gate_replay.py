@@ -98,7 +98,7 @@ class GateReplay(Panel):
         self.shares, self.expected = self.own, belief_replay.expected(chosen)
         self.controls = self._controls()
         self.page, self.command = widgets.HTML(layout={"height": "52px"}), widgets.Textarea(
-            description="as options", disabled=True, layout={"width": "100%", "height": "3em"})
+            description="as options", disabled=True, layout={"width": "auto", "height": "3em"})
         self.figure = go.FigureWidget(self.static())
         self.box = self._arrange()
         for control in self.controls.values():

@@ -70,7 +70,7 @@ def knob(key: str) -> widgets.ValueWidget:
     if field.choices:
         return widgets.Dropdown(options=list(field.choices), **more)
     if isinstance(field.default, bool):
-        return widgets.Checkbox(indent=True, **more)
+        return widgets.Checkbox(indent=False, **more)  # beside an indent the longest label is cut off
     if isinstance(field.default, int):
         return widgets.BoundedIntText(min=low, max=10**6, continuous_update=False, **more)
     if field.le is not None and 0 < field.default < 0.005:  # a learning rate: a slider is too coarse

@@ -99,7 +99,7 @@ class RewardLab(Panel):
         self.figure = go.FigureWidget(reward_figures.blank(recorded))
         self.page, self.note = widgets.HTML(layout={"height": "420px", "overflow": "auto"}), widgets.HTML()
         self.copy, self.config_text = CopyButton(), widgets.Textarea(
-            description="config", layout={"width": "100%", "height": "13em"})
+            description="config", layout={"width": "auto", "height": "13em"})
         self.box = self._arrange()
         for control in (*self.controls.values(), self.against):
             control.observe(self._moved, "value")

@@ -247,10 +247,10 @@ class SelfKnowledge:
         self.predictions.disabled = change["new"] in self.readers
 
     def _build(self, levels: list[int]) -> None:
-        wide = {"width": "100%"}
         self.model = widgets.Dropdown(options=list(self.choices), description="model", style=_STYLE)
         self.level = widgets.Dropdown(options=levels, description="level", style=_STYLE)
-        self.problem = widgets.Textarea(description="problem", style=_STYLE, layout=wide | {"height": "4.5em"})
+        self.problem = widgets.Textarea(description="problem", style=_STYLE,
+                                        layout={"width": "auto", "height": "4.5em"})
         self.answer = widgets.Text(description="answer (optional)", style=_STYLE)
         self.solutions = widgets.IntSlider(8, 1, 64, description="G, solutions", style=_STYLE)
         self.predictions = widgets.IntSlider(8, 1, 32, description="M, predictions", style=_STYLE)
