@@ -179,6 +179,15 @@ def trl() -> dict[str, str]:
             for path in (DATA / "benchmarks" / "vs_trl").glob("*.json")}
 
 
+def alignment() -> dict[str, str]:
+    """From which step on the beliefs of notebook 04's training follow the truth, and after how much computing."""
+    record = json.loads((DATA / "benchmarks" / "alignment" / "pocket.json").read_text(encoding="utf8"))
+    seeds = record["seeds"].values()
+    return {"level": str(record["r"]), "seeds": str(len(seeds)), **{
+        key: f"{min(one[key] for one in seeds):.0f} to {max(one[key] for one in seeds):.0f}"
+        for key in ("step", "processor", "load")}}
+
+
 def runs_of() -> dict[str, str]:
     """How many runs of each study are recorded, of those that it asks for."""
     said = {}
@@ -298,7 +307,7 @@ def entries(kind: str, about: Mapping[str, str]) -> str:
 
 #: by group, the numbers that stand within sentences
 NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": seconds, "choices": choices,
-           "engines": engines, "trl": trl, "recorded": runs_of}
+           "engines": engines, "trl": trl, "alignment": alignment, "recorded": runs_of}
 #: by marker, what stands in a block of its own
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},
