@@ -294,8 +294,8 @@ def centred() -> str:
     return textwrap.fill(
         f"**Without the division** by a standard deviation (`masa compare data/runs/baseline data/runs/normalise`, "
         f"{len(change)} seeds) predictions are {'' if left['low'] > 0 else 'not shown to be '}too high on the whole: "
-        f"overconfidence {report.show(left, '+.2f')}, where `masa` has {shown(over['masa'], '+.2f')}. Paired by seed "
-        f"the difference is {report.show(by, '+.2f')}: {verdict}. r within levels is {within['masa-centred']} rather "
+        f"overconfidence {show(left, '+.2f')}, where `masa` has {shown(over['masa'], '+.2f')}. Paired by seed "
+        f"the difference is {show(by, '+.2f')}: {verdict}. r within levels is {within['masa-centred']} rather "
         f"than {within['masa']}. Advantages that are not divided are smaller, too, so the arms also differ in how "
         "strongly predictions are trained.", 120, break_on_hyphens=False)
 

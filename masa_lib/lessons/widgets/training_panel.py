@@ -52,7 +52,7 @@ BUTTONS = {
 FRAMES, MILLISECONDS = 40, 400
 #: between two looks at the folder
 SECONDS = 1.0
-PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap"
+PRE = "margin:0;font-size:12px;line-height:1.35;white-space:pre-wrap;word-break:normal"
 
 
 class TrainingPanel:

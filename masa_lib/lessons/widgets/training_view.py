@@ -53,7 +53,7 @@ SCATTER, ACCURACY, COLUMNS = 0, 1, 2
 ROWS = ((0.6, 1.0), (0.305, 0.445), (0.0, 0.15))
 #: by how much dots of one pass rate are spread so that they can be told apart, at most
 SPREAD = 0.035
-PRE = "white-space:pre-wrap;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:12px;line-height:1.35"
+PRE = "white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere;margin:2px 0 8px 0;font-size:12px;line-height:1.35"
 
 
 def curves(config: Config) -> list[tuple[str, str, list[tuple[str, str, str]]]]:
