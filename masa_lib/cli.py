@@ -23,6 +23,8 @@ EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_PIPE = 1, 2, 130, 141
 #: options that are short names of settings, and those of commands that only measure
 SHORT = {"model": "model.name", "problems": "problems.source", "method": "method", "steps": "steps", "seed": "seed",
          "engine": "sampling.engine"}
+#: names files of one's own, see `extend`
+EXTEND = "MASA_EXTEND"
 MEASURED = ("model", "problems", "seed", "engine")
 SIGNALS = ("SIGINT, SIGTERM or SIGHUP drops rollouts, lets updates finish and writes a checkpoint (exit code 130, 143 "
            "or 129); a second one drops updates, too (75).")
@@ -98,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command = shlex.join(["masa", *arguments])
     try:
         check_system()
+        extend()
         options.run_command(options)
         sys.stdout.flush()
     except BrokenPipeError:  # `masa models | head`: who reads has seen enough, and Python is not to complain at its end
@@ -110,6 +113,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"masa: {error}", file=sys.stderr)
         return EXIT_USAGE if isinstance(error, config.ConfigError) else EXIT_FAILED
     return 0
+
+
+def extend(more: Sequence[Path] = ()) -> None:
+    """Run the files that MASA_EXTEND names, which enter gates and the like (docs/extending.md), and these.
+
+    Processes that this one starts run them, too.
+    """
+    files = [*map(Path, filter(None, os.environ.get(EXTEND, "").split(os.pathsep))), *more]
+    if files:
+        os.environ[EXTEND] = os.pathsep.join(dict.fromkeys(str(file.resolve()) for file in files))
+    for file in map(Path.resolve, files):
+        found = importlib.util.spec_from_file_location(str(file), file)
+        if not file.is_file() or found is None:
+            raise config.ConfigError(f"{file} cannot be run: name a Python file of yours with --with or {EXTEND}.")
+        if found.name not in sys.modules:
+            sys.modules[found.name] = importlib.util.module_from_spec(found)
+            found.loader.exec_module(sys.modules[found.name])
 
 
 def config_from(options: argparse.Namespace, base: config.Config | None = None) -> config.Config:
@@ -335,6 +355,34 @@ def _study(options: argparse.Namespace) -> None:
     if not options.dry_run:
         study.train(chosen)
     print(study.overview(chosen))
+
+
+@command("bench", "gates side by side, on one set of problems: what is recorded, and what it trains",
+         option("what", choices=("gates",), metavar="gates"),
+         option("names", metavar="GATE", nargs="*", about="default: all; grpo, random and oracle are always there"),
+         option("--with", metavar="FILE", dest="more", nargs="+", action="extend", default=[],
+                about="Python files with gates of yours"),
+         option("--seeds", metavar="0-3", default="0-3", about="or how many (default: 0-3)"),
+         option("--jobs", metavar="N", type=int, default=1,
+                about="runs at a time (default: 1, by which seconds can be compared)"),
+         option("--out", metavar="FOLDER", default=Path("runs/gates"), about="default: runs/gates"),
+         option("--dry-run", action="store_true", about="only show what would be trained"),
+         option("--smoke", action="store_true", about="only try a few tiny steps of each, elsewhere"),
+         option("--set", metavar="KEY=VALUE", dest="changes", nargs="+", action="extend", default=[],
+                about="settings of the gates that no study has an arm of, such as gate.places=0.6"),
+         epilog=SIGNALS, interrupted=lambda options: "The same command goes on.")
+def _bench(options: argparse.Namespace) -> None:
+    extend(options.more)
+    from masa_lib.analysis import bench, study
+
+    whole = bench.plan(options.names, options.seeds, max(1, options.jobs), options.out, _set(options.changes))
+    if options.smoke:
+        print(bench.smoke(whole, {}))
+    elif options.dry_run:
+        left = bench.lacking(whole)
+        print(study.overview(left) if left.arms else "Nothing: all is recorded.")
+    else:
+        print(bench.judge(whole))
 
 
 @command("pack", "pack the finished runs of a study into a few files, which are then only read",

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from masa_lib import DATA, ROOT, config
-from masa_lib.analysis import compare, intervals, report, sentences
+from masa_lib.analysis import bench, compare, intervals, report, sentences
 from masa_lib.analysis import study as plans
 from masa_lib.analysis.sentences import show
 from masa_lib.lessons import gate_trials
 from masa_lib.models import memory
 from masa_lib.runs.folder import runs_in
 
-TEXTS = ("README.md", "docs/results.md", "docs/reference.md")
+TEXTS = ("README.md", "docs/results.md", "docs/reference.md", "docs/gates.md")
 EQUAL = [f"{label} at equal accuracy, ratio" for label in ("tokens", "prompts read", "update", "seconds",
                                                            "all computed", "update thrice")]
 COSTS = ["tokens, all streams", "prompts read, tokens", "tokens through the update", "seconds", *EQUAL,
@@ -45,7 +45,7 @@ class Column(NamedTuple):
 
 
 #: studies of one set of problems
-BELIEFS = ("efficiency", "beliefs")
+BELIEFS = bench.STUDIES
 #: the costs that are said in words
 COUNTED = {"tokens": "tokens written", "read": "prompts read", "tokens_update": "the update",
            "computed": "all computed"}
@@ -273,6 +273,12 @@ def beliefs() -> str:
         tables["beliefs-learned"]])
 
 
+def gates() -> str:
+    """The table of gates, of all that is recorded on their problems."""
+    found = recorded(*bench.STUDIES)
+    return found and bench.markdown(found.summary)
+
+
 def told() -> str:
     """The section of self-knowledge at equal solving."""
     found = table(*TABLES["knowing"])
@@ -312,6 +318,7 @@ NUMBERS = {"baseline": baseline, "smollm2": smollm2, "gate": gate, "seconds": se
 BLOCKS: dict[str, Callable[[], str]] = {
     **{name: functools.partial(table, *TABLES[name]) for name in ("baseline", "efficiency")},
     "reading": reading, "beliefs": beliefs, "knowing": told, "centred": centred, "memory": memory.table,
+    "gates": gates,
     "methods": functools.partial(entries, "method", config.METHODS),
     "engines": functools.partial(entries, "engine", config.ENGINES)}
 

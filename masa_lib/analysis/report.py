@@ -120,10 +120,14 @@ def table_rows(summary: dict[str, Any]) -> list[list[str]]:
 
 
 def table_text(summary: dict[str, Any]) -> str:
-    """The table in aligned plain text, WIDTH arms side by side."""
-    rows = table_rows(summary)
-    blocks = [[[row[0], *row[first:first + WIDTH]] for row in rows] for first in range(1, len(rows[0]), WIDTH)]
-    return "\n\n".join(map(aligned, blocks))
+    """The table in aligned plain text."""
+    return blocks(table_rows(summary))
+
+
+def blocks(rows: Sequence[Sequence[str]]) -> str:
+    """A table of measures by arms in aligned plain text, WIDTH arms side by side."""
+    parts = [[[row[0], *row[first:first + WIDTH]] for row in rows] for first in range(1, len(rows[0]), WIDTH)]
+    return "\n\n".join(map(aligned, parts))
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> str:

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent import futures
 from dataclasses import dataclass
 from pathlib import Path
@@ -100,8 +100,8 @@ class Study:
             raise ConfigError(f"--only names {', '.join(unknown)}; the arms of this study are {', '.join(names)}.")
         if jobs is not None and jobs < 1:
             raise ConfigError(f"--jobs is {jobs}; it takes a whole number of at least 1.")
-        span = _seeds("--seeds", seeds) if seeds else None
-        kept = [dataclasses.replace(arm, seeds=[seed for seed in arm.seeds if span is None or seed in span])
+        wanted = span("--seeds", seeds) if seeds else None
+        kept = [dataclasses.replace(arm, seeds=[seed for seed in arm.seeds if wanted is None or seed in wanted])
                 for arm in self.arms if not only or arm.name in only]
         if not any(arm.seeds for arm in kept):
             raise ConfigError(f"No arm has a seed in --seeds {seeds}.")
@@ -149,7 +149,7 @@ def _arm(where: str, name: str, entry: Any, study: _StudyTable) -> Arm:
         tiers.config(changes)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from None
-    return Arm(name, table.about, _seeds(where, table.seeds or study.seeds), changes)
+    return Arm(name, table.about, span(where, table.seeds or study.seeds), changes)
 
 
 def _checked(where: str, kind: type[T], table: Any) -> T:
@@ -165,13 +165,13 @@ def _checked(where: str, kind: type[T], table: Any) -> T:
     raise ConfigError(f"{where}{said}.")
 
 
-def _seeds(where: str, seeds: int | str) -> range:
+def span(where: str, seeds: int | str) -> range:
     """A count of seeds from 0 on, or a span of seeds such as `100-103`, or a single one as text."""
     found = re.fullmatch(r"([0-9]{1,15})(?:-([0-9]{1,15}))?", f"0-{seeds - 1}" if isinstance(seeds, int) else seeds)
-    span = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
-    if not 0 < len(span) <= MOST_SEEDS:
+    listed = range(int(found[1]), int(found[2] or found[1]) + 1) if found else range(0)
+    if not 0 < len(listed) <= MOST_SEEDS:
         raise ConfigError(f"{where}: seeds are {brief(seeds)}; they take a span such as 0-3, of {MOST_SEEDS} at most.")
-    return span
+    return listed
 
 
 def progress(planned: Planned) -> dict[str, Any]:
@@ -309,10 +309,11 @@ def _compact(planned: Planned) -> None:
         run.pack_beliefs()
 
 
-def smoke(study: Study, changes: Mapping[str, Any]) -> str:
+def smoke(study: Study, changes: Mapping[str, Any], told: Callable[[Study], str] = overview) -> str:
     """Train a few tiny steps of every arm's first seed in a temporary folder, to show that the study file works.
 
-    Dotted settings in `changes` win over the study's and over the tiny ones. Returns the overview; raises as `train`.
+    Dotted settings in `changes` win over the study's and over the tiny ones. Returns what is `told` of it; raises as
+    `train`.
     """
     def tiny(arm: Arm) -> Arm:
         own = {**arm.changes, **changes}
@@ -324,4 +325,4 @@ def smoke(study: Study, changes: Mapping[str, Any]) -> str:
         small = dataclasses.replace(study, out=Path(folder) / f"{study.out.name}-smoke",
                                     arms=tuple(tiny(arm) for arm in study.arms if arm.seeds))
         train(small)
-        return overview(small)
+        return told(small)
