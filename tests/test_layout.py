@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 import runpy
 import shlex
@@ -15,6 +16,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import masa_lib
@@ -62,6 +64,16 @@ def test_the_locked_versions_are_allowed_and_complete() -> None:
             and not entry.specifier.contains(locked[entry.name].removeprefix("=="))] == []
     written = runpy.run_path(str(ROOT / ".ci" / "constraints.py"))["installed"]()
     assert set(written) - set(locked) == set()
+
+
+def test_the_locked_versions_run_on_the_oldest_python_that_is_promised() -> None:
+    """Those of them that are installed here."""
+    from importlib.metadata import distributions
+
+    locked = (ROOT / "constraints.txt").read_text(encoding="utf8").splitlines()
+    oldest = PROJECT["requires-python"].removeprefix(">=") + ".0"
+    assert [found.name for found in distributions() if f"{canonicalize_name(found.name)}=={found.version}" in locked
+            and not SpecifierSet(found.metadata["Requires-Python"] or "").contains(oldest)] == []
 
 
 def test_what_a_library_user_gets_is_a_range_and_leaves_a_hosted_kernel_alone() -> None:
@@ -245,3 +257,27 @@ def test_no_module_of_ours_raises_a_deprecation_on_import() -> None:
     done = subprocess.run([sys.executable, *flags, "-c", code, *names], cwd=ROOT, capture_output=True, text=True,
                           check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_a_container_has_the_stage_and_the_user_that_the_editor_asks_for() -> None:
+    opened = json.loads((ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf8"))
+    place = ROOT / ".devcontainer" / opened["build"]["dockerfile"]
+    text = place.read_text(encoding="utf8")
+    assert place.resolve() == ROOT / "Dockerfile"
+    assert (ROOT / ".devcontainer" / opened["build"]["context"]).resolve() == ROOT
+    stages = re.split(r"^FROM ", text, flags=re.MULTILINE)[1:]
+    [system] = [stage for stage in stages if re.match(rf"\S+ AS {opened['build']['target']}\n", stage)]
+    assert f"useradd --uid 1000 --create-home --home-dir /masa --shell /bin/bash {opened['remoteUser']}" in system
+    assert "RUN make install TORCH_INDEX=" in text
+    assert opened["postCreateCommand"].startswith("make install TORCH_INDEX=")
+
+
+def test_the_makefile_uses_nothing_newer_than_the_make_of_macos() -> None:
+    newer = (r"^\.ONESHELL|^\.SHELLFLAGS|^[\w ]+!=|^private |^undefine |^define \S+ [:?+]?=|\$\(file |\$\(guile |&:|"
+             r":::=|\$\(let |\$\(intcmp |^\.EXTRA_PREREQS|^\.NOTINTERMEDIATE|::=|^load ")
+    assert re.findall(newer, (ROOT / "Makefile").read_text(encoding="utf8"), re.MULTILINE) == []
+
+
+def test_what_uv_holds_is_the_locked_torch() -> None:
+    held = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf8"))["tool"]["uv"]["override-dependencies"]
+    assert set(held) <= set((ROOT / "constraints.txt").read_text(encoding="utf8").splitlines())
