@@ -123,8 +123,9 @@ class _Sequences:
         """Add a token to each; the logits behind it."""
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
         self.positions = self.positions + 1
-        return self.model(input_ids=token_B[:, None], attention_mask=self.mask, past_key_values=self.cache,
-                          use_cache=True, **architecture.positions(self.model, self.positions)).logits[:, -1]
+        return self.model(input_ids=token_B[:, None], attention_mask=self.mask, use_cache=True,
+                          **architecture.remembering(self.model, self.cache),
+                          **architecture.positions(self.model, self.positions)).logits[:, -1]
 
     def keep(self, rows: torch.Tensor) -> bool:
         """Drop all but these rows."""
@@ -329,7 +330,8 @@ class TransformersEngine:
         """Append tokens to the cache; the logits at these columns. The mask covers what the cache holds already."""
         positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1]:]
         keep = {"logits_to_keep": ends} if architecture.takes(self.model, "logits_to_keep") else {}
-        logits = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **keep,
+        logits = self.model(input_ids=ids, attention_mask=mask, use_cache=True, **keep,
+                            **architecture.remembering(self.model, cache),
                             **architecture.positions(self.model, positions)).logits
         return logits if keep else logits[:, ends]
 

@@ -97,8 +97,9 @@ def _hidden_shared(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     columns_T = torch.arange(ids_PT.shape[1], device=model.device)
     mask_PT = (columns_T >= before_P1).long()
     cache = DynamicCache()
+    remembered = architecture.remembering(architecture.body(model), cache)
     hidden_PTD = architecture.body(model)(
-        input_ids=ids_PT, attention_mask=mask_PT, past_key_values=cache, use_cache=True,
+        input_ids=ids_PT, attention_mask=mask_PT, use_cache=True, **remembered,
         **architecture.positions(model, (columns_T - before_P1).clamp(min=0))).last_hidden_state
     first_B1D = hidden_PTD[rows_B, -1:]
     ids_BT, _ = _pad([sample.completion[:-1] for sample in samples], model.device)
@@ -109,7 +110,7 @@ def _hidden_shared(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
     mask_BT = torch.cat([mask_PT[rows_B], torch.ones_like(ids_BT)], dim=1)
     columns_T = ids_PT.shape[1] + torch.arange(ids_BT.shape[1], device=model.device)
     rest_BTD = architecture.body(model)(
-        input_ids=ids_BT, attention_mask=mask_BT, past_key_values=cache, use_cache=True,
+        input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **remembered,
         **architecture.positions(model, columns_T - before_P1[rows_B])).last_hidden_state
     return torch.cat([first_B1D, rest_BTD], dim=1)
 

@@ -157,10 +157,10 @@ class _Cache:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
 
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, **where: Any) -> Any:
+    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *where: Any, **more: Any) -> Any:
         """Append states; see `PagedAttentionCache.update`."""
         dtype = self._cache.dtype
-        return self._cache.update(key_states=key_states.to(dtype), value_states=value_states.to(dtype), **where)
+        return self._cache.update(key_states.to(dtype), value_states.to(dtype), *where, **more)
 
 
 class _Sampler(ContinuousBatchingLogitsProcessor):

@@ -88,7 +88,7 @@ def attention_alone(model: Any) -> bool:
 
     Only then can prompts be padded, and rows of a cache be taken, dropped and shared.
     """
-    if model._is_stateful or "past_key_values" not in inspect.signature(body(model).forward).parameters:
+    if model._is_stateful or not (takes(body(model), "past_key_values") or takes(body(model), "cache")):
         return False
     layers = DynamicCache(config=text_config(model)).layers
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
@@ -102,6 +102,11 @@ def shares_prompts(model: Any) -> bool:
 def takes(model: Any, argument: str) -> bool:
     """Whether the model's forward pass knows an argument by name."""
     return argument in inspect.signature(model.forward).parameters
+
+
+def remembering(model: Any, cache: Any) -> dict[str, Any]:
+    """A cache as the argument that the model takes it by: newer releases of transformers have another name for it."""
+    return {"cache" if takes(model, "cache") else "past_key_values": cache}
 
 
 def positions(model: Any, position_ids: torch.Tensor) -> dict[str, torch.Tensor]:
