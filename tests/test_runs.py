@@ -690,7 +690,8 @@ SMALL_DISK = """
 import sys, torch
 from pathlib import Path
 from masa_lib.config import Config
-from masa_lib.runs.folder import Run, RunError
+from masa_lib.crash_safe_files import RunError
+from masa_lib.runs.folder import Run
 run = Run.create(Path(sys.argv[1]) / "run", Config(), "masa train")
 run.save_checkpoint(1, lambda folder: (folder / "weights.bin").write_bytes(bytes(1000)))
 try:

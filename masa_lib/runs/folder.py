@@ -41,8 +41,6 @@ RECORDS = (CONFIG, METRICS, CHANGES, EVALUATIONS, ROLLOUTS, BELIEFS, READINGS, "
 STATES = ("running", "paused", "finished", "stopped", "failed")
 T = TypeVar("T")
 
-__all__ = ["CheckpointError", "Run", "RunError", "runs_in"]
-
 
 class CheckpointError(RunError):
     """A checkpoint is not one that this training can go on from; the message says what is wrong with it."""

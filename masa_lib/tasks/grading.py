@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 
-from masa_lib.tasks.grading_worker import GradingError, Worker
+from masa_lib.tasks.grading_worker import Worker
 from masa_lib.tasks.number_forms import (
     Number,
     opened,
@@ -25,9 +25,6 @@ from masa_lib.tasks.number_forms import (
     same_values,
     unwrapped,
 )
-
-__all__ = ["MAX_ANSWER_LENGTH", "GradingError", "extract_answer", "grade", "grade_many", "limits_met",
-           "unmatchable", "unmatchable_sentence"]
 
 MAX_ANSWER_LENGTH = 1_000  # characters; a longer box holds no answer
 MAX_BOXES = 50  # boxes tried from the last one backwards

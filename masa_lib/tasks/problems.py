@@ -24,8 +24,6 @@ from masa_lib.tasks.gym import GYM, gym_stream
 from masa_lib.tasks.problem_rows import Problem, ProblemError, read_file, read_hub
 from masa_lib.tasks.streams import Stream
 
-__all__ = ["Problem", "ProblemError", "ProblemPool", "held_out", "keep", "load_problems", "make_room", "sources"]
-
 Split = Literal["train", "evaluation"]
 FILES = (".jsonl", ".csv", ".parquet")
 #: draws of one problem before its generator counts as exhausted: for a set without duplicates, for a fresh stream
