@@ -24,8 +24,8 @@ from masa_lib.models import loading, tiers
 os.environ.setdefault("TRL_EXPERIMENTAL_SILENCE", "1")
 #: of the pocket model's settings, what makes this a training of three short steps
 SMALL = {"method": "masa", "steps": 3, "model.threads": 1, "sampling.problems": 4, "sampling.solutions": 8,
-         "sampling.predictions": 8, "update.warmup_steps": 0, "evaluation.every": 0, "evaluation.problems": 8,
-         "evaluation.final_problems": 8, "evaluation.final_samples": 2}
+         "sampling.predictions": 8, "update.warmup_steps": 0, "update.meta_entropy": 0.0, "evaluation.every": 0,
+         "evaluation.problems": 8, "evaluation.final_problems": 8, "evaluation.final_samples": 2}
 
 
 def asynchronous(config: Config, out: Path) -> Any:

@@ -155,11 +155,13 @@ def test_a_worker_that_gives_no_sign_of_life_is_told(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("key", "value"), [("update.updates_per_step", 2), ("model.lora_rank", 4),
-                                            ("update.dual_clip", 10.0), ("update.sampler_weight", "on")])
+                                            ("update.dual_clip", 10.0), ("update.sampler_weight", "on"),
+                                            ("update.meta_entropy", 0.1)])
 def test_what_trl_has_no_place_for_is_refused_in_a_sentence(key: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=key.replace(".", r"\.")):
         worker.check(small({key: value}))
     worker.check(small())
+    worker.check(small({"method": "masa-read", "update.meta_entropy": 0.1}))
 
 
 def test_a_belief_is_learned_at_temperature_one_only() -> None:

@@ -55,6 +55,8 @@ def check(config: Config) -> None:
         ConfigError: names the setting.
     """
     for key, value in ONLY.items():
+        if key == "update.meta_entropy" and not configs.samples_predictions(config):
+            continue  # there are no tokens on which it would act
         if configs.get(config, key) != value:
             raise ConfigError(f"{key} is {configs.get(config, key)}; TRL's GRPOTrainer takes {value} only. Set it.")
     sampling = config.sampling

@@ -39,7 +39,7 @@ from masa_lib.method import beliefs, gating, prompts, rollouts
 from masa_lib.method.gating import Candidate
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stopped
-from masa_lib.training.learner import samples_of
+from masa_lib.training.learner import learning_rate, samples_of
 from masa_lib.training.recorder import status
 from masa_lib.training.trainer import Trainer
 
@@ -69,6 +69,8 @@ def check(config: Config) -> None:
         ConfigError: names the setting.
     """
     for key, value in ONLY.items():
+        if key == "update.meta_entropy" and not configs.samples_predictions(config):
+            continue  # there are no tokens on which it would act
         if configs.get(config, key) != value:
             raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
                               "train with `masa train`.")
@@ -277,7 +279,7 @@ class MasaRolloutWorker:
         terms = pd.DataFrame([(row.stream, -row.advantage * row.weight * len(row.completion)) for row in rows],
                              columns=["stream", "loss"]).groupby("stream")["loss"].sum()  # the ratio is 1
         return {"loss": terms.sum(), "loss_solution": terms.get("solution", 0.0), "loss_meta": terms.get("meta", 0.0),
-                "loss_belief": loss, "learning_rate": config.update.learning_rate, "updates": 1,
+                "loss_belief": loss, "learning_rate": learning_rate(config, step), "updates": 1,
                 "tokens_update": sum(row.length for row in [*rows, *read]),
                 "tokens_belief": sum(row.length for row in read[::len(beliefs.ANSWERS)]),
                 "token_budget": config.update.token_budget, **dict.fromkeys(UNMEASURED, math.nan)}
