@@ -15,6 +15,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState
 
 from masa_lib import config as configs
@@ -36,7 +37,7 @@ def asynchronous(config: Config, out: Path) -> Any:
     from masa_lib.scaleout import without_gpu, worker
 
     start = out / "start"  # this trainer loads its model from a folder
-    with PartialState().main_process_first():
+    with PartialState(cpu=not torch.cuda.is_available()).main_process_first():
         if not start.exists():
             for part in loading.load(config.model):
                 part.save_pretrained(start)

@@ -11,7 +11,6 @@ import psutil
 import pytest
 
 from masa_lib.lessons import environment, exercises
-from masa_lib.models import tiers
 
 
 def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
@@ -21,7 +20,7 @@ def test_every_line_is_a_sentence_without_a_path_or_a_name() -> None:
 
 
 def test_missing_data_is_named_with_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(tiers, "DATA", tmp_path)
+    monkeypatch.setattr(environment, "DATA", tmp_path)
     said = "\n".join(environment.environment_check())
     assert "The pocket model is missing (data/pocket): `masa pocket build --out data/pocket` makes it." in said
     assert "The recorded study is missing (data/runs/baseline)" in said
@@ -49,11 +48,12 @@ def test_a_package_of_another_version_is_named(monkeypatch: pytest.MonkeyPatch) 
     assert "`make install` gives the right ones." in environment.environment_check()[0]
 
 
-def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def missing(name: str) -> list[str]:
         raise metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(metadata, "requires", missing)
+    monkeypatch.setattr(environment, "ROOT", tmp_path)  # no repository either
     assert environment.wrong_packages() == ["masa-lib is not installed"]
 
 

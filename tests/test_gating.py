@@ -116,7 +116,7 @@ def test_the_rule_posterior_drops_only_what_has_hardly_a_chance_and_leaves_the_o
 
 @pytest.mark.parametrize("rule", ["signal", "v1", "v2", "posterior"])
 def test_a_problem_without_a_prediction_is_admitted_under_the_full_cap(rule: str) -> None:
-    settings = config(gate__rule=rule, gate__threshold=1.0, gate__std=9.0)
+    settings = config(gate__rule=rule, gate__threshold=1.0)
     assert admits((), settings) and cap((), settings) == 100
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import datetime
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -116,7 +116,7 @@ class Trainer:
         if self.step >= self._config.steps or self.stop.signal:
             raise StopIteration
         with self.stop.whole():
-            done = self.train_step()
+            done = self.train_step(self.stop.attempt)
             if done:
                 self.recorder.step(*done, self._config)
         if done is None:
@@ -131,10 +131,13 @@ class Trainer:
                 self._config = self.run.config_at(max(self.step, 1))
             self.evaluate()
 
-    def train_step(self) -> tuple[pd.DataFrame, dict[str, Any]] | None:
+    def train_step(self, attempt: Callable[[Callable[[], Any]], Any] | None = None
+                   ) -> tuple[pd.DataFrame, dict[str, Any]] | None:
         """One turn: predictions, gate, solutions, rewards, one GRPO update over both streams.
 
-        None where a stop dropped the rollouts: nothing has happened then, and the step can be done again.
+        Args:
+            attempt: samples the rollouts, or drops them and returns None (`Stop.attempt`); then nothing has happened,
+                None is returned, and the step can be done again.
         """
         config, clock = self._config, Clock()
         self._oracle_tokens = self._anchor_tokens = 0
@@ -147,8 +150,8 @@ class Trainer:
                                  progress=bar.update)
                 believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config,
                                   sample=sample)
-                found = self.stop.attempt(partial(gather.collect, gate, self.pool, self.cursor, sample, config,
-                                                  self.step + 1, believe))
+                collect = partial(gather.collect, gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
+                found = attempt(collect) if attempt else collect()
             if found is None:
                 return None
             clock.lap("generate")
