@@ -64,5 +64,4 @@ def rollout_bar(config: Config, step: int) -> tqdm:
     """A bar of a step's rollouts, where they take longer than PATIENCE and somebody looks; a gate may end it early."""
     sampling = config.sampling
     each = sampling.solutions + (sampling.predictions if configs.samples_predictions(config) else 0)
-    return tqdm(total=sampling.problems * each, desc=f"step {step}", unit="rollout", leave=False, delay=PATIENCE,
-                disable=None)
+    return tqdm(total=sampling.problems * each, desc=f"step {step}", unit="rollout", leave=False, delay=PATIENCE)
