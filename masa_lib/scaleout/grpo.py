@@ -22,6 +22,7 @@ from typing import Any
 import pandas as pd
 
 from masa_lib import config as configs
+from masa_lib import scaleout
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines import Completion
 from masa_lib.gates import registry
@@ -54,11 +55,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    for key, value in ONLY.items():
-        if key == "update.meta_entropy" and not configs.samples_predictions(config):
-            continue  # there are no tokens on which it would act
-        if configs.get(config, key) != value:
-            raise ConfigError(f"{key} is {configs.get(config, key)}; TRL's GRPOTrainer takes {value} only. Set it.")
+    scaleout.check(config, ONLY, "GRPOTrainer")
     sampling = config.sampling
     if configs.reads(config):
         raise ConfigError("GRPOTrainer learns from what it samples and cannot learn a belief that is read; take "

@@ -31,6 +31,7 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
+from masa_lib import scaleout
 from masa_lib.config import Config, ConfigError
 from masa_lib.engines.logprobs import Sample
 from masa_lib.errors import MasaError
@@ -68,12 +69,7 @@ def check(config: Config) -> None:
     Raises:
         ConfigError: names the setting.
     """
-    for key, value in ONLY.items():
-        if key == "update.meta_entropy" and not configs.samples_predictions(config):
-            continue  # there are no tokens on which it would act
-        if configs.get(config, key) != value:
-            raise ConfigError(f"{key} is {configs.get(config, key)}; a training on TRL takes {value} only. Set it, or "
-                              "train with `masa train`.")
+    scaleout.check(config, ONLY, "AsyncGRPOTrainer")
     if config.update.sampler_weight == "on":
         raise ConfigError("update.sampler_weight is on; TRL weighs tokens by its own ratio. Set it to auto or off.")
     if configs.reads(config) and config.sampling.temperature != 1:
