@@ -6,7 +6,7 @@ meet the same load of the machine; the first step of each warms up and is left o
 stated grid: micro-batches of 1, 1/2, 1/4 ... of a step, each with `generate` and with continuous batching. Memory is
 compared at equal micro-batch tokens: ours gets the tokens of TRL's best micro-batch as its budget. What the machine
 can do at best (matrix products a second, bytes a second) is measured in the same run, and each phase of ours is set
-against the time that it would take at that (`masa_lib.lessons.step_cost`); a profile of ours says how much of it is
+against the time that it would take at that (`masa_lib.models.step_cost`); a profile of ours says how much of it is
 matrix products and attention, which no other code around them makes faster. `--vocabulary` gives the model more words,
 which it says now and then: what a big vocabulary costs. Nothing else should run on the machine meanwhile.
 """
@@ -29,8 +29,7 @@ import psutil
 import torch
 
 from masa_lib.config import Config
-from masa_lib.lessons import step_cost
-from masa_lib.models import loading, tensors, tiers
+from masa_lib.models import loading, step_cost, tensors, tiers
 from masa_lib.runs.provenance import environment
 from masa_lib.training.clock import memory_mb
 from masa_lib.training.trainer import Trainer

@@ -430,15 +430,14 @@ _gigabytes.__name__ = "size"  # argparse names it in its sentence
          option("--hours", action="store_true", about="how long it takes on some GPUs and what it writes, estimated"),
          short=tuple(SHORT))
 def _plan(options: argparse.Namespace) -> None:
-    from masa_lib.lessons import model_choice
-    from masa_lib.models import memory
+    from masa_lib.models import memory, time_plan
 
     if options.table:
         print(memory.table())
         return
     settings = config_from(options)
     try:
-        print(model_choice.time_plan(settings) if options.hours else memory.text(settings, options.gpu))
+        print(time_plan.text(settings) if options.hours else memory.text(settings, options.gpu))
     except memory.PlanError:
         if tiers.parameters(settings.model.name):
             print(tiers.explain(settings, bool(options.gpu) or None))

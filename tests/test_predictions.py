@@ -122,19 +122,27 @@ UNITS = ["{", "}", "{}", '{"', "{'", "{'a' ", '{"a":', '{"a":["', "{'a':['{", '{
          "\ud800{", "a,", '{"math_notion":["a","b"],"pass_rate":9,', '["a",' * 3, "1", "\n", '{"a":\'{\'a":"', "' "]
 
 
+def _turns(count: int) -> float:
+    """Processor seconds of so many turns of an empty loop: a yardstick of this machine."""
+    begin = time.process_time()
+    for _ in range(count):
+        pass
+    return time.process_time() - begin
+
+
 @pytest.mark.parametrize("released", [False, True])
 @pytest.mark.parametrize("unit", UNITS, ids=repr)
 @pytest.mark.parametrize("start", ["", '{"math_notion":'])
-def test_a_megabyte_of_hostile_text_takes_less_than_50_ms(start, unit, released):
+def test_a_megabyte_of_hostile_text_takes_less_than_three_turns_of_a_loop_a_character(start, unit, released):
     text = start + (unit * (MEGABYTE // len(unit) + 1))[:MEGABYTE]
-    seconds = []
+    ratios = []
     for _ in range(3):
         begin = time.process_time()
         parse_prediction(text, released=released)
-        seconds.append(time.process_time() - begin)
-        if seconds[-1] < 0.05:
+        ratios.append((time.process_time() - begin) / _turns(MEGABYTE))
+        if ratios[-1] < 3:
             return
-    pytest.fail(f"{min(seconds) * 1000:.0f} ms")
+    pytest.fail(f"{min(ratios):.1f}")
 
 
 def test_the_released_parser_takes_compact_json_that_begins_with_math_notion_and_nothing_else():

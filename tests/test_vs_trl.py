@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from masa_lib.lessons import step_cost
-from masa_lib.models import tiers
+from masa_lib.lessons import scaling
+from masa_lib.models import step_cost, tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMAND = [sys.executable, "benchmarks/vs_trl.py", "--smoke", "--updates", "1", "--repeats", "1", "--grid", "1",
@@ -51,20 +51,20 @@ def test_the_scaling_page_shows_the_recorded_ratios() -> None:
 
 
 def test_the_cost_formulas_are_near_what_was_measured() -> None:
-    found = step_cost.check(ROOT / "data" / "runs" / "baseline")
+    found = scaling.check(ROOT / "data" / "runs" / "baseline")
     assert found["predicted / measured"].between(0.8, 1.25).all() and (found["median error"] < 0.2).all()
 
 
 def test_the_tables_of_the_scaling_page_are_those_of_the_formulas() -> None:
     page = (ROOT / "docs" / "scaling.md").read_text(encoding="utf8")
-    for name, table in step_cost.tables(ROOT / "data" / "runs" / "baseline").items():
+    for name, table in scaling.tables(ROOT / "data" / "runs" / "baseline").items():
         (found,) = re.findall(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
-        assert found == table, f"`python -m masa_lib.lessons.step_cost` prints the table {name} anew"
+        assert found == table, f"`python -m masa_lib.lessons.scaling` prints the table {name} anew"
 
 
 def test_costs_grow_as_they_should() -> None:
     sizes, hardware = tiers.TIERS["qwen3-8b"].architecture, step_cost.Hardware()
-    load = step_cost.METHODS["MASA"]
+    load = scaling.METHODS["MASA"]
 
     def step(**changes: float) -> float:
         return sum(step_cost.phases(sizes, dataclasses.replace(load, **changes), hardware).values())

@@ -113,11 +113,11 @@ def _free_predictions() -> float:
 
 
 def _shorter_answers() -> float:
-    from masa_lib.lessons import model_choice
+    from masa_lib.models import time_plan
 
     plain = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo"}, True)
     short = tiers.config({"model.name": "qwen3-1.7b", "method": "grpo", "sampling.solution_tokens": 2048}, True)
-    return model_choice.hours(short, "H100")["all"] / model_choice.hours(plain, "H100")["all"]
+    return time_plan.hours(short, "H100")["all"] / time_plan.hours(plain, "H100")["all"]
 
 
 @functools.cache

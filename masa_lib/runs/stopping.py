@@ -59,7 +59,9 @@ class Stop:
         self._repeatable = True  # before `signal` is read: a signal in between is raised
         try:
             found = None if self.signal else work()
-            return None if self.signal else found  # a signal's exception is lost where it meets a destructor
+            if self._again:  # a signal's exception is lost where it meets a destructor
+                raise _at_once()
+            return None if self.signal else found
         except Stopped:
             if self._again:
                 raise
@@ -93,9 +95,13 @@ class Stop:
                 return  # of one closed terminal the kernel and the shell both tell
         self._again, self.signal = bool(self.signal), self.signal or number
         if self._again or self._repeatable:
-            raise Stopped("Stopped at once: what came after the last checkpoint is dropped.", STEP_DROPPED)
+            raise _at_once()
         with contextlib.suppress(OSError):  # print may not be re-entered
             os.write(2, b"\nStopping after this update; a second signal drops it.\n")
+
+
+def _at_once() -> Stopped:
+    return Stopped("Stopped at once: what came after the last checkpoint is dropped.", STEP_DROPPED)
 
 
 def _leave_a_closed_terminal() -> None:
