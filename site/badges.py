@@ -1,8 +1,8 @@
 """Write into each notebook what opens it on a hosted machine: `make badges`. Run again, it changes nothing.
 
 Two badges under the title, for Colab and Kaggle, where pyproject.toml names the repository's address ([project.urls],
-Repository); while it does not there are none. And a first code cell that fetches the library where it is not there.
-The standard library alone is needed.
+Repository); while it does not there are none. And a cell that fetches the library where it is not there: before the first import,
+or under the title where nothing is imported. The standard library alone is needed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 import arc  # beside this file
 
 ROOT = Path(__file__).resolve().parent.parent
-#: of the first code cell; JupyterLite's build puts its own source into it
+#: of the cell before the first import; JupyterLite's build puts its own source into it
 ID = "fetch"
 COLAB = ("[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]"
          "(https://colab.research.google.com/github/{}/blob/main/{})")
@@ -25,6 +25,7 @@ KAGGLE = ("[![Open in Kaggle](https://kaggle.com/static/images/open-in-kaggle.sv
 BADGES = re.compile(r"\n*^\[!\[Open in Colab\].*$", re.MULTILINE)
 #: both hosts open notebooks of GitHub
 GITHUB = re.compile(r"https://github\.com/([\w.-]+/[\w.-]+?)(\.git)?/?")
+IMPORTS = re.compile(r"^(?:import|from) ", re.MULTILINE)
 HEAD = """\
 # Where masa_lib is not there, as on Colab and Kaggle: fetch it, and install what it lacks but never torch.
 from importlib.util import find_spec
@@ -84,7 +85,7 @@ def titled(text: str, line: str) -> str:
 
 
 def cell(where: str, folder: str) -> str:
-    """The source of the first code cell.
+    """The source of the cell before the first import.
 
     Args:
         where: the repository's address; empty: the cell says what to do.
@@ -94,10 +95,12 @@ def cell(where: str, folder: str) -> str:
 
 
 def put(book: dict[str, Any], source: str) -> None:
-    """Make this the source of a notebook's first code cell, below its title, and count the cells from there on."""
+    """Make this the source of the cell before a notebook's first import, and count the cells from there on."""
     cells = [entry for entry in book["cells"] if entry["id"] != ID]
     executed = all(entry["execution_count"] for entry in cells if entry["cell_type"] == "code")
-    cells.insert(1, {"cell_type": "code", "execution_count": None, "id": ID, "metadata": {}, "outputs": [],
+    place = next((place for place, entry in enumerate(cells)
+                  if entry["cell_type"] == "code" and IMPORTS.search("".join(entry["source"]))), 1)
+    cells.insert(place, {"cell_type": "code", "execution_count": None, "id": ID, "metadata": {}, "outputs": [],
                      "source": source.splitlines(keepends=True)})
     for number, entry in enumerate((entry for entry in cells if entry["cell_type"] == "code"), 1):
         for counted in (entry, *(shown for shown in entry["outputs"] if "execution_count" in shown)):
@@ -106,7 +109,7 @@ def put(book: dict[str, Any], source: str) -> None:
 
 
 def write(root: Path = ROOT) -> None:
-    """Write the badges and the first code cell of all notebooks of a repository."""
+    """Write the badges and this cell of all notebooks of a repository."""
     where = address(root)
     for path in sorted((root / "notebooks").rglob("*.ipynb")):
         if ".ipynb_checkpoints" in path.parts:
@@ -121,4 +124,4 @@ def write(root: Path = ROOT) -> None:
 if __name__ == "__main__":
     write()
     print(f"The notebooks open from {address()}." if address() else
-          "No badges: pyproject.toml names no Repository under [project.urls]. Each notebook's first cell says so.")
+          "No badges: pyproject.toml names no Repository under [project.urls]. A cell of each notebook says so.")

@@ -40,7 +40,7 @@ def contents(folder: Path) -> None:
 
 
 def write_book(source: Path, place: Path, root: str) -> None:
-    """A notebook for the browser: its first code cell fetches what it imports; what it had shown is left out."""
+    """A notebook for the browser: a cell before its first import fetches what it imports; outputs are left out."""
     book = nbformat.read(source, 4)
     for cell in book.cells:
         if cell.cell_type == "code":

@@ -1,4 +1,4 @@
-"""Badges and the first cell of a notebook: what opens it on Colab, Kaggle and the like, shown on copies."""
+"""Badges and the cell before a notebook's first import: what opens it on Colab and Kaggle, shown on copies."""
 
 from __future__ import annotations
 
@@ -54,12 +54,14 @@ def test_each_badge_opens_a_notebook_that_is_in_the_tree(copy: Path) -> None:
     badges.write(copy)
     for book in BOOKS:
         name = book.relative_to(ROOT)
-        first, fetch = cells(copy / name)[:2]
+        first, *others = cells(copy / name)
+        code = ["".join(cell["source"]) for cell in others if cell["cell_type"] == "code"]
+        fetch = next(source for source in code if badges.IMPORTS.search(source))
         opened = re.findall(r"\]\((https:[^)]+/blob/main/([^)]+))\)", "".join(first["source"]))
         assert {path for _, path in opened} == {name.as_posix()} and (copy / name).is_file()
         assert [address.split("/blob/")[0] for address, _ in opened] == HOSTS
-        assert f'"{ADDRESS}", "masa"' in "".join(fetch["source"])
-        assert f'settle("{name.parent.as_posix()}")' in "".join(fetch["source"])
+        assert f'"{ADDRESS}", "masa"' in fetch
+        assert f'settle("{name.parent.as_posix()}")' in fetch
 
 
 def test_badges_are_written_once_and_go_with_the_address(copy: Path) -> None:
@@ -102,7 +104,7 @@ def test_the_first_cell_does_nothing_where_the_library_is(
         capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     before = dict(os.environ), list(sys.path)
-    exec(compile(badges.cell(address, "notebooks"), "first cell", "exec"), {})
+    exec(compile(badges.cell(address, "notebooks"), "the cell", "exec"), {})
     assert not list(tmp_path.iterdir()) and (dict(os.environ), list(sys.path)) == before
     assert capsys.readouterr() == ("", "")
 

@@ -102,7 +102,8 @@ def test_what_runs_in_a_browser_has_library_and_records_but_no_weights_and_begin
     for path in books:
         cells = json.loads(path.read_text(encoding="utf8"))["cells"]
         assert not any(cell.get("outputs") for cell in cells)
-        root = re.search(r'abspath\("(.*)"\)', "".join(cells[1]["source"]))[1]
+        fetch = next(cell for cell in cells if cell["id"] == "fetch")
+        root = re.search(r'abspath\("(.*)"\)', "".join(fetch["source"]))[1]
         assert (path.parent / root / "masa_lib" / "config.py").is_file()
     assert list((tmp_path / "contents" / "data" / "runs").rglob("*.parquet"))
     assert list((tmp_path / "contents").rglob("*.safetensors")) == []
