@@ -1,8 +1,8 @@
 """Write into each notebook what opens it on a hosted machine: `make badges`. Run again, it changes nothing.
 
 Two badges under the title, for Colab and Kaggle, where pyproject.toml names the repository's address ([project.urls],
-Repository); while it does not there are none. And a cell that fetches the library where it is not there: before the first import,
-or under the title where nothing is imported. The standard library alone is needed.
+Repository); while it does not there are none. And a cell that fetches the library where it is not there, before the
+first import, or under the title where nothing is imported. The standard library alone is needed.
 """
 
 from __future__ import annotations
