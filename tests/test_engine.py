@@ -165,10 +165,10 @@ def test_samples_follow_the_models_distribution(policy):
     assert (seen - expected).abs().sum() < 1.3 * noise
 
 
-def test_progress_counts_every_request_once(policy):
-    counts: list[int] = []
-    generate(policy, requests(), progress=counts.append)
-    assert sum(counts) == 24
+def test_progress_counts_every_request_and_every_token_once(policy):
+    told: list[tuple[int, int]] = []
+    answers = generate(policy, requests(), progress=lambda *counts: told.append(counts))
+    assert [sum(counts) for counts in zip(*told, strict=True)] == [24, sum(len(answer.tokens) for answer in answers)]
 
 
 @pytest.mark.parametrize("asked, message", [
@@ -180,7 +180,7 @@ def test_what_cannot_be_sampled_is_refused_with_a_sentence(policy, asked, messag
 
 
 def test_an_interrupted_call_leaves_the_engine_usable(policy):
-    def stop(_: int) -> None:
+    def stop(finished: int, tokens: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -243,7 +243,7 @@ def test_vllm_that_keeps_old_keys_and_values_is_an_error(policy):
     if policy.name != "vllm":
         pytest.skip("the other engines keep none")
     with pytest.raises(EngineError, match="did not forget the keys and values"):  # as others are still being sampled
-        generate(policy, requests(), progress=lambda _: policy.engine.sync())
+        generate(policy, requests(), progress=lambda *_: policy.engine.sync())
     policy.engine.sync()
     assert len(generate(policy, requests(4))) == 4
 

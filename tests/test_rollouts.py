@@ -268,7 +268,7 @@ class Listening:
 def test_one_call_of_the_engine_serves_both_streams_and_no_two_rollouts_share_a_seed(parts) -> None:
     problems, engine, tokenizer = parts
     listening, finished = Listening(engine), []
-    collect((problems, listening, tokenizer), temperature=0.7, progress=finished.append)
+    collect((problems, listening, tokenizer), temperature=0.7, progress=lambda count, _: finished.append(count))
     assert len({request.seed for request in listening.heard}) == len(listening.heard) == sum(finished) == 80
     assert {request.temperature for request in listening.heard} == {0.7}
     assert {request.max_tokens for request in listening.heard} == {30, 64}

@@ -18,6 +18,9 @@ import numpy as np
 from masa_lib.errors import MasaError, is_out_of_memory
 from masa_lib.models import tiers
 
+#: is told of newly finished requests and of newly sampled tokens, two numbers
+Watch = Callable[[int, int], Any]
+
 
 class EngineError(MasaError, RuntimeError):
     """Requests an engine cannot serve; the message says what to change."""
@@ -67,12 +70,12 @@ class Engine(Protocol):
     #: prompt tokens computed by the last call (a prompt shared by several requests counts once where it is shared)
     prefill_tokens: int
 
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
         """Sample every request; completions in the order of the requests.
 
         Args:
             requests: not empty.
-            progress: called with the number of newly finished requests.
+            progress: is told meanwhile; of some engines tokens only with their request.
 
         Raises:
             EngineError: an empty list, an empty prompt, a prompt that does not fit the context, or no memory left.

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +26,7 @@ from masa_lib.engines.base import (
     Completion,
     Reading,
     Request,
+    Watch,
     check_reading,
     check_requests,
     context_of,
@@ -196,7 +197,7 @@ class TransformersEngine:
         return to_reading(np.stack([logps[number[prompt]] for prompt in prompts]))
 
     @torch.no_grad()  # inference mode has no autocast cache: weights would be cast again at each token
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
         check_requests(requests, context_of(self, self.model))
         # Neighbours in length and prompt decode together: little padding, prompts shared.
@@ -217,7 +218,7 @@ class TransformersEngine:
         for group in groups:
             yield from (list(group[start:start + self.batch]) for start in range(0, len(group), self.batch))
 
-    def _generate_batch(self, requests: Sequence[Request], progress: Callable[[int], Any] | None) -> list[Completion]:
+    def _generate_batch(self, requests: Sequence[Request], progress: Watch | None) -> list[Completion]:
         device = self.model.device
         caps = torch.tensor([request.max_tokens for request in requests], device=device)
         longest, count = max(request.max_tokens for request in requests), len(requests)
@@ -231,7 +232,7 @@ class TransformersEngine:
 
         logits, sequences = self._begin(requests)
         rows = torch.arange(count, device=device)  # which request each row of the batch still serves
-        running = count
+        running, sampled = count, 0
         live = torch.ones_like(rows, dtype=torch.bool)  # a finished row stays, and what it samples is cut off
         for step in range(longest):
             logps = torch.log_softmax(logits.float() / temperature_B1[rows], dim=-1)
@@ -244,8 +245,9 @@ class TransformersEngine:
             live = live & ~stopped & (caps[rows] > step + 1)
             if (step + 1) % look == 0 or step + 1 == longest:
                 kept = live.nonzero()[:, 0]
-                if progress is not None and len(kept) < running:
-                    progress(running - len(kept))
+                if progress is not None:
+                    before, sampled = sampled, int(lengths_B.sum())
+                    progress(running - len(kept), sampled - before)
                 running = len(kept)
                 if not len(kept):
                     break

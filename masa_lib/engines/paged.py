@@ -11,7 +11,7 @@ The manager tells the probability of sampled tokens only, so a reading is the in
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import psutil
@@ -25,6 +25,7 @@ from masa_lib.engines.base import (
     EngineError,
     Reading,
     Request,
+    Watch,
     check_requests,
     context_of,
     explain_memory,
@@ -59,7 +60,7 @@ class PagedEngine:
     def sync(self) -> None:
         """Nothing to do: the policy itself samples."""
 
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
         check_requests(requests, context_of(self, self.model))
         self.prefill_tokens = sum(len(request.prompt) for request in requests)
@@ -91,7 +92,7 @@ class PagedEngine:
         self.prefill_tokens = reader.prefill_tokens
         return reading
 
-    def _collect(self, manager: Any, count: int, progress: Callable[[int], Any] | None) -> list[list[int]]:
+    def _collect(self, manager: Any, count: int, progress: Watch | None) -> list[list[int]]:
         """Wait for every request's tokens."""
         done: dict[str, list[int]] = {}
         while len(done) < count:
@@ -103,7 +104,7 @@ class PagedEngine:
             if result and result.is_finished():
                 done[result.request_id] = result.generated_tokens
                 if progress is not None:
-                    progress(1)
+                    progress(1, len(result.generated_tokens))
         return [done[str(row)] for row in range(count)]
 
     def _blocks(self, requests: Sequence[Request]) -> int:

@@ -13,7 +13,7 @@ import os
 import random
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,6 +29,7 @@ from masa_lib.engines.base import (
     EngineError,
     Reading,
     Request,
+    Watch,
     check_reading,
     check_requests,
     explain_memory,
@@ -160,7 +161,7 @@ class VllmEngine:
                               f"sampling.gpu_memory ({self._memory}; on the CPU VLLM_CPU_KVCACHE_SPACE, GiB), or lower "
                               "sampling.solution_tokens and sampling.meta_tokens.")
 
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
         """Sample every request; see `Engine.generate`."""
         from vllm import SamplingParams
 
@@ -198,7 +199,7 @@ class VllmEngine:
         return to_reading(np.array([found[prompt] for prompt in prompts]))
 
     def _run(self, prompts: Sequence[tuple[int, ...]], params: Sequence[Any],
-             progress: Callable[[int], Any] | None = None) -> list[Any]:
+             progress: Watch | None = None) -> list[Any]:
         """Outputs of vLLM, in the order of the prompts; an interrupted call leaves nothing behind."""
         engine, done = self.llm.llm_engine, {}
         with explain_memory(), _no_autocast(self.model.device.type):
@@ -209,7 +210,7 @@ class VllmEngine:
                     finished = [output for output in engine.step() if output.finished]
                     done |= {int(output.request_id): output for output in finished}
                     if finished and progress is not None:
-                        progress(len(finished))
+                        progress(len(finished), sum(len(output.outputs[0].token_ids) for output in finished))
             except BaseException:
                 engine.abort_request(running, internal=True)
                 raise

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from tqdm.auto import tqdm
 
 from masa_lib import config as configs
 from masa_lib import (
@@ -31,6 +30,7 @@ from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.recipes.warmup import in_form
 from masa_lib.runs import parquet
+from masa_lib.runs.progress import RolloutBar
 from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
@@ -104,10 +104,10 @@ def solve(held_out: Sequence[Problem], sampler: engines.Engine, tokenizer: Any,
           config: Config) -> tuple[pd.DataFrame, dict[str, float]]:
     """What is true: one row a problem, as in an evaluation, and how the answers were read off."""
     size = config.sampling.solutions
-    with tqdm(total=len(held_out) * size, desc="probe", unit="rollout", leave=False) as bar:
+    with RolloutBar(len(held_out) * size, "probe") as bar:
         rows = rollouts.collect(held_out, sampler, tokenizer, config, solutions=size, predictions=0,
                                 seed=[config.seed, SEED_TAG], temperature=config.evaluation.temperature,
-                                progress=bar.update)
+                                progress=bar)
     answers = read_answers(rows)
     return evaluation.per_problem(rows), answers
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.engines import Completion, Engine, Reading, Request
+from masa_lib.engines import Completion, Engine, Reading, Request, Watch
 from masa_lib.method import beliefs, gating, rollouts
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate, Gate
@@ -45,7 +45,7 @@ class CountingEngine:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.prefill, self.decode, self.read_tokens, self.read_seconds = engine, 0, 0, 0, 0.0
 
-    def generate(self, requests: Sequence[Request], progress: Callable[[int], Any] | None = None) -> list[Completion]:
+    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
         """See `Engine.generate`."""
         completions = self.engine.generate(requests, progress)
         self.prefill += self.engine.prefill_tokens

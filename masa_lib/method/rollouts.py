@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib.config import Config
-from masa_lib.engines import Completion, Engine, Request
+from masa_lib.engines import Completion, Engine, Request, Watch
 from masa_lib.method import beliefs, prompts, rewards
 from masa_lib.method.advantages import stream_advantages
 from masa_lib.method.beliefs import Belief
@@ -68,7 +68,7 @@ def whole_groups(problems: Sequence[Problem], config: Config, *, solutions: int,
 
 def collect(problems: Sequence[Problem], engine: Engine, tokenizer: Any, config: Config, *, solutions: int,
             predictions: int, seed: Sequence[int], temperature: float,
-            progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
+            progress: Watch | None = None) -> pd.DataFrame:
     """Sample and grade G solutions and M predictions (0: none) of each problem; see `sample`."""
     asks = whole_groups(problems, config, solutions=solutions, predictions=predictions)
     return sample(asks, engine, tokenizer, config, seed=seed, temperature=temperature, progress=progress)
@@ -83,7 +83,7 @@ def count_right(problems: Sequence[Problem], samples: int, engine: Engine, token
 
 
 def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, *, seed: Sequence[int],
-           temperature: float, progress: Callable[[int], Any] | None = None) -> pd.DataFrame:
+           temperature: float, progress: Watch | None = None) -> pd.DataFrame:
     """Sample groups in one call of the engine (two where beginnings are shared), grade solutions, parse predictions.
 
     Args:
@@ -94,7 +94,7 @@ def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, 
         seed: numbers that identify the step; with the run's seed among them, they decide every rollout of a group,
             whatever other groups are asked for and in how many calls.
         temperature: of both streams.
-        progress: called with the number of newly finished rollouts.
+        progress: is told of newly finished rollouts and of newly sampled tokens.
 
     Returns:
         One row a rollout in the order of `asks`, without rewards; `cap` is what it was allowed, and `capped` whether
@@ -112,7 +112,7 @@ def sample(asks: Sequence[Ask], engine: Engine, tokenizer: Any, config: Config, 
 
 
 def _branch(rows: Sequence[dict[str, Any]], requests: Sequence[Request], engine: Engine, tokenizer: Any,
-            progress: Callable[[int], Any] | None) -> list[Completion]:
+            progress: Watch | None) -> list[Completion]:
     """Completions where a group's predictions branch off its first one at the pass rate, the first one's own too.
 
     Two calls of the engine. What they share is moved to the rows' prompts.

@@ -33,6 +33,7 @@ from masa_lib.method import prompts, rollouts
 from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tensors
 from masa_lib.recipes import pocket
+from masa_lib.runs.progress import RolloutBar
 from masa_lib.runs.provenance import environment
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -135,8 +136,8 @@ def own_solutions(pool: Sequence[Problem], sampler: engines.Engine, tokenizer: A
     seeds = rollouts.seeds([config.seed, SEED_TAG], len(asked))
     requests = [engines.Request(tuple(prompts.encode(tokenizer, messages)), config.sampling.solution_tokens, seed,
                                recipe.temperature) for messages, seed in zip(asked, seeds, strict=True)]
-    with tqdm(total=len(requests), desc="own solutions", unit="rollout", leave=False) as bar:
-        completions = sampler.generate(requests, bar.update)
+    with RolloutBar(len(requests), "own solutions") as bar:
+        completions = sampler.generate(requests, bar)
     texts = [in_form(tokenizer.decode(done.tokens[:-1])) if done.finish == "stop" else None for done in completions]
     kept = [(problem, text) for problem, text in zip(owners, texts, strict=True) if text]
     if not kept:

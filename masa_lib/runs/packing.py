@@ -22,10 +22,11 @@ from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import packed
 from masa_lib.runs.folder import ENVIRONMENT, LOCK, PLACES, RECORDS, STATUS, PackedRun, Run, runs_in
+from masa_lib.runs.progress import PROGRESS
 
 #: what the folder of a run may hold to be packed and removed; the last ones are of no use to a reader
 PACKED = {*RECORDS, ENVIRONMENT, STATUS, "beliefs.parquet", "model", LOCK, PLACES, "tensorboard", "control.json",
-          "train.log"} - {"checkpoints"}
+          "train.log", PROGRESS} - {"checkpoints"}
 #: zstd's level: packing takes seconds, and reading is as fast as at any
 LEVEL = 19
 

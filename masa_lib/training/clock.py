@@ -8,10 +8,11 @@ import time
 
 import psutil
 import torch
-from tqdm.auto import tqdm
 
 from masa_lib import config as configs
 from masa_lib.config import Config
+from masa_lib.runs.folder import Run
+from masa_lib.runs.progress import RolloutBar
 
 #: seconds of a step's rollouts before a bar shows them
 PATIENCE = 5
@@ -60,8 +61,8 @@ class Clock:
         return {**self._laps, "seconds_total": self._last - self._start, "cores_others": max(others, 0.0)}
 
 
-def rollout_bar(config: Config, step: int) -> tqdm:
+def rollout_bar(config: Config, step: int, run: Run | None) -> RolloutBar:
     """A bar of a step's rollouts, where they take longer than PATIENCE and somebody looks; a gate may end it early."""
     sampling = config.sampling
     each = sampling.solutions + (sampling.predictions if configs.samples_predictions(config) else 0)
-    return tqdm(total=sampling.problems * each, desc=f"step {step}", unit="rollout", leave=False, delay=PATIENCE)
+    return RolloutBar(sampling.problems * each, f"step {step}", PATIENCE, run.path if run else None, step)

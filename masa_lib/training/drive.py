@@ -26,7 +26,8 @@ def train(config: Config, out: str | Path, command: str) -> Run:
         ModelError, ProblemError: model or problems cannot be loaded.
     """
     # Problems and model come first, so that a wrong name leaves no half-made run behind.
-    trainer = Trainer(config)
+    with _loading():
+        trainer = Trainer(config)
     trainer.run = trainer.recorder.run = Run.create(out, config, command)
     prompts.fix_date(trainer.tokenizer, trainer.run.started)  # the day may have changed while the model was loaded
     with trainer.run.lock():
@@ -47,14 +48,21 @@ def resume(path: str | Path) -> Run:
         if finished and status["step"] >= run.config_at(status["step"] + 1).steps:
             return run
         run.check_files()
-        found = run.resume_point(lambda step, folder: read_state(folder, step) and Trainer(
-            run.config_at(step), run, folder))
-        if finished and not found:
-            raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another folder.")
-        trainer = found or Trainer(run.config_at(0), run)
+        with _loading():
+            found = run.resume_point(lambda step, folder: read_state(folder, step) and Trainer(
+                run.config_at(step), run, folder))
+            if finished and not found:
+                raise RunError(f"The finished run {path} has no checkpoints left to go on from; train in another "
+                               "folder.")
+            trainer = found or Trainer(run.config_at(0), run)
         run.begin_again(trainer.step)
         run.rewind(found.step if found else -1)
         return _drive(trainer)
+
+
+def _loading() -> tqdm:
+    """A line for as long as model and problems are loaded, so that a first minute is not silent."""
+    return tqdm(desc="Model and problems are loaded ...", bar_format="{desc}", leave=False)
 
 
 def _drive(trainer: Trainer) -> Run:

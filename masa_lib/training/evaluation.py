@@ -6,11 +6,11 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
 
 from masa_lib import config as configs
 from masa_lib import engines
@@ -23,6 +23,7 @@ from masa_lib.method.rollouts import Ask
 from masa_lib.method.streams import STREAMS, predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
+from masa_lib.runs.progress import RolloutBar
 from masa_lib.tasks import problems
 from masa_lib.tasks.problem_rows import Problem
 
@@ -31,7 +32,7 @@ SEED_TAG = 7919
 
 
 def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, config: Config, *, samples: int,
-             predictions: int, step: int = 0) -> tuple[dict[str, Any], pd.DataFrame]:
+             predictions: int, step: int = 0, folder: Path | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
     """Solve held-out problems several times each, and predict them.
 
     Args:
@@ -43,6 +44,7 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
         predictions: meta rollouts a problem; 0 for none (where `cap.hint` wants hints, `sampling.predictions`). Each
             has a beginning of its own. None are sampled where the method reads: the belief is in the table instead.
         step: of the run; it only decides the seeds.
+        folder: of a run that trains, where its progress is written for who watches.
 
     Returns:
         The summary (a line of `evaluations.jsonl`) and the table with one row a problem.
@@ -53,8 +55,8 @@ def evaluate(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, confi
     predictions = 0 if configs.reads(config) else predictions
     predictions = predictions or (config.sampling.predictions if hinted else 0)
     asks = rollouts.whole_groups(held_out, config, solutions=samples, predictions=predictions)
-    with tqdm(total=len(held_out) * (samples + predictions), desc="evaluate", unit="rollout", leave=False) as bar:
-        sample = partial(rollouts.sample, engine=sampler, tokenizer=tokenizer, config=config, progress=bar.update,
+    with RolloutBar(len(held_out) * (samples + predictions), "evaluate", 0, folder, step, evaluates=True) as bar:
+        sample = partial(rollouts.sample, engine=sampler, tokenizer=tokenizer, config=config, progress=bar,
                          seed=[config.seed, SEED_TAG, step], temperature=config.evaluation.temperature)
         read, thoughts = (rollouts.believe(held_out, engine=sampler, tokenizer=tokenizer, config=config, sample=sample)
                           if configs.reads(config) else ([], []))
@@ -83,12 +85,13 @@ def due(config: Config, step: int) -> bool:
 
 
 def evaluate_step(held_out: Sequence[Problem], sampler: Engine, tokenizer: Any, config: Config,
-                  step: int) -> tuple[dict[str, Any], pd.DataFrame]:
+                  step: int, run: Run | None = None) -> tuple[dict[str, Any], pd.DataFrame]:
     """`evaluate` as the config wants it at a step of a training: the first and the last are the thorough ones."""
     wanted = config.evaluation
     count, samples, predictions = ((wanted.final_problems, wanted.final_samples, wanted.predictions)
                                    if step in (0, config.steps) else (wanted.problems, wanted.samples, 0))
-    return evaluate(held_out[:count], sampler, tokenizer, config, samples=samples, predictions=predictions, step=step)
+    return evaluate(held_out[:count], sampler, tokenizer, config, samples=samples, predictions=predictions, step=step,
+                    folder=run.path if run else None)
 
 
 def read(held_out: Sequence[Problem], reader: Engine, tokenizer: Any, config: Config, step: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pandas as pd
 from masa_lib.analysis import health
 from masa_lib.config import Config
 from masa_lib.method import rollouts
+from masa_lib.runs import progress
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stopped
 from masa_lib.training.trackers import Trackers
@@ -35,7 +36,9 @@ class Recorder:
         self._trackers = Trackers(self.run)
 
     def close(self) -> None:
-        """End the trackers."""
+        """End the trackers, and what was said of the running step."""
+        if self.run:
+            progress.forget(self.run.path)
         if self._trackers:
             self._trackers.close()
 

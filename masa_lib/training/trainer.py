@@ -144,10 +144,10 @@ class Trainer:
         engine = gather.CountingEngine(self.engine)
         gate = self._gate(clock, engine)
         with loading.precision(config.model, self.model.device):
-            with rollout_bar(config, self.step + 1) as bar:
+            with rollout_bar(config, self.step + 1, self.run) as bar:
                 sample = partial(rollouts.sample, engine=engine, tokenizer=self.tokenizer, config=config,
                                  seed=[config.seed, SEED_TAG, self.step], temperature=config.sampling.temperature,
-                                 progress=bar.update)
+                                 progress=bar)
                 believe = partial(rollouts.believe, engine=engine, tokenizer=self.tokenizer, config=config,
                                   sample=sample)
                 collect = partial(gather.collect, gate, self.pool, self.cursor, sample, config, self.step + 1, believe)
@@ -217,7 +217,7 @@ class Trainer:
         """
         with loading.precision(self._config.model, self.model.device):
             found = self.stop.attempt(lambda: evaluation.evaluate_step(
-                self.held_out, self.engine, self.tokenizer, self._config, self.step))
+                self.held_out, self.engine, self.tokenizer, self._config, self.step, self.run))
         if found is None:
             return None
         summary, table = found

@@ -70,7 +70,7 @@ def ask(problem: Problem, engine: Engine, tokenizer: Any, config: Config, *, sol
         Halted: on demand; what was sampled has been told.
         EngineError: the problem does not fit the model's context.
     """
-    def watch(finished: int) -> None:
+    def watch(finished: int = 0, tokens: int = 0) -> None:
         if halted():
             raise Halted
 
@@ -79,7 +79,7 @@ def ask(problem: Problem, engine: Engine, tokenizer: Any, config: Config, *, sol
     asks += [Ask("solution", 0, problem, (limits.solution_tokens,) * min(CHUNK, solutions - first))
              for first in range(0, solutions, CHUNK)]
     for number, wanted in enumerate(asks):
-        watch(0)
+        watch()
         sample = partial(rollouts.sample, engine=engine, tokenizer=tokenizer, config=config,
                          seed=[config.seed, attempt, number], temperature=config.evaluation.temperature, progress=watch)
         reads = wanted.stream == "meta" and configs.reads(config)
