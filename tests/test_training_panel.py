@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import html
 import json
 import time
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ import pytest
 from small import SETTINGS, small
 
 from masa_lib import DATA
+from masa_lib.analysis import doctor
 from masa_lib.analysis.awareness import correlation
 from masa_lib.config import ConfigError
 from masa_lib.crash_safe_files import RunError
@@ -29,6 +31,7 @@ from masa_lib.lessons.widgets.training_panel import TrainingPanel
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
+from masa_lib.runs.progress import PROGRESS, RolloutBar
 
 RECORDED = DATA / "runs" / "baseline" / "masa-s0"
 READ = DATA / "runs" / "beliefs" / "masa-read-s0"
@@ -205,16 +208,17 @@ def enabled(panel: TrainingPanel) -> set[str]:
 def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
     panel = TrainingPanel(tmp_path / "run", {"reward.difficulty_base": 0.05, "cap.multiplier": 5.0, "steps": 9,
                                              "method": "masa-efficient"})
-    assert panel.knobs["reward.difficulty_base"].value == 0.05 and panel.knobs["cap.multiplier"].value == 5.0
-    assert panel.knobs["reward.difficulty_mode"].value == "brier"  # of the tier
-    assert set(panel.knobs) == set(LIVE) and "Memory plan of pocket" in panel.memory.value
-    panel.setup["seed"].value, panel.knobs["gate.lost"].value = 3, 1.0
+    controls = panel.controls
+    assert controls.knobs["reward.difficulty_base"].value == 0.05 and controls.knobs["cap.multiplier"].value == 5.0
+    assert controls.knobs["reward.difficulty_mode"].value == "brier"  # of the tier
+    assert set(controls.knobs) == set(LIVE) and "Memory plan of pocket" in controls.memory.value
+    controls.setup["seed"].value, controls.knobs["gate.lost"].value = 3, 1.0
     wanted = {"model.name": "pocket", "reward.difficulty_base": 0.05, "cap.multiplier": 5.0, "steps": 9, "seed": 3,
               "method": "masa-efficient", "gate.lost": 1.0}
-    assert {key: value for key, value in panel.chosen().items() if not key.startswith("record.")} == wanted | {
+    assert {key: value for key, value in controls.chosen().items() if not key.startswith("record.")} == wanted | {
         "evaluation.read_every": 1}
-    panel.reset()
-    assert panel.knobs["gate.lost"].value == 0.2 and panel.setup["seed"].value == 3
+    controls.reset()
+    assert controls.knobs["gate.lost"].value == 0.2 and controls.setup["seed"].value == 3
     with pytest.raises(ConfigError, match="no setting"):
         TrainingPanel(tmp_path / "run", {"reward.bass": 0.1})
 
@@ -222,23 +226,24 @@ def test_a_panel_begins_with_the_settings_it_is_given(tmp_path: Path) -> None:
 def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_it_back(tmp_path: Path) -> None:
     file = tmp_path / "runs" / "reward-lab.toml"
     own = {"method": "masa", "steps": 9, "reward.length_slack": 0.1}
-    assert TrainingPanel(tmp_path / "run", own, handed=file).handed_row.layout.display == "none"
+    assert TrainingPanel(tmp_path / "run", own, handed=file).controls.handed_row.layout.display == "none"
     reward_lab.write_settings({"reward.notion_weight": 0.9, "reward.length_slack": 0.4}, file)
     panel = TrainingPanel(tmp_path / "run", own, handed=file)
-    assert panel.handed.value == ("Begins with the settings of runs/reward-lab.toml: reward.notion_weight = 0.9, "
-                                  "reward.length_slack = 0.4.")
-    assert panel.handed_row.layout.display == "flex" and panel.knobs["reward.notion_weight"].value == 0.9
-    chosen = panel.chosen()
+    controls = panel.controls
+    assert controls.handed.value == ("Begins with the settings of runs/reward-lab.toml: reward.notion_weight = 0.9, "
+                                     "reward.length_slack = 0.4.")
+    assert controls.handed_row.layout.display == "flex" and controls.knobs["reward.notion_weight"].value == 0.9
+    chosen = controls.chosen()
     assert (chosen["reward.notion_weight"], chosen["reward.length_slack"], chosen["steps"]) == (0.9, 0.4, 9)
-    panel.setup["method"].value = "masa-read"  # whose predictions are not sampled
-    assert panel.handed.value.endswith("0.4. Nothing under the method masa-read: reward.notion_weight, "
+    controls.setup["method"].value = "masa-read"  # whose predictions are not sampled
+    assert controls.handed.value.endswith("0.4. Nothing under the method masa-read: reward.notion_weight, "
                                        "reward.length_slack.")
-    panel.setup["method"].value = "masa"
-    assert panel.handed.value.endswith("0.4.")
-    panel.setup["seed"].value = 3
-    panel.back_button.click()
-    assert panel.handed_row.layout.display == "none" and panel.setup["seed"].value == 3
-    chosen = panel.chosen()
+    controls.setup["method"].value = "masa"
+    assert controls.handed.value.endswith("0.4.")
+    controls.setup["seed"].value = 3
+    controls.back_button.click()
+    assert controls.handed_row.layout.display == "none" and controls.setup["seed"].value == 3
+    chosen = controls.chosen()
     assert "reward.notion_weight" not in chosen and (chosen["reward.length_slack"], chosen["steps"]) == (0.1, 9)
     file.write_text("[reward]\nnotion_weight = -1\n")
     assert "notion_weight is -1" in TrainingPanel(tmp_path / "run", own, handed=file).message.value
@@ -246,41 +251,44 @@ def test_a_panel_begins_with_what_the_reward_lab_handed_over_says_so_and_gives_i
 
 def offered(panel: TrainingPanel) -> dict[str, set[str]]:
     """The knobs that can be seen, by the tab that holds them."""
-    seen = {key for key, knob in panel.knobs.items() if knob.layout.display != "none"}
-    keys = {knob.model_id: key for key, knob in panel.knobs.items()}
+    seen = {key for key, knob in panel.controls.knobs.items() if knob.layout.display != "none"}
+    keys = {knob.model_id: key for key, knob in panel.controls.knobs.items()}
     return {title: {keys[knob.model_id] for knob in page.children if knob.model_id in keys} & seen
-            for title, page in zip(panel.tabs.titles, panel.tabs.children, strict=True)}
+            for title, page in zip(panel.controls.tabs.titles, panel.controls.tabs.children, strict=True)}
 
 
 def test_a_panel_shows_the_knobs_that_act_under_the_method(tmp_path: Path) -> None:
     panel = TrainingPanel(tmp_path / "run", {"steps": 9})
+    controls = panel.controls
     belief = {"prediction.score", "prediction.weight",
               *(f"belief.{name}" for name in ("places", "candidates", "recheck", "decay", "history"))}
-    assert panel.setup["method"].value == "masa-read"
+    assert controls.setup["method"].value == "masa-read"
     assert offered(panel) == {"Belief": belief, "Reward": {"reward.mode"}, "Update": {"update.learning_rate"},
                               "Gate": {"gate.window"}}
-    assert panel.knobs["prediction.weight"].description == "belief weight"
-    panel.setup["method"].value = "masa-efficient"
+    assert controls.knobs["prediction.weight"].description == "belief weight"
+    controls.setup["method"].value = "masa-efficient"
     assert set().union(*offered(panel).values()) == {key for key in LIVE if key not in belief}
-    panel.setup["method"].value = "masa"
+    controls.setup["method"].value = "masa"
     assert set(offered(panel)) == {"Reward", "Update"} and "reward.notion_weight" in offered(panel)["Reward"]
-    panel.setup["method"].value = "grpo"
+    controls.setup["method"].value = "grpo"
     assert offered(panel) == {"Reward": {"reward.mode"}, "Update": {"update.learning_rate"}}
-    panel.setup["method"].value = "random"
+    controls.setup["method"].value = "random"
     assert offered(panel)["Belief"] == {"belief.places"}
-    assert TrainingPanel(tmp_path / "other", {"method": "masa", "prediction.mode": "read"}).tabs.titles[0] == "Belief"
+    other = TrainingPanel(tmp_path / "other", {"method": "masa", "prediction.mode": "read"}).controls
+    assert other.tabs.titles[0] == "Belief"
 
 
 def test_the_gate_is_opened_and_closed_by_one_control_and_one_change(tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", small({"method": "masa-read"}), "masa train")
     run.set_status("stopped", "Stopped.")
     panel = TrainingPanel(run.path)
-    assert panel.choosing.value and panel.choosing.layout.display is None
-    panel.choosing.value = False
+    controls = panel.controls
+    assert controls.choosing.value and controls.choosing.layout.display is None
+    controls.choosing.value = False
     assert live_control.read(run.path).settings == {"belief.places": 1.0, "belief.candidates": 1.0}
-    assert panel.knobs["belief.candidates"].value == 1.0
-    panel.reset()
-    assert panel.choosing.value and live_control.read(run.path).settings == {"belief.places": 0.6,
+    assert controls.knobs["belief.candidates"].value == 1.0
+    controls.reset()
+    assert controls.choosing.value and live_control.read(run.path).settings == {"belief.places": 0.6,
                                                                             "belief.candidates": 3.0}
 
 
@@ -292,9 +300,10 @@ def test_a_recorded_run_is_looked_at_step_by_step_beside_its_ghost(tmp_path: Pat
     for step in (180, 30):
         panel.shown.value = step
         assert f"step {step} of 180" in panel.status.value and panel.records.metrics["step"].max() == step
-        titles.append(panel.figure.layout.annotations[view.SCATTER].text)
+        titles.append(panel.live.figure.layout.annotations[view.SCATTER].text)
     assert titles[0] != titles[1] and "within levels" in titles[0]
-    assert "recorded grpo" in panel.meter.value and "recorded grpo" in {trace.name for trace in panel.figure.data}
+    assert "recorded grpo" in panel.live.meter.value
+    assert "recorded grpo" in {trace.name for trace in panel.live.figure.data}
     other = TrainingPanel(tmp_path / "none")
     assert other.replay.layout.display == "none" and other.fixed.selected_index == 0
     Run.create(tmp_path / "none", small(), "masa train").set_status("stopped", "Stopped.")
@@ -307,19 +316,21 @@ def test_a_run_that_is_there_keeps_its_own_settings_whatever_was_handed_over(tmp
     file = tmp_path / "lab.toml"
     reward_lab.write_settings({"reward.notion_weight": 0.9}, file)
     panel = TrainingPanel(run.path, handed=file)
-    assert panel.knobs["reward.notion_weight"].value == 0.5 and panel.handed_row.layout.display == "none"
+    controls = panel.controls
+    assert controls.knobs["reward.notion_weight"].value == 0.5 and controls.handed_row.layout.display == "none"
 
 
 def test_another_model_brings_its_tiers_defaults_and_another_plan(tmp_path: Path) -> None:
     panel = TrainingPanel(tmp_path / "run", {"steps": 9})
-    panel.setup["model.name"].value = "qwen3-1.7b"
-    assert panel.setup["sampling.engine"].value == "vllm" and panel.setup["problems.source"].value == "deepscaler"
-    assert panel.setup["steps"].value == 9 and panel.knobs["update.learning_rate"].value == 1e-6
+    controls = panel.controls
+    controls.setup["model.name"].value = "qwen3-1.7b"
+    assert controls.setup["sampling.engine"].value == "vllm" and controls.setup["problems.source"].value == "deepscaler"
+    assert controls.setup["steps"].value == 9 and controls.knobs["update.learning_rate"].value == 1e-6
     limit = time.monotonic() + 60
-    while "qwen3-1.7b" not in panel.memory.value and time.monotonic() < limit:
+    while "qwen3-1.7b" not in controls.memory.value and time.monotonic() < limit:
         time.sleep(0.05)
-    assert "Memory plan of qwen3-1.7b" in panel.memory.value
-    assert tiers.config(panel.chosen()).problems.source == "deepscaler"
+    assert "Memory plan of qwen3-1.7b" in controls.memory.value
+    assert tiers.config(controls.chosen()).problems.source == "deepscaler"
 
 
 def test_a_training_is_started_steered_found_again_stopped_and_resumed(tmp_path: Path) -> None:
@@ -328,19 +339,19 @@ def test_a_training_is_started_steered_found_again_stopped_and_resumed(tmp_path:
         assert enabled(panel) == {"start"}
         panel.start()
         wait_for(panel, "running")
-        assert enabled(panel) == {"pause", "stop"} and panel.setup["steps"].disabled
+        assert enabled(panel) == {"pause", "stop"} and panel.controls.setup["steps"].disabled
         panel.pause()
         wait_for(panel, "paused")
-        panel.knobs["reward.notion_weight"].value = 1.5
+        panel.controls.knobs["reward.notion_weight"].value = 1.5
         assert "Asked for, from the next step on: reward.notion_weight = 1.5" in panel.message.value
         panel.step()
         wait_for(panel, "paused")
         done = live_control.steps(out)
         assert f"from step {done}: reward.notion_weight = 1.5" in panel.changes.value
         found = TrainingPanel(out)  # as after a restart of the kernel
-        assert found.state == "paused" and found.knobs["reward.notion_weight"].value == 1.5
-        assert found.setup["steps"].value == 6 and found.progress.value == done
-        found.reset()
+        assert found.state == "paused" and found.controls.knobs["reward.notion_weight"].value == 1.5
+        assert found.controls.setup["steps"].value == 6 and found.progress.value == done
+        found.controls.reset()
         assert "reward.notion_weight = 0.25" in found.message.value
         found.stop()
         wait_for(panel, "stopped")
@@ -351,7 +362,7 @@ def test_a_training_is_started_steered_found_again_stopped_and_resumed(tmp_path:
     run = Run.open(out)
     assert [row["changes"] for row in run.changes()] == [{"reward.notion_weight": 1.5}, {"reward.notion_weight": 0.25}]
     assert len(run.metrics()) == panel.progress.value == 6
-    assert {trace.name: trace for trace in panel.figure.data}["its batches"].customdata == pytest.approx(
+    assert {trace.name: trace for trace in panel.live.figure.data}["its batches"].customdata == pytest.approx(
         run.metrics()["accuracy"])
 
 
@@ -362,7 +373,7 @@ def test_what_goes_wrong_is_said_in_the_panel_and_it_can_be_tried_again(tmp_path
         wait_for(panel, "new")
         assert "no-such-file.jsonl" in panel.message.value and enabled(panel) == {"start"}
         for part in ("pass_rate", "length", "notion"):
-            panel.knobs[f"reward.{part}_weight"].value = 0.0
+            panel.controls.knobs[f"reward.{part}_weight"].value = 0.0
         panel.start()
         assert panel.message.value.startswith("All three meta reward weights are 0") and panel.process is None
         panel.stop()
@@ -374,12 +385,43 @@ def test_a_knob_turned_while_nobody_trains_holds_when_the_run_goes_on(tmp_path: 
     run.set_status("stopped", f"Stopped {HOSTILE}.")
     panel = TrainingPanel(run.path)
     assert panel.state == "stopped" and enabled(panel) == {"resume"} and "&lt;img" in panel.status.value
-    panel.knobs["gate.threshold"].value = 0.7
+    panel.controls.knobs["gate.threshold"].value = 0.7
     assert live_control.read(run.path).settings == {"gate.threshold": 0.7} and live_control.read(run.path).request == 1
     (run.path / "status.json").write_text(json.dumps({"state": HOSTILE, "step": 0, "message": ""}))
     panel.refresh()
     assert "takes a state (running, " in panel.message.value and "&lt;img" in panel.message.value
     assert "<img" not in panel.status.value + panel.message.value
+
+
+def test_the_panel_says_how_far_the_running_step_is_and_nothing_that_a_killed_one_left(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", small(), "masa train")
+    panel = TrainingPanel(run.path)
+    assert panel.within.layout.visibility == "hidden"
+    with run.lock(), RolloutBar(8, "step 1", folder=run.path, step=1) as bar:
+        bar(2, 40)
+        bar._write()
+        panel.refresh()
+        assert panel.state == "running" and "Step 1: 2 of at most 8 rollouts" in panel.status.value
+        assert (panel.within.value, panel.within.max, panel.within.layout.visibility) == (2, 8, "visible")
+        progress = json.loads((run.path / PROGRESS).read_text())
+        (run.path / PROGRESS).write_text(json.dumps(progress | {"process": progress["process"] + 1}))
+        panel.refresh()
+        assert "rollouts" not in panel.status.value and panel.within.value == 0
+
+
+def test_a_button_says_why_the_reward_may_be_flat_as_masa_doctor_does(tmp_path: Path) -> None:
+    panel = TrainingPanel(RECORDED)
+    assert panel.why.description == "Why is my reward flat?" and panel.why.tooltip and not panel.findings.value
+    panel.why.value = True
+    found = doctor.examine(Run.open(RECORDED))
+    assert found and all(html.escape(part) in panel.findings.value for one in found
+                         for part in (one.what, one.measured, one.advice))
+    assert f"After step {panel.progress.value}" in panel.findings.value
+    panel.why.value = False
+    assert not panel.findings.value
+    panel.why.value = True
+    panel.out.value = str(tmp_path / "none")  # where no run is
+    assert panel.why.disabled and not panel.why.value and not panel.findings.value
 
 
 def test_a_page_without_widgets_gets_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
