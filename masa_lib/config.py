@@ -312,7 +312,7 @@ class EvaluationConfig:
 class RecordConfig:
     """What a run writes."""
 
-    checkpoint_every: int = option(25, "steps between checkpoints", ge=1)
+    checkpoint_every: int = option(25, "steps between checkpoints; 0: one only where a signal ends the training", ge=0)
     checkpoint_minutes: float = option(20.0, "minutes after which one is written all the same, behind a step", gt=0)
     checkpoints_kept: int = option(2, "newest checkpoints kept", ge=1)
     keep_best: bool = option(True, "also keep a checkpoint of the step with the highest held-out accuracy")

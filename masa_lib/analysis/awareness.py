@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy import signal, special, stats
 
-from masa_lib.method.beliefs import RATES_V, UNIFORM_V, log_binomial, log_score
+from masa_lib.method.beliefs import RATES_V, UNIFORM_V, log_binomials, log_score
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: what the metrics say of a gate; averages over the steps in which it acted
@@ -230,7 +230,7 @@ def best_constant(right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
     It is the most likely distribution of the pass rates (found by expectation maximisation), so a belief has to beat it
     to have told problems apart.
     """
-    likely_PV = np.exp(np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)]))
+    likely_PV = np.exp(log_binomials(right, solutions))
     constant_V = UNIFORM_V
     for _ in range(_ROUNDS):
         joint_PV = likely_PV * constant_V

@@ -115,10 +115,14 @@ def log_binomial(right: int, solutions: int) -> np.ndarray:
     return choose + right * np.log(RATES_V) + (solutions - right) * np.log1p(-RATES_V)
 
 
+def log_binomials(right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
+    """`log_binomial` of each problem, PV."""
+    return np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)])
+
+
 def log_score(beliefs_PV: np.ndarray, right: Sequence[int], solutions: Sequence[int]) -> np.ndarray:
     """The log of the chance that each belief gave to what happened, nats, P."""
-    likelihoods_PV = np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)])
-    return special.logsumexp(likelihoods_PV, axis=1, b=np.asarray(beliefs_PV, dtype=float))
+    return special.logsumexp(log_binomials(right, solutions), axis=1, b=np.asarray(beliefs_PV, dtype=float))
 
 
 def score(logits_PV: torch.Tensor, likelihoods_PV: torch.Tensor, rates_P: torch.Tensor, mode: str) -> torch.Tensor:
@@ -192,6 +196,5 @@ class Trust:
         constant_PV = np.broadcast_to(self.constant_V, (len(right), len(RATES_V)))
         gain_P = log_score(beliefs_PV, right, solutions) - log_score(constant_PV, right, solutions)
         self.total = _KEPT * self.total + float(gain_P.sum())
-        likely_PV = np.stack([log_binomial(int(k), int(n)) for k, n in zip(right, solutions, strict=True)])
-        seen_V = normalised(np.log(self.constant_V) + likely_PV).mean(axis=0)
+        seen_V = normalised(np.log(self.constant_V) + log_binomials(right, solutions)).mean(axis=0)
         self.constant_V = (1 - _RENEWED) * self.constant_V + _RENEWED * seen_V

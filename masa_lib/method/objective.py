@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import torch
 
@@ -139,6 +138,20 @@ def accumulate_gradients(model: Any, samples: Sequence[Sample], config: UpdateCo
     return sums | dict(zip(("loss_solution", "loss_meta", "clipped", "entropy", "gap"), totals.tolist(), strict=True))
 
 
+def belief_scores(logits_PV: torch.Tensor, right: Sequence[int], solutions: Sequence[int], mode: str) -> torch.Tensor:
+    """What each belief earns by what came of its problem's solutions, with its exact gradient, P.
+
+    Args:
+        logits_PV: of the nine answers.
+        right: solutions of each problem that were right.
+        solutions: of each problem.
+        mode: `prediction.score`.
+    """
+    likelihoods_PV = torch.from_numpy(beliefs.log_binomials(right, solutions)).to(logits_PV.dtype)
+    rates_P = torch.tensor(right, dtype=logits_PV.dtype) / torch.tensor(solutions)
+    return beliefs.score(logits_PV, put(likelihoods_PV, logits_PV.device), put(rates_P, logits_PV.device), mode)
+
+
 def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Sequence[int], mode: str,
                      token_budget: int) -> tuple[list[torch.Tensor], float]:
     """The gradient of the beliefs' loss, minus the mean score, for each trainable parameter; exact, nothing is sampled.
@@ -157,10 +170,8 @@ def belief_gradients(model: Any, samples: Sequence[BeliefSample], choices: Seque
     total, loss = [torch.zeros_like(parameter) for parameter in parameters], 0.0
     for batch in micro_batches(samples, token_budget):
         logits_PV = next_logits(model, [sample.prompt for sample in batch], choices)
-        likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(sample.right, sample.solutions)
-                                                for sample in batch]), dtype=torch.float32)
-        rates_P = torch.tensor([sample.right / sample.solutions for sample in batch])
-        scores_P = beliefs.score(logits_PV, put(likelihoods_PV, model.device), put(rates_P, model.device), mode)
+        scores_P = belief_scores(logits_PV, [sample.right for sample in batch], [sample.solutions for sample in batch],
+                                 mode)
         part = -scores_P.sum() / len(samples)
         for kept, found in zip(total, torch.autograd.grad(part, parameters, allow_unused=True), strict=True):
             if found is not None:

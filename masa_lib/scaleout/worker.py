@@ -36,7 +36,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.engines.logprobs import Sample
 from masa_lib.errors import MasaError
 from masa_lib.gates import registry
-from masa_lib.method import beliefs, gating, prompts, rollouts
+from masa_lib.method import beliefs, gating, objective, prompts, rollouts
 from masa_lib.method.gating import Candidate
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stopped
@@ -139,7 +139,8 @@ class MasaRolloutWorker:
         if args.token_budget != 0 or args.weight_sync_steps != 1 or args.max_staleness < ahead:
             raise ConfigError(f"token_budget is {args.token_budget}, weight_sync_steps {args.weight_sync_steps} and "
                               f"max_staleness {args.max_staleness}; steps of MASA need 0, 1 and {ahead} or more.")
-        self.config, self.out, self.ahead = config, out, ahead
+        # No checkpoints: the optimiser is TRL's, and with it what there would be to go on from.
+        self.config, self.out, self.ahead = configs.replace(config, {"record.checkpoint_every": 0}), out, ahead
         self.rollout_buffer, self.metrics_queue = queue.Queue(), queue.Queue()
         self.trainer: Trainer | None = None
         self._weights: dict[str, torch.Tensor] = {}
@@ -228,14 +229,11 @@ class MasaRolloutWorker:
             self._error = error
 
     def _steps(self) -> None:
-        trainer = self.trainer
-        trainer.catch_up()
-        while trainer.step < self.config.steps:
-            table, metrics = trainer.train_step()
-            trainer.recorder.step(table, metrics, self.config)
-            self.metrics_queue.put({f"masa/{name}": float(value) for name, value in metrics.items()
+        for done in self.trainer:
+            self.metrics_queue.put({f"masa/{name}": float(value) for name, value in done.metrics.items()
                                     if isinstance(value, int | float) and math.isfinite(value)})
-            trainer.catch_up()
+        if self.trainer.stop.signal:  # asked for in the run's folder, see `live_control`
+            raise Stopped(f"The run was stopped after step {self.trainer.step}.", 0)
 
     def _take_up(self) -> None:
         self._used = self._version  # first, as the weights may be replaced meanwhile: by newer ones, never by older
@@ -310,9 +308,7 @@ def belief_samples(read: Sequence[beliefs.Belief], right: Sequence[int], solutio
     """
     beliefs_PV = torch.tensor([belief.probabilities for belief in read], dtype=torch.float64)
     logits_PV = beliefs_PV.clamp_min(1e-300).log().requires_grad_()
-    likelihoods_PV = torch.tensor(np.stack([beliefs.log_binomial(*row) for row in zip(right, solutions, strict=True)]))
-    rates_P = torch.tensor(right, dtype=torch.float64) / torch.tensor(solutions)
-    scores_P = beliefs.score(logits_PV, likelihoods_PV, rates_P, config.prediction.score)
+    scores_P = objective.belief_scores(logits_PV, right, solutions, config.prediction.score)
     moves_PV, = torch.autograd.grad(scores_P.sum(), logits_PV)
     said_PV = logits_PV.detach() + torch.tensor([[math.log1p(-belief.outside)] for belief in read])
     weight = config.prediction.weight / len(read)

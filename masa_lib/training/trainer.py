@@ -233,7 +233,8 @@ class Trainer:
         evaluated = self.evaluate() if evaluation.due(config, self.step) else None
         best = evaluated and config.record.keep_best and self.run and self.run.best_step() == self.step
         late = time.monotonic() - self._saved_at > 60 * config.record.checkpoint_minutes
-        if last or best or late or self.step % config.record.checkpoint_every == 0:
+        every = config.record.checkpoint_every
+        if every and (last or best or late or self.step % every == 0):
             self.save_checkpoint()
         return evaluated
 
