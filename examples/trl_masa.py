@@ -2,7 +2,7 @@
 
 On two processes of a CPU, in about a minute:
 
-    accelerate launch --cpu --num_processes 2 --mixed_precision no examples/trl_masa.py --out runs/on-trl
+    torchrun --standalone --nproc_per_node 2 examples/trl_masa.py --out runs/on-trl
 
 `--trainer async` (AsyncGRPOTrainer) takes every method: caps, gates, predictions that are sampled or read.
 `--trainer grpo` (GRPOTrainer) samples by itself; it takes sampled predictions, and the gates that remember.

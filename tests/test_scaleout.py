@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from datasets import Dataset
 from small import small, timeless
 from trl import GRPOTrainer
@@ -284,23 +285,32 @@ def test_what_grpo_trainer_has_no_place_for_is_refused(changes: dict[str, Any], 
 # Two processes.
 
 
-def launch(folder: Path, config: Config, *arguments: str) -> str:
+TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+#: with --cpu it would start one process
+ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
+              "--mixed_precision", "no", "--dynamo_backend", "no")
+
+
+def launch(folder: Path, config: Config, *arguments: str, launcher: tuple[str, ...] = TORCHRUN) -> str:
     """What the example prints on two processes of this CPU."""
     configs.save(config, folder / "config.toml")
     done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-         str(ROOT / "examples" / "trl_masa.py"), "--config", str(folder / "config.toml"), "--out", str(folder),
-         *arguments], env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True,
-        text=True, timeout=900, check=False)
+        [sys.executable, "-m", *launcher, str(ROOT / "examples" / "trl_masa.py"),
+         "--config", str(folder / "config.toml"), "--out", str(folder), *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        timeout=900, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
+    args = torch.load(folder / "model" / "training_args.bin", weights_only=False)
+    assert args.distributed_state.num_processes == 2 and args.distributed_state.backend == "gloo"
     return done.stdout
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["masa", "masa-efficient"])
-def test_two_processes_train_what_one_trains(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "launcher"), [("masa", ACCELERATE), ("masa-efficient", TORCHRUN)],
+                         ids=["accelerate", "torchrun"])
+def test_two_processes_train_what_one_trains(tmp_path: Path, method: str, launcher: tuple[str, ...]) -> None:
     config = settings(method)
-    launch(tmp_path, config)
+    launch(tmp_path, config, launcher=launcher)
     weights = loading.load(config.model, tmp_path / "model")[0].state_dict()
     assert_same_training(Run.open(tmp_path / "masa"), weights, drive.train(config, tmp_path / "own", "masa train"))
 
