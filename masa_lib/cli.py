@@ -402,9 +402,9 @@ def _pack(options: argparse.Namespace) -> None:
 
 @command("replay", "what gates and caps would have saved in a recorded run", RUN, JSON)
 def _replay(options: argparse.Namespace) -> None:
-    from masa_lib.lessons import replay
+    from masa_lib.lessons import replay_report
 
-    print(replay.replay(options.run, options.json))
+    print(replay_report.replay(options.run, options.json))
 
 
 @command("models", "list the model tiers and their defaults")

@@ -223,6 +223,7 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     page.keyboard.press("Tab")
     press(page, "start")
     state(page, "running")
+    playwright.expect(page.get_by_text(re.compile("of at most [0-9]+ rollouts"))).to_be_visible()
     weight = turn(page, "belief weight", 3)
     assert weight == pytest.approx(1.03)  # 1 and three steps of 0.01
     listed = page.locator("li", has_text=f"prediction.weight = {weight}")
@@ -238,6 +239,12 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     state(page, "paused")
     r = training_records.knowledge(training_records.read(out))["r"].iloc[-1]
     playwright.expect(page.locator(".annotation-text", has_text=f"r = {r:.2f}")).to_be_visible()
+    button(page, "Why is my reward flat\\?").focus()
+    findings = page.get_by_role("status").get_by_text(f"After step {done + 1}")
+    page.keyboard.press("Enter")
+    playwright.expect(findings).to_be_visible()
+    page.keyboard.press("Enter")
+    playwright.expect(findings).to_have_count(0)
     page.get_by_label("gate: choose problems").focus()
     page.keyboard.press("Space")
     opened = page.locator("li", has_text="belief.candidates = 1.0")

@@ -27,7 +27,7 @@ from masa_lib.analysis import compare, report, study
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError
-from masa_lib.lessons import replay
+from masa_lib.lessons import replay, replay_report
 from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control, packed, packing, parquet
@@ -121,7 +121,7 @@ def test_compare_replay_and_panel_say_the_same_of_both_forms(folders: Path, whol
     assert report.compare([whole], as_json=True) == report.compare([folders], as_json=True)
     one, other = ([compare.compare_runs(path / name).summary for name in ARMS] for path in (folders, whole))
     assert one == other
-    assert replay.replay(whole / "masa-s0") == replay.replay(folders / "masa-s0")
+    assert replay_report.replay(whole / "masa-s0") == replay_report.replay(folders / "masa-s0")
     read = [training_records.read(path / "masa-s1") for path in (whole, folders)]
     assert read[0].readings == read[1].readings and [row["step"] for row in read[0].readings] == [2, 4]
     assert len({view.figure(records).to_json() for records in read}) == 1

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
-from masa_lib.lessons import replay
+from masa_lib.lessons import replay, replay_report
 from masa_lib.lessons.replay import Groups
 from masa_lib.method import gating
 from masa_lib.runs.folder import Run
@@ -177,11 +177,11 @@ def test_predictions_that_know_need_few_and_are_recommended(groups: Groups) -> N
 
 def test_blind_predictions_are_not_recommended_and_it_is_said(tmp_path: Path) -> None:
     blind = recorded(tmp_path / "masa-s0", aware=0.0)
-    assert "nothing reaches precision 0.9 at recall 0.5" in " ".join(replay.replay(blind.path).split())
+    assert "nothing reaches precision 0.9 at recall 0.5" in " ".join(replay_report.replay(blind.path).split())
 
 
 def test_the_text_has_the_verdicts_and_a_row_for_each_m(knows: Run) -> None:
-    text = replay.replay(knows.path)
+    text = replay_report.replay(knows.path)
     flat = " ".join(text.split())
     assert "masa-s0: 144 groups of 6 recorded steps, G = 8, M = 8." in flat
     assert "last third: the least that reaches precision 0.9 at recall 0.5 is M = " in flat
@@ -191,7 +191,7 @@ def test_the_text_has_the_verdicts_and_a_row_for_each_m(knows: Run) -> None:
 
 
 def test_the_json_names_a_setting_for_each_phase(knows: Run) -> None:
-    found = json.loads(replay.replay(knows.path, as_json=True))
+    found = json.loads(replay_report.replay(knows.path, as_json=True))
     assert list(found["gates"]) == list(replay.PHASES)
     assert found["gates"]["all"]["good"] is True
     assert {cap["aggregate"] for cap in found["caps"]} <= set(replay.AGGREGATES)
@@ -225,12 +225,12 @@ def test_a_run_in_which_every_group_has_a_signal_is_refused(tmp_path: Path) -> N
         correct = table["correct"].where(table["member"] > 1, table["member"] == 0)
         run.write_rollouts(step, table.assign(correct=correct))
     with pytest.raises(replay.ReplayError, match="every group has a signal"):
-        replay.replay(run.path)
+        replay_report.replay(run.path)
 
 
 def test_the_recorded_baseline_can_be_replayed() -> None:
     groups = replay.read_groups(RECORDED)
     assert groups.rates_PM.shape == (144, 8)
-    text = " ".join(replay.replay(RECORDED).split())
+    text = " ".join(replay_report.replay(RECORDED).split())
     assert "nothing reaches precision 0.9" in text
     assert "drops groups of 8 with precision 0.8" in text
