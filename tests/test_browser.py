@@ -223,7 +223,7 @@ def test_a_training_is_steered_from_the_page_and_found_again_after_a_reload(lab:
     page.keyboard.press("Tab")
     press(page, "start")
     state(page, "running")
-    playwright.expect(page.get_by_text(re.compile("of at most [0-9]+ rollouts"))).to_be_visible()
+    playwright.expect(page.get_by_text(re.compile("[0-9]+ of (at most )?[0-9,]+ rollouts"))).to_be_visible()
     weight = turn(page, "belief weight", 3)
     assert weight == pytest.approx(1.03)  # 1 and three steps of 0.01
     listed = page.locator("li", has_text=f"prediction.weight = {weight}")

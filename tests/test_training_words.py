@@ -55,7 +55,7 @@ def test_the_first_minutes_are_not_silent() -> None:
         "<b>running</b>: held-out problems are solved before the first step, 2 min.")
     evaluated = dataclasses.replace(NOW, step=0, evaluates=True)
     assert words.status_html("running", nothing, evaluated, 130) == (
-        "<b>running</b>: Held-out problems are solved: 16 of at most 64 rollouts, 200 tokens/s, 12 s left.")
+        "<b>running</b>: Held-out problems are solved: 16 of 64 rollouts, 200 tokens/s, 12 s left.")
     first = dataclasses.replace(nothing, evaluations=pd.DataFrame({"step": [0]}))
     assert f"the first of {config.steps} steps, 20 s." in words.status_html("running", first, waited=20)
     assert "Step 1: 16 of at most 64" in words.status_html("running", first, dataclasses.replace(NOW, step=1))

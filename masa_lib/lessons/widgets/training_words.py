@@ -66,7 +66,7 @@ def within(records: Records, now: Progress | None) -> str:
         return ""
     if now.over:
         return f"{what} is graded and learned from."
-    said = f"{what}: {now.done} of at most {now.total} rollouts"
+    said = f"{what}: {now.done:,} of {'' if now.evaluates else 'at most '}{now.total:,} rollouts"  # a gate may stop
     if now.seconds >= SETTLED:
         said += f", {now.tokens / now.seconds:,.0f} tokens/s"
     return said + (f", {duration(now.left)} left." if math.isfinite(now.left) else ".")
