@@ -27,8 +27,8 @@ from masa_lib import ROOT
 from masa_lib.lessons.widgets import training_records
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import READINGS
 from masa_lib.runs.provenance import environment
+from masa_lib.runs.records import READINGS
 
 NOTEBOOK = ROOT / "notebooks" / "04_train_masa.ipynb"
 

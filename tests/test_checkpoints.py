@@ -15,7 +15,8 @@ from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError, seal
 from masa_lib.models import loading, tensors, tiers
-from masa_lib.runs.folder import CheckpointError, Run
+from masa_lib.runs.checkpoints import CheckpointError
+from masa_lib.runs.folder import Run
 from masa_lib.training.checkpoint import read_moments, read_state
 from masa_lib.training.drive import resume, train
 from masa_lib.training.trainer import Trainer

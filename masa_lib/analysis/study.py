@@ -177,7 +177,7 @@ def span(where: str, seeds: int | str) -> range:
 def progress(planned: Planned) -> dict[str, Any]:
     """How far a run is: state, steps done of those planned, seconds of its steps and evaluations.
 
-    The states are those of `folder.STATES`, `new` where it has not begun, `killed` where nobody is at a running or
+    The states are those of `records.STATES`, `new` where it has not begun, `killed` where nobody is at a running or
     paused one. A folder with a run of other settings is a RunError.
     """
     config = planned.config

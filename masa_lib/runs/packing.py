@@ -21,8 +21,9 @@ from masa_lib import crash_safe_files as files
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import packed
-from masa_lib.runs.folder import ENVIRONMENT, LOCK, PLACES, RECORDS, STATUS, PackedRun, Run, runs_in
+from masa_lib.runs.folder import ENVIRONMENT, LOCK, PLACES, RECORDS, PackedRun, Run, runs_in
 from masa_lib.runs.progress import PROGRESS
+from masa_lib.runs.records import STATUS
 
 #: what the folder of a run may hold to be packed and removed; the last ones are of no use to a reader
 PACKED = {*RECORDS, ENVIRONMENT, STATUS, "beliefs.parquet", "model", LOCK, PLACES, "tensorboard", "control.json",

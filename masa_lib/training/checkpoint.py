@@ -16,7 +16,7 @@ import torch
 from masa_lib import crash_safe_files as files
 from masa_lib.errors import brief
 from masa_lib.models import tensors
-from masa_lib.runs.folder import CheckpointError
+from masa_lib.runs.checkpoints import CheckpointError
 
 
 def read_state(folder: Path, step: int | None = None) -> dict[str, Any]:

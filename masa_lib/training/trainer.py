@@ -29,7 +29,8 @@ from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.models import loading, tensors
 from masa_lib.runs import live_control
-from masa_lib.runs.folder import CheckpointError, Run
+from masa_lib.runs.checkpoints import CheckpointError
+from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stop
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.tasks.problems import ProblemPool, held_out, make_room

@@ -29,7 +29,8 @@ from masa_lib.lessons.widgets.keyboard import Keys
 from masa_lib.lessons.widgets.live_figure import LiveFigure
 from masa_lib.lessons.widgets.training_controls import Controls
 from masa_lib.runs import live_control, progress
-from masa_lib.runs.folder import CHANGES, EVALUATIONS, METRICS, READINGS, ROLLOUTS, Run, is_run
+from masa_lib.runs.folder import Run, is_run
+from masa_lib.runs.records import CHANGES, EVALUATIONS, METRICS, READINGS, ROLLOUTS
 
 #: what a run is given so that there is something to see; `settings` go before it
 RECORD = {"evaluation.read_every": 1, "record.rollouts_every": 2, "record.checkpoint_every": 10}

@@ -20,7 +20,8 @@ from masa_lib.config import Config
 from masa_lib.crash_safe_files import Lines, RunError
 from masa_lib.errors import brief
 from masa_lib.runs import parquet
-from masa_lib.runs.folder import EVALUATIONS, METRICS, READINGS, Run, checked_rows, frame
+from masa_lib.runs.folder import Run
+from masa_lib.runs.records import EVALUATIONS, METRICS, READINGS, checked_rows, frame
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: recorded steps whose problems are dots where predictions are sampled
