@@ -14,8 +14,8 @@ from small import small
 
 from masa_lib.config import Config
 from masa_lib.gates import baselines
-from masa_lib.gates.baselines import GATES, Baseline, Outcome
-from masa_lib.method.gating import TARGET, Candidate
+from masa_lib.gates.baselines import GATES, TARGET, Baseline, Outcome
+from masa_lib.method.gating import Candidate
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.tasks.problems import ProblemPool
 

@@ -15,7 +15,7 @@ from small import small
 
 from masa_lib import config as configs
 from masa_lib.engines import Completion, Engine, make_engine
-from masa_lib.gates import baselines, registry
+from masa_lib.gates import baselines, masa, registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.method.gather import CountingEngine, Selection
 from masa_lib.method.streams import predictions_of, solutions_of
@@ -143,7 +143,7 @@ def test_what_the_rule_drops_is_dropped_and_the_batch_is_filled_within_the_budge
     config = small(ACTS)
     for step in (2, 3, 4):
         found, _, table = parts.gather(ACTS, step)
-        verdicts = [gating.admits(candidate.predictions, config) for candidate in found.candidates]
+        verdicts = [masa.admits(candidate.predictions, config) for candidate in found.candidates]
         admitted = set(table.loc[table["admitted"], "group"])
         assert admitted == {number for number, verdict in enumerate(verdicts[:found.judged]) if verdict}
         assert len(admitted) == found.admitted <= 6

@@ -17,9 +17,10 @@ from small import small
 
 from masa_lib.config import Config
 from masa_lib.gates import registry
+from masa_lib.gates.masa import MasaGate, admits, beta_signal_chance, measure, rule_scores
 from masa_lib.method import rewards
 from masa_lib.method.beliefs import signal_chance
-from masa_lib.method.gating import Candidate, MasaGate, admits, beta_signal_chance, cap, measure, rule_scores
+from masa_lib.method.gating import Candidate, cap
 from masa_lib.tasks.problem_rows import Problem
 
 RATES = st.lists(st.integers(0, 8).map(lambda eighths: eighths / 8), min_size=1, max_size=8)

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
+from masa_lib.gates import masa
 from masa_lib.lessons import replay, replay_report
 from masa_lib.lessons.replay import Groups
 from masa_lib.method import gating
@@ -64,7 +65,7 @@ def test_groups_are_those_that_the_run_recorded(knows: Run, groups: Groups) -> N
 def test_a_gate_drops_what_the_training_would(groups: Groups, rule: str, threshold: float) -> None:
     config = configs.replace(configs.Config(), {"gate.rule": rule} | (
         {"gate.threshold": threshold} if rule == "signal" else {}))
-    dropped = np.array([not gating.admits(known(rates), config) for rates in groups.rates_PM])
+    dropped = np.array([not masa.admits(known(rates), config) for rates in groups.rates_PM])
     flat = np.array([right.all() or not right.any() for right in groups.right_PG])
     tokens, meta = groups.lengths_PG.sum(axis=1), groups.meta_PM.sum()
     row = phase(replay.gate_curve(groups, rule, [threshold], recheck=0.25)).iloc[0]
@@ -96,7 +97,7 @@ def test_a_cap_stops_what_the_training_would(groups: Groups, aggregate: str, mul
 
 def test_a_smaller_m_is_the_mean_over_random_subsets(groups: Groups) -> None:
     one = phase(replay.gate_curve(groups, "signal", [0.5], predictions=1, draws=2000)).iloc[0]
-    scores = gating.rule_scores(groups.rates_PM[..., None], "signal", 8)  # each prediction alone
+    scores = masa.rule_scores(groups.rates_PM[..., None], "signal", 8)  # each prediction alone
     assert one["groups_dropped"] == pytest.approx((scores < 0.5).mean(axis=1).sum(), rel=0.01)
     assert one["meta_share"] == pytest.approx(groups.meta_PM.mean() * len(groups.steps_P) / groups.lengths_PG.sum())
 

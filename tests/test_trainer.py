@@ -23,7 +23,8 @@ from masa_lib import config as configs
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.engines import in_process
-from masa_lib.method import gating, objective
+from masa_lib.gates import masa
+from masa_lib.method import objective
 from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tiers
 from masa_lib.runs.folder import Run
@@ -264,7 +265,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
                          "cap.multiplier": 0.3}])
 def test_groups_without_variance_stay_out_and_the_update_is_the_naive_one_with_them(
         changes: dict, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gating, "PRECISION", 0.0)  # the gate acts from the first step on
+    monkeypatch.setattr(masa, "PRECISION", 0.0)  # the gate acts from the first step on
     config = small({"update.gradient_clip": 1e9, **changes})
     trainer = Trainer(config)
     naive, before = copy.deepcopy(trainer.model), weights(trainer)

@@ -1,1 +1,1 @@
-"""What chooses the problems: baselines beside MASA's gate, gates by a belief, and the table of all of them."""
+"""What chooses the problems: MASA's gate, baselines beside it, gates by a belief, and the table of all of them."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import math
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,12 +21,16 @@ import pandas as pd
 from masa_lib.config import Config
 from masa_lib.method import rollouts
 from masa_lib.method.beliefs import signal_chance
-from masa_lib.method.gating import DECAY, RATE, TARGET, Candidate, Hidden, nearest
+from masa_lib.method.gating import Candidate, Hidden
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.tasks.problems import ProblemPool
 
 Solve = Callable[..., list[int]]
 
+#: of MoPPS: the pass rate sought, and the share of a problem's counts that survives a visit
+TARGET, DECAY = 0.5, 0.5
+#: share of a running share that one more group renews
+RATE = 0.1
 #: of GRESO's chances to explore: the first, what an update changes them by, and where they stay (as released)
 EXPLORE, EXPLORE_STEP, EXPLORE_LIMITS = 0.5, 0.01, (0.05, 0.95)
 #: GRESO's share of groups without a signal that both chances are moved towards
@@ -124,7 +128,7 @@ class Mopps(Baseline):
     def admit(self, candidates: Sequence[Candidate], wanted: int) -> list[bool]:
         """The nearest to TARGET."""
         beliefs = {number: self.memory.get(candidate.problem.id, PRIOR) for number, candidate in enumerate(candidates)}
-        chosen = nearest(beliefs, TARGET, wanted, self.rng)
+        chosen = nearest(beliefs, wanted, self.rng)
         return [number in chosen for number in range(len(candidates))]
 
     def learn(self, outcomes: Sequence[Outcome]) -> None:
@@ -224,6 +228,18 @@ class Oracle(Baseline):
 
 GATES: dict[str, type[Baseline]] = {"dapo": Dapo, "mopps": Mopps, "greso": Greso, "level-table": LevelTable,
                                  "oracle": Oracle}
+
+
+def nearest(beliefs: Mapping[int, tuple[float, float]], wanted: int, rng: random.Random) -> list[int]:
+    """Thompson sampling: those whose pass rate, drawn from what is believed of it, is nearest to TARGET.
+
+    Args:
+        beliefs: by candidate, the two parameters of a Beta distribution.
+        wanted: how many at most.
+        rng: of the draws.
+    """
+    distances = {number: abs(rng.betavariate(*belief) - TARGET) for number, belief in beliefs.items()}
+    return sorted(distances, key=distances.__getitem__)[:wanted]
 
 
 def _first(wished: Iterable[bool], wanted: int) -> list[bool]:

@@ -7,7 +7,8 @@ from typing import Any
 
 from masa_lib.config import METHODS, Config
 from masa_lib.gates import baselines, priors
-from masa_lib.method.gating import Gate, Hidden, MasaGate
+from masa_lib.gates.masa import MasaGate
+from masa_lib.method.gating import Gate, Hidden
 from masa_lib.tasks.problems import ProblemPool
 
 #: by method, what makes its gate from the config, the training problems and `solve`, see `make_gate`

@@ -17,9 +17,10 @@ from masa_lib.analysis.compare import Comparison, pass_at_k
 from masa_lib.analysis.costs import COSTS
 from masa_lib.analysis.intervals import ratio_of_logs
 from masa_lib.config import Config
+from masa_lib.gates.masa import rule_scores
 from masa_lib.lessons import replay
 from masa_lib.lessons.replay import PHASES, Groups
-from masa_lib.method import beliefs, gating
+from masa_lib.method import beliefs
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 
 #: the costs that are told apart, and what a figure calls them
@@ -270,7 +271,7 @@ def _scores(table: pd.DataFrame, config: Config) -> np.ndarray:
         said_PV = np.stack(table["belief"].to_list()).astype(float)
         return beliefs.mixed_chance(said_PV / said_PV.sum(axis=1, keepdims=True), config.sampling.solutions)
     rates = pd.DataFrame(table["predictions"].tolist()).to_numpy(dtype=float) / PASS_RATE_STEPS
-    return gating.rule_scores(rates, config.gate.rule, config.sampling.solutions)
+    return rule_scores(rates, config.gate.rule, config.sampling.solutions)
 
 
 def _others_share(table: pd.DataFrame, cells: list[str]) -> np.ndarray:

@@ -17,8 +17,9 @@ import pandas as pd
 
 from masa_lib.config import Config
 from masa_lib.errors import MasaError
+from masa_lib.gates.masa import rule_scores
 from masa_lib.method.beliefs import signal_chance
-from masa_lib.method.gating import aggregate_lengths, caps, rule_scores
+from masa_lib.method.gating import aggregate_lengths, caps
 from masa_lib.runs import parquet
 from masa_lib.runs.folder import Run
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
