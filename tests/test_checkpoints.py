@@ -13,7 +13,8 @@ from small import LIVES, MODEL, assert_same_run, small
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.crash_safe_files import RunError, seal
+from masa_lib.crash_safe_files import RunError
+from masa_lib.crash_safe_folders import seal
 from masa_lib.models import loading, tensors, tiers
 from masa_lib.runs.checkpoints import CheckpointError
 from masa_lib.runs.folder import Run

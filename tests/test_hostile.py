@@ -23,6 +23,7 @@ from synthetic import rollout_table, write_run
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.analysis import compare, doctor, report, study
 from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
@@ -290,22 +291,22 @@ def test_a_folder_is_replaced_whole_or_not_at_all_and_other_files_in_it_stay(tmp
     def write(text: str, fails: bool = False) -> Callable[[Path], None]:
         def fill(folder: Path) -> None:
             (folder / "weights.bin").write_text(text)
-            (folder / files.MANIFEST).write_text(text)
+            (folder / folders.MANIFEST).write_text(text)
             if fails:
                 raise ZeroDivisionError
 
         return fill
 
     with pytest.raises(ZeroDivisionError):
-        files.replace_folder(out, write("half", fails=True))
+        folders.replace_folder(out, write("half", fails=True))
     assert os.listdir(tmp_path) == []
-    files.replace_folder(out, write("first"))
+    folders.replace_folder(out, write("first"))
     (out / "notes.txt").write_text("mine")
     with pytest.raises(ZeroDivisionError):
-        files.replace_folder(out, write("half", fails=True))
-    assert (out / "weights.bin").read_text() == (out / files.MANIFEST).read_text() == "first"
-    files.replace_folder(out, write("second"))
-    assert (out / "weights.bin").read_text() == (out / files.MANIFEST).read_text() == "second"
+        folders.replace_folder(out, write("half", fails=True))
+    assert (out / "weights.bin").read_text() == (out / folders.MANIFEST).read_text() == "first"
+    folders.replace_folder(out, write("second"))
+    assert (out / "weights.bin").read_text() == (out / folders.MANIFEST).read_text() == "second"
     assert (out / "notes.txt").read_text() == "mine" and os.listdir(tmp_path) == ["out"]
 
 

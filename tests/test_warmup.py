@@ -12,7 +12,7 @@ import torch
 from small import small
 
 from masa_lib import config
-from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.engines import logprobs, make_engine
 from masa_lib.models import loading
 from masa_lib.recipes import warmup
@@ -120,7 +120,7 @@ def test_a_model_that_has_lost_the_form_learns_it_again() -> None:
 
 
 def test_the_folder_loads_and_says_how_it_was_made(made: Path) -> None:
-    manifest = json.loads((made / files.MANIFEST).read_text(encoding="utf8"))
+    manifest = json.loads((made / folders.MANIFEST).read_text(encoding="utf8"))
     assert manifest["recipe"]["problems"] == 6 and manifest["seed"] == 0 and manifest["updates"] == 4
     assert manifest["check"]["solutions"] == 4 * CONFIG.sampling.solutions
     assert 0 < manifest["solutions_kept"] <= manifest["solutions_sampled"] == 12
@@ -139,6 +139,6 @@ def test_the_folder_loads_and_says_how_it_was_made(made: Path) -> None:
 
 def test_a_warm_up_repeats_itself(made: Path, tmp_path: Path) -> None:
     manifest = warmup.build(CONFIG, tmp_path / "again", RECIPE, "masa warmup")
-    first = json.loads((made / files.MANIFEST).read_text(encoding="utf8"))
+    first = json.loads((made / folders.MANIFEST).read_text(encoding="utf8"))
     assert manifest["sha256"]["model.safetensors"] == first["sha256"]["model.safetensors"]
     assert manifest["check"] == first["check"]

@@ -18,9 +18,8 @@ import pandas as pd
 import torch
 
 from masa_lib import config as configs
-from masa_lib import (
-    crash_safe_files as files,
-)
+from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib import engines
 from masa_lib.analysis import awareness, figures
 from masa_lib.config import Config
@@ -89,7 +88,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
 
     with files.writing(out, "probe again"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(out, write)
+        folders.replace_folder(out, write)
     return summary
 
 

@@ -21,6 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.config import PromptConfig
 from masa_lib.method import prompts
 from masa_lib.tasks import arithmetic
@@ -89,7 +90,7 @@ def build(out: Path, recipe: Recipe | None = None, threads: int = 0) -> dict[str
 
     with files.writing(out, "make it again"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(out, write)
+        folders.replace_folder(out, write)
     return manifest
 
 

@@ -22,9 +22,8 @@ import torch
 from tqdm.auto import tqdm
 
 from masa_lib import config as configs
-from masa_lib import (
-    crash_safe_files as files,
-)
+from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib import engines
 from masa_lib.config import Config, UpdateConfig
 from masa_lib.engines import logprobs
@@ -115,11 +114,11 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         tensors.save(model, tokenizer, folder, "bfloat16" if low else "float32")
         configs.save(configs.replace(config, {"model.weights": str(out)}), folder / "settings.toml")
         manifest["sha256"] = pocket.digests(folder)
-        (folder / files.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
+        (folder / folders.MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf8")
 
     with files.writing(out, "warm up again"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(out, write)
+        folders.replace_folder(out, write)
     return manifest
 
 

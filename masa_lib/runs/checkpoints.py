@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.runs.records import EVALUATIONS, LINES, METRICS, Records
 
@@ -59,7 +60,7 @@ class Checkpoints(Records):
         with self._writing(target):
             if target.parent != self.path:
                 target.parent.mkdir(exist_ok=True)  # not the run's folder: it may have been removed meanwhile
-            files.replace_folder(target, write, sealed=True)
+            folders.replace_folder(target, write, sealed=True)
         return target
 
     def latest_checkpoint(self) -> tuple[int, Path] | None:
@@ -82,7 +83,7 @@ class Checkpoints(Records):
         """
         faults = []
         for step in (step for step in self._checkpoint_steps() if step < before):
-            fault = files.fault(self._checkpoint(step))
+            fault = folders.fault(self._checkpoint(step))
             if not fault:
                 try:
                     return use(step, self._checkpoint(step))
@@ -127,13 +128,13 @@ class Checkpoints(Records):
             RunError: there is none.
         """
         if which == "best":
-            whole = [step for step in self._checkpoint_steps() if not files.fault(self._checkpoint(step))]
+            whole = [step for step in self._checkpoint_steps() if not folders.fault(self._checkpoint(step))]
             if (best := self.best_step(whole)) is None:
                 raise RunError(f"No checkpoint of the run {self.path} is of a step that was evaluated; take the last.")
             return best, self._checkpoint(best)
         if found := self.latest_checkpoint():
             return found
-        if (self.model / files.MANIFEST).exists():
+        if (self.model / folders.MANIFEST).exists():
             return self.status["step"], self.model
         raise RunError(f"The run {self.path} has neither a checkpoint nor a trained model" + (
             "; the study was packed without it." if self.is_packed else

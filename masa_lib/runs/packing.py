@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 import tomli_w
 
 from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs import packed
@@ -77,7 +78,7 @@ def _put(study: Path, write: Callable[[Path], None]) -> None:
     """Let `write` fill the new packed form of a study, and put it in the place of the old one."""
     with files.writing(study, "pack again"):
         study.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(study / packed.ARRIVING, write)
+        folders.replace_folder(study / packed.ARRIVING, write)
     _settle(study)
 
 

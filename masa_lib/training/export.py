@@ -19,6 +19,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
+from masa_lib import crash_safe_folders as folders
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import loading, tensors
@@ -195,7 +196,7 @@ def _new_folder(out: str | Path) -> Path:
 def _write(out: Path, write: Callable[[Path], None]) -> None:
     with files.writing(out, "export again"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        files.replace_folder(out, write)
+        folders.replace_folder(out, write)
 
 
 def _toml(settings: Mapping[str, Any]) -> str:
