@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -49,8 +48,6 @@ CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
          "sampling.end_tokens", "evaluation.problems", "evaluation.final_problems")
-#: settings that may name a folder or a file of this computer
-PATHS = ("model.name", "model.weights", "problems.source", "problems.evaluation_source")
 #: settings of earlier versions, which records still name, and the value of each that is built in now
 REMOVED = {"update.beta1": 0.9, "update.beta2": 0.999, "update.released_updates": False, "update.entropy_floor": 0.5,
            "update.sampler_cap": 3.0, "gate.precision": 0.9, "gate.prior": 4.0, "gate.guard": True,
@@ -526,32 +523,6 @@ def flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
 def save(config: Config, path: str | Path) -> None:
     """Write the whole config as TOML."""
     Path(path).write_text(tomli_w.dumps(dataclasses.asdict(config)), encoding="utf8")
-
-
-def shared(config: Config) -> Config:
-    """The config as others may see it: its paths by their last part, its addresses without credentials."""
-    return replace(config, {key: shared_name(get(config, key)) for key in PATHS})
-
-
-def shared_name(text: str) -> str:
-    """A path as its last part, an address without user, password and query; a hub id, and all else, as it is."""
-    if "://" in text:
-        scheme, _, rest = text.partition("://")
-        if scheme.lower() != "file":
-            host, slash, place = re.split(r"[?#]", rest)[0].partition("/")
-            return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
-    path = re.match(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:", text) or text.count("/") > 1 or _exists(text) or (
-        "/" in text and re.search(r"[^!-~]|\.(?:jsonl?|csv|parquet|toml)$", text))  # which no hub id has
-    if not path:
-        return ",".join(map(shared_name, text.split(","))) if "," in text else text
-    return re.sub(r"^.*[/\\](?=[^/\\])", "", text, flags=re.DOTALL)
-
-
-def _exists(text: str) -> bool:
-    try:
-        return "/" in text and Path(text).exists()
-    except (OSError, ValueError):
-        return False
 
 
 def _nearest(key: str, table: Mapping[str, Any]) -> str:

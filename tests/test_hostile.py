@@ -33,7 +33,7 @@ from masa_lib.lessons.widgets import training_records
 from masa_lib.lessons.widgets import training_view as view
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run, last_step
-from masa_lib.runs.provenance import shared_command
+from masa_lib.runs.provenance import shared_command, shared_name
 from masa_lib.runs.stopping import Stop
 from masa_lib.training.export import card
 
@@ -324,7 +324,7 @@ SECRET = "/srv/first last/secret project"
     ("https://first:token@example.org/a/model?key=secret#last", "https://example.org/a/model"),
     (f"file://{SECRET}/data.jsonl", "data.jsonl"), ("pocket", "pocket"), ("", "")])
 def test_of_a_path_the_last_part_is_told_and_of_an_address_no_credentials(text: str, told: str) -> None:
-    assert configs.shared_name(text) == told
+    assert shared_name(text) == told
     for name in ("", "model.name=", "--set=model.name="):
         assert shlex.split(shared_command(shlex.join(["masa", name + text]))) == ["masa", name + told]
 

@@ -32,7 +32,7 @@ from masa_lib.config import Config, ConfigError
 from masa_lib.crash_safe_files import RunError
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import tiers
-from masa_lib.runs import live_control, parquet
+from masa_lib.runs import live_control, parquet, provenance
 from masa_lib.runs.folder import Run, is_run
 from masa_lib.runs.stopping import Stop, Stopped
 
@@ -187,8 +187,8 @@ def progress(planned: Planned) -> dict[str, Any]:
     run = Run.open(planned.path)
     for key in run.settings():  # those alone that the record knows
         said, recorded = configs.get(config, key), configs.get(run.config, key)
-        if key in configs.PATHS:  # a record that has travelled holds their last parts
-            said, recorded = configs.shared_name(said), configs.shared_name(recorded)
+        if key in provenance.PATHS:  # a record that has travelled holds their last parts
+            said, recorded = provenance.shared_name(said), provenance.shared_name(recorded)
         if said != recorded:
             raise RunError(f"The run {run.path} is not the one that the study describes: its {key} is {recorded!r}, "
                            f"the study's {said!r}. Put the study file right, or delete that folder to train it anew.")

@@ -17,7 +17,6 @@ import numpy as np
 import pandas as pd
 import torch
 
-from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib import crash_safe_folders as folders
 from masa_lib import engines
@@ -30,7 +29,7 @@ from masa_lib.models import loading
 from masa_lib.recipes.warmup import in_form
 from masa_lib.runs import parquet
 from masa_lib.runs.progress import RolloutBar
-from masa_lib.runs.provenance import environment
+from masa_lib.runs.provenance import environment, shared
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
@@ -75,7 +74,7 @@ def build(config: Config, count: int, out: Path, command: str) -> dict[str, Any]
         table, answers = solve(held_out, sampler, tokenizer, config)
         for kind, values in asked_values(config).items():
             believe(table, kind, values, held_out, model, tokenizer, config)
-    told = configs.shared(config)
+    told = shared(config)
     summary = {**environment(config, command), "model": Path(told.model.name).name,
                "problems": {"count": len(held_out), "source": told.problems.source, "levels": config.problems.levels},
                "samples": config.sampling.solutions, "temperature": config.evaluation.temperature, **answers,

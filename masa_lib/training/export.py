@@ -26,7 +26,7 @@ from masa_lib.models import loading, tensors
 from masa_lib.models.tiers import resolve
 from masa_lib.runs.folder import ENVIRONMENT, Run, is_run
 from masa_lib.runs.packed import CONFIGS, TABLES, PackedStudy
-from masa_lib.runs.provenance import shared_command
+from masa_lib.runs.provenance import shared, shared_command, shared_name
 
 CARD = """---
 {{ card_data }}
@@ -135,7 +135,7 @@ def export(path: str | Path, out: str | Path, which: str = "last") -> int:
 def card(run: Run, step: int, config: Config, dtype: str) -> str:
     """The model card of a run's step, in Markdown."""
     where, default = resolve(config.model.name), configs.Config()
-    base, known = configs.shared_name(where), configs.shared(run.config)
+    base, known = shared_name(where), shared(run.config)
     differing = [key for key in configs.settings() if configs.get(run.config, key) != configs.get(default, key)]
     changes = [f"# from step {change['step']} on\n{_toml(change['changes'])}\n" for change in run.changes()
                if change["step"] <= step]
@@ -242,9 +242,9 @@ def _facts(run: Run, step: int, config: Config) -> dict[str, Any]:
     tokens = {name: int(steps[f"tokens_{name}"].sum()) for name in names}
     hardware, command = told["hardware"], told["command"]
     return {
-        "Base model": _code(configs.shared_name(resolve(config.model.name))),
+        "Base model": _code(shared_name(resolve(config.model.name))),
         "Method": config.method,
-        "Problems": _code(configs.shared_name(config.problems.source)),
+        "Problems": _code(shared_name(config.problems.source)),
         "Steps": f"{step} of {config.steps}",
         "Seed": f"{config.seed} (of the problems: {config.problems.seed})",
         "Tokens": ", ".join(f"{count:,} {name}" for name, count in tokens.items()),

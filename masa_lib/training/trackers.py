@@ -15,10 +15,10 @@ from collections.abc import Callable, Mapping
 from numbers import Real
 from typing import Any
 
-from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs.folder import Run
+from masa_lib.runs.provenance import shared
 
 #: takes numbers by name and the step that they are of
 Log = Callable[[Mapping[str, float], int], None]
@@ -79,7 +79,7 @@ def _tensorboard(run: Run) -> tuple[Log, Callable[[], None]]:
 def _logged(name: str, run: Run) -> tuple[Log, Callable[[], None]]:
     """A run of trackio or wandb, whose calls are the same."""
     module = _module(name, name)
-    module.init(project="masa", name=run.path.name, config=dataclasses.asdict(configs.shared(run.config)))
+    module.init(project="masa", name=run.path.name, config=dataclasses.asdict(shared(run.config)))
     return lambda numbers, step: module.log(dict(numbers), step=step), module.finish
 
 
