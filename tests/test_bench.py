@@ -14,6 +14,7 @@ import pytest
 from masa_lib import cli, config
 from masa_lib.analysis import bench, study
 from masa_lib.analysis.compare import compare_runs
+from masa_lib.cli import parsing
 from masa_lib.gates import registry
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,7 +76,7 @@ def test_the_table_of_recorded_gates_is_written_without_any_training(
     (["--with", "nowhere.py"], "nowhere.py cannot be run"), (["--set", "gate.place=1"], "Did you mean gate.places")])
 def test_a_wrong_option_is_refused_in_a_sentence(
         arguments: list[str], said: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(cli.EXTEND, "")
+    monkeypatch.setenv(parsing.EXTEND, "")
     if "--set" in arguments:
         monkeypatch.setitem(registry.GATES, "mine", registry.GATES["mopps"])
         monkeypatch.setitem(config.METHODS, "mine", "as mopps")
@@ -99,7 +100,7 @@ def test_a_gate_in_a_file_of_its_own_is_tried_beside_the_others(tmp_path: Path) 
 def test_a_file_that_masa_extend_names_adds_a_method_to_every_command(tmp_path: Path) -> None:
     (tmp_path / "longest.py").write_text(GATE, encoding="utf8")
     tiny = [f"{key}={value}" for key, value in study.SMOKE.items()]
-    known = os.environ | {"PYTHONPATH": str(ROOT), cli.EXTEND: "longest.py"}
+    known = os.environ | {"PYTHONPATH": str(ROOT), parsing.EXTEND: "longest.py"}
     command = [sys.executable, "-m", "masa_lib.cli", "train", "--out", "run", "--method", "longest", "--set", *tiny]
     done = subprocess.run(command, cwd=tmp_path, env=known, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 
 from masa_lib import cli, config
+from masa_lib.cli import parsing
 from masa_lib.models import tiers
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -81,10 +82,10 @@ def test_a_wrong_value_is_refused_before_torch_is_loaded() -> None:
 def test_the_short_options_override_the_file_and_set_overrides_both(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text("method = 'grpo'\nsteps = 7\nseed = 3\n[update]\nlearning_rate = 0.002\n", encoding="utf8")
-    options = cli.build_parser().parse_args(
+    options = parsing.build_parser().parse_args(
         ["train", "--config", str(file), "--steps", "9", "--model", "here", "--problems", "gsm8k", "--set", "seed=5",
          "reward.difficulty_base=0.02", "--set", "update.normalise_std=false"])
-    settings = cli.config_from(options)
+    settings = parsing.config_from(options)
     assert (settings.method, settings.steps, settings.seed) == ("grpo", 9, 5)
     assert (settings.model.name, settings.problems.source) == ("here", "gsm8k")
     assert settings.update.learning_rate == 0.002
@@ -94,7 +95,7 @@ def test_the_short_options_override_the_file_and_set_overrides_both(tmp_path: Pa
 
 def test_defaults_are_those_of_the_models_tier_and_every_option_overrides_them(tmp_path: Path) -> None:
     def settings(*options: str) -> config.Config:
-        return cli.config_from(cli.build_parser().parse_args(["train", *options]))
+        return parsing.config_from(parsing.build_parser().parse_args(["train", *options]))
 
     assert settings() == settings("--model", "pocket") == tiers.config()
     assert settings("--model", "pocket").update.learning_rate == tiers.TIERS["pocket"].settings["update.learning_rate"]

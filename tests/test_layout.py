@@ -20,7 +20,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import masa_lib
-from masa_lib import cli, config
+from masa_lib import config
+from masa_lib.cli import parsing
 from masa_lib.errors import MasaError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -159,11 +160,11 @@ def test_every_masa_command_in_the_texts_is_one_that_the_command_line_takes(monk
         words = shlex.split(line)[1:]
         if len(words) == 1:  # a command's name
             with pytest.raises(SystemExit, match=r"^0$"):
-                cli.build_parser().parse_args([*words, "--help"])
+                parsing.build_parser().parse_args([*words, "--help"])
             continue
-        options = cli.build_parser().parse_args(words)
+        options = parsing.build_parser().parse_args(words)
         if hasattr(options, "set"):
-            cli.config_from(options)
+            parsing.config_from(options)
 
 
 def test_every_setting_that_the_texts_set_is_one() -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from small import MODEL, small
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from masa_lib import cli
+from masa_lib.cli import parsing
 from masa_lib.engines import make_engine
 from masa_lib.method import rollouts
 from masa_lib.method.streams import predictions_of, solutions_of
@@ -332,7 +332,7 @@ def test_the_manifest_names_the_recipe_of_this_code_and_a_command_that_there_is(
     manifest = json.loads(MANIFEST.read_text(encoding="utf8"))
     assert manifest["recipe"] == json.loads(json.dumps(dataclasses.asdict(Recipe())))
     program, *arguments = manifest["command"].split()
-    assert program == "masa" and cli.build_parser().parse_args(arguments).seed == manifest["recipe"]["seed"]
+    assert program == "masa" and parsing.build_parser().parse_args(arguments).seed == manifest["recipe"]["seed"]
     assert manifest["minutes"] < 60 and manifest["torch"] and manifest["transformers"]
 
 

@@ -18,6 +18,7 @@ from small import SETTINGS, timeless
 from masa_lib import cli, config
 from masa_lib import crash_safe_files as files
 from masa_lib.analysis import study
+from masa_lib.cli import parsing
 from masa_lib.crash_safe_files import RunError
 from masa_lib.runs.folder import Run
 from masa_lib.training.drive import train
@@ -257,7 +258,7 @@ def test_every_study_of_the_repository_is_valid_and_a_command_can_say_the_same(p
     assert found.out == Path("data/runs") / path.stem and found.title
     for planned in dataclasses.replace(found, out=Path("elsewhere")).runs():
         command = ["train", "--set", *config.assignments(planned.changes)]
-        assert cli.config_from(cli.build_parser().parse_args(command)) == planned.config
+        assert parsing.config_from(parsing.build_parser().parse_args(command)) == planned.config
 
 
 def test_the_study_of_rivals_has_the_seeds_and_visits_that_it_needs() -> None:
