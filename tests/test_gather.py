@@ -15,9 +15,10 @@ from small import small
 
 from masa_lib import config as configs
 from masa_lib.engines import Completion, Engine, make_engine
+from masa_lib.engines.counting import CountingEngine
 from masa_lib.gates import baselines, masa, registry
 from masa_lib.method import gather, gating, prompts, rollouts
-from masa_lib.method.gather import CountingEngine, Selection
+from masa_lib.method.gather import Selection
 from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool

@@ -12,8 +12,8 @@ from transformers import MistralConfig, MistralForCausalLM
 
 from masa_lib.config import ModelConfig
 from masa_lib.engines import EngineError, Reading, Request, make_engine
+from masa_lib.engines.counting import CountingEngine
 from masa_lib.engines.in_process import TransformersEngine
-from masa_lib.method.gather import CountingEngine
 from masa_lib.models import loading
 
 SUFFIX = (44, 45, 46)

@@ -12,10 +12,10 @@ from small import small
 
 from masa_lib.config import Config, replace
 from masa_lib.engines import Completion, Engine, make_engine
+from masa_lib.engines.counting import CountingEngine
 from masa_lib.lessons import reward_table
 from masa_lib.method import prompts, rollouts
 from masa_lib.method.advantages import contrasted
-from masa_lib.method.gather import CountingEngine
 from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.tasks.problems import ProblemPool

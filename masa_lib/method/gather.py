@@ -10,22 +10,18 @@ from __future__ import annotations
 
 import math
 import random
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pandas as pd
 
 from masa_lib import config as configs
 from masa_lib.config import Config
-from masa_lib.engines import Completion, Engine, Reading, Request, Watch
-from masa_lib.method import beliefs, gating, rollouts
+from masa_lib.method import gating, rollouts
 from masa_lib.method.beliefs import Belief
 from masa_lib.method.gating import Candidate, Gate
 from masa_lib.method.rollouts import Ask
-from masa_lib.method.streams import solutions_of
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.tasks.problems import ProblemPool
@@ -33,32 +29,6 @@ from masa_lib.tasks.problems import ProblemPool
 Sample = Callable[[Sequence[Ask]], pd.DataFrame]
 #: beliefs about problems whose groups are numbered from the second argument, and the rows of what was thought before
 Believe = Callable[[Sequence[Problem], int], tuple[list[Belief], list[pd.DataFrame]]]
-
-
-class CountingEngine:
-    """An engine that adds up its calls.
-
-    `prefill`: tokens of prompts computed to sample. `decode`: tokens sampled. `read_tokens`, `read_seconds`: computed
-    to read, and how long that took.
-    """
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine, self.prefill, self.decode, self.read_tokens, self.read_seconds = engine, 0, 0, 0, 0.0
-
-    def generate(self, requests: Sequence[Request], progress: Watch | None = None) -> list[Completion]:
-        """See `Engine.generate`."""
-        completions = self.engine.generate(requests, progress)
-        self.prefill += self.engine.prefill_tokens
-        self.decode += sum(len(completion.tokens) for completion in completions)
-        return completions
-
-    def read(self, prompts: Sequence[tuple[int, ...]], suffix: tuple[int, ...], choices: Sequence[int]) -> Reading:
-        """See `Engine.read`."""
-        start = time.perf_counter()
-        reading = self.engine.read(prompts, suffix, choices)
-        self.read_seconds += time.perf_counter() - start
-        self.read_tokens += self.engine.prefill_tokens
-        return reading
 
 
 @dataclass(frozen=True)
@@ -222,24 +192,6 @@ def _candidate(problem: Problem, meta: pd.DataFrame) -> Candidate:
     rates = (meta["predicted_pass_rate"].astype(float) / PASS_RATE_STEPS).clip(0, 1)  # released mode takes any number
     return Candidate(problem, tuple(rates), tuple(meta["predicted_length"].dropna().astype(int)),
                      tuple(notion for notion, count in named.items() if 2 * count >= len(meta)))
-
-
-def belief_record(found: Selection) -> dict[str, Any]:
-    """What was believed of a step's candidates and how their groups went, compactly; empty where nothing was read.
-
-    `beliefs`: thousandths. `right`, `solutions`: None, 0 for those that were not rolled out. `weight`: of those that
-    were, one over their chance to be (0: not).
-    """
-    if not found.candidates or found.candidates[0].belief is None:
-        return {}
-    went = rollouts.outcomes(found.table)
-    weights = solutions_of(found.table).groupby("group")["weight"].first()
-    groups = range(len(found.candidates))
-    return {"problems": [candidate.problem.id for candidate in found.candidates],
-            "beliefs": [beliefs.thousandths(candidate.belief.probabilities) for candidate in found.candidates],
-            "right": [int(went["right"][group]) if group in went.index else None for group in groups],
-            "solutions": [int(went["solutions"].get(group, 0)) for group in groups],
-            "weight": [float(weights.get(group, 0.0)) for group in groups]}
 
 
 def learn(gate: Gate | None, found: Selection) -> dict[str, float]:

@@ -103,7 +103,7 @@ class Records:
         return frame(self._rows(METRICS))
 
     def append_beliefs(self, row: Mapping[str, Any]) -> None:
-        """Record what was believed of a step's candidates; see `gather.belief_record`."""
+        """Record what was believed of a step's candidates; see `recorder.belief_record`."""
         self._append(BELIEFS, row)
 
     def append_reading(self, row: Mapping[str, Any]) -> None:

@@ -13,7 +13,8 @@ import pandas as pd
 
 from masa_lib.analysis import health
 from masa_lib.config import Config
-from masa_lib.method import rollouts
+from masa_lib.method import beliefs, gather, rollouts
+from masa_lib.method.streams import solutions_of
 from masa_lib.runs import progress
 from masa_lib.runs.folder import Run
 from masa_lib.runs.stopping import Stopped
@@ -59,6 +60,24 @@ class Recorder:
             self.run.write_evaluation(step, summary, table)
         if self._trackers:
             self._trackers.add("evaluation", summary)
+
+
+def belief_record(found: gather.Selection) -> dict[str, Any]:
+    """What was believed of a step's candidates and how their groups went, compactly; empty where nothing was read.
+
+    `beliefs`: thousandths. `right`, `solutions`: None, 0 for those that were not rolled out. `weight`: of those that
+    were, one over their chance to be (0: not).
+    """
+    if not found.candidates or found.candidates[0].belief is None:
+        return {}
+    went = rollouts.outcomes(found.table)
+    weights = solutions_of(found.table).groupby("group")["weight"].first()
+    groups = range(len(found.candidates))
+    return {"problems": [candidate.problem.id for candidate in found.candidates],
+            "beliefs": [beliefs.thousandths(candidate.belief.probabilities) for candidate in found.candidates],
+            "right": [int(went["right"][group]) if group in went.index else None for group in groups],
+            "solutions": [int(went["solutions"].get(group, 0)) for group in groups],
+            "weight": [float(weights.get(group, 0.0)) for group in groups]}
 
 
 @contextlib.contextmanager

@@ -25,6 +25,7 @@ from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.crash_safe_files import RunError
 from masa_lib.engines import Engine, context_of, load_policy, logprobs, self_check
+from masa_lib.engines.counting import CountingEngine
 from masa_lib.gates import registry
 from masa_lib.method import gather, gating, prompts, rollouts
 from masa_lib.models import loading, tensors
@@ -39,7 +40,7 @@ from masa_lib.training.checkpoint import read_state, restore_optimizer
 from masa_lib.training.clock import Clock, memory_mb, rollout_bar
 from masa_lib.training.learner import Learner
 from masa_lib.training.metrics import batch_metrics, belief_metrics
-from masa_lib.training.recorder import Recorder
+from masa_lib.training.recorder import Recorder, belief_record
 
 #: keep the seeds of training steps, of evaluations and of what the oracle measures apart
 SEED_TAG, ORACLE_TAG = 104729, 49979687
@@ -142,7 +143,7 @@ class Trainer:
         """
         config, clock = self._config, Clock()
         self._oracle_tokens = self._anchor_tokens = 0
-        engine = gather.CountingEngine(self.engine)
+        engine = CountingEngine(self.engine)
         gate = self._gate(clock, engine)
         with loading.precision(config.model, self.model.device):
             with rollout_bar(config, self.step + 1, self.run) as bar:
@@ -175,7 +176,7 @@ class Trainer:
                    "tokens_read": engine.read_tokens, "seconds_read": engine.read_seconds,
                    "tokens_oracle": self._oracle_tokens, "tokens_anchor": self._anchor_tokens,
                    **clock.seconds(), "memory_mb": memory_mb()}
-        if self.run and (read := gather.belief_record(found)):
+        if self.run and (read := belief_record(found)):
             self.run.append_beliefs({"step": self.step, **read})
         return found.table, metrics
 
@@ -184,7 +185,7 @@ class Trainer:
         return registry.make_gate(self._config, self.pool, partial(self._solve, clock), self._memory,
                                   partial(self._hidden, engine))
 
-    def _hidden(self, engine: gather.CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
+    def _hidden(self, engine: CountingEngine, problems: Sequence[Problem]) -> np.ndarray:
         """The policy's last hidden state at the end of each problem's prompt, PD; its tokens are counted as read."""
         asked = [tuple(prompts.encode(self.tokenizer, prompts.solution_messages(problem.text, self._config.prompt)))
                  for problem in problems]
