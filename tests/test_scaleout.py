@@ -125,7 +125,7 @@ def test_ahead_samples_a_step_with_weights_that_are_one_update_old(tmp_path: Pat
 def test_an_error_in_the_worker_ends_trls_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = on_trl(settings("grpo"), tmp_path, out=tmp_path / "run")
 
-    def spoiled(self: Trainer) -> None:
+    def spoiled(self: Trainer, attempt: Any) -> None:
         raise ArithmeticError("a spoiled step")
 
     monkeypatch.setattr(Trainer, "train_step", spoiled)
