@@ -170,6 +170,7 @@ def test_unusable_reasoning_gym_task_is_refused_with_the_reason(source: str, say
 @pytest.mark.parametrize(("source", "says"), [
     ("gsm8", "Did you mean gsm8k.*problems.source takes pocket, reasoning-gym.*deepscaler.*jsonl, .csv or .parquet"),
     ("notes.txt", "There is no source of problems 'notes.txt'"),
+    ("prontoqa", "no source of problems here: `masa eval --harness`"),
     ("aime-2025", r"only there to evaluate on.*problems\.evaluation_source"),
 ])
 def test_unusable_source_says_what_is_allowed(source: str, says: str):
@@ -190,7 +191,8 @@ def test_generated_source_without_a_count_is_refused():
 
 def test_sources_lists_every_source_and_marks_what_was_never_fetched():
     rows = {row["name"]: row for row in sources()}
-    assert {"pocket", "reasoning-gym:<task,task>", *DATA_SETS} < set(rows)
-    assert all(rows[name]["fetched"] == "never" for name in DATA_SETS)
+    ours = {name for name, entry in DATA_SETS.items() if entry.hub}
+    assert {"pocket", "reasoning-gym:<task,task>", *ours} < set(rows) and not set(DATA_SETS) - ours & set(rows)
+    assert all(rows[name]["fetched"] == "never" for name in ours)
     assert rows["gsm8k"] | {"what": ""} == {"name": "gsm8k", "what": "", "train": 7473, "evaluation": 1319,
                                             "columns": ("question", "answer"), "fetched": "never"}

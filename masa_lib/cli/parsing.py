@@ -114,7 +114,7 @@ def config_from(options: argparse.Namespace, base: config.Config | None = None) 
     changes |= {key: getattr(options, name) for name, key in SHORT.items() if getattr(options, name, None) is not None}
     changes |= settings_of(options.set)
     cuda = True if getattr(options, "gpu", 0) else None
-    return config.replace(base, changes) if base and not options.config else tiers.config(changes, cuda)
+    return config.replace(base, changes) if base else tiers.config(changes, cuda)
 
 
 def settings_of(entries: Sequence[str]) -> dict[str, str]:

@@ -80,7 +80,14 @@ def _how_to_resume(run: Path | None) -> str:
 
 @command("eval", "measure a model, or a run's checkpoint, on held-out problems",
          option("--run", metavar="RUN", about="take the config and the weights of a run"), CHECKPOINT,
-         option("--out", metavar="FOLDER", about="keep the table there, one row a problem"), JSON, short=MEASURED,
+         option("--out", metavar="FOLDER", about="keep the table there, one row a problem"), JSON,
+         option("--harness", metavar="SET", nargs="*", about="have lm-evaluation-harness ask and grade: sets of the "
+                "paper, or tasks of its own (default: what it has of the paper)"),
+         option("--tasks", metavar="FOLDER", about="of --harness: tasks of yours; what they name is executed"),
+         option("--run-code", action="store_true", about="of --harness: execute code that the model has written"),
+         option("--evalplus", metavar="FILE", nargs="+", about="read what EvalPlus has found: its *_eval_results.json"),
+         short=MEASURED,
+         interrupted=lambda options: "" if options.harness is None else "Passes that were over are kept.",
          epilog="How many: --set evaluation.final_problems=... evaluation.final_samples=... evaluation.predictions=... "
                 "(`masa train --help` has the other settings).")
 def _eval(options: argparse.Namespace) -> None:
@@ -89,6 +96,9 @@ def _eval(options: argparse.Namespace) -> None:
         options.set = [f"problems.evaluation_source={options.problems}", *options.set]
         options.problems = None
     settings = config_from(options, base)
+    if options.harness is not None or options.evalplus:
+        _eval_harness(options, settings, run)
+        return
     from masa_lib import crash_safe_files as files
     from masa_lib.runs import parquet
     from masa_lib.training import evaluation
@@ -103,6 +113,19 @@ def _eval(options: argparse.Namespace) -> None:
             options.out.mkdir(parents=True, exist_ok=True)
             parquet.write(options.out / "evaluation.parquet", table)
     print(files.line(summary).decode().strip() if options.json else measures(summary))
+
+
+def _eval_harness(options: argparse.Namespace, settings: config.Config, run: Any) -> None:
+    from masa_lib import crash_safe_files as files
+    from masa_lib.training import harness
+
+    default = run.path / "harness" if run else Path("runs") / f"{Path(settings.model.name).name}-harness"
+    out = options.out or default
+    rows = [] if options.harness is None else harness.measure(
+        settings, out, harness.chosen(options.harness, options.run_code), run=run, which=options.checkpoint,
+        own=options.tasks, run_code=options.run_code)
+    rows += [harness.evalplus(settings, out, options.evalplus)] if options.evalplus else []
+    print(files.line({"sets": rows}).decode().strip() if options.json else harness.text(rows, options.harness != []))
 
 
 @command("chat", "ask a trained model to predict, then to solve, problem by problem",

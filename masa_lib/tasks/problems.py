@@ -165,7 +165,7 @@ def sources() -> list[dict[str, Any]]:
             (GYM + "<task,task>", "generated, also task:setting=number:...; only the stored answer counts", None, None,
              (), "built in")]
     rows += [(name, f"{entry.what} [{entry.hub}]", entry.train_size, entry.evaluation_size, entry.columns,
-              entry.fetched) for name, entry in DATA_SETS.items()]
+              entry.fetched) for name, entry in DATA_SETS.items() if entry.hub]
     files = ", ".join(f"<file>{ending}" for ending in FILES)
     rows += [(files, "one row a problem; one in eight is held out", None, None, ("problem", "answer"), "local"),
              (files, "the verl layout", None, None, ("prompt", "reward_model.ground_truth"), "local")]
@@ -310,13 +310,17 @@ def _read(source: str, split: Split, seed: int) -> tuple[list[Problem], bool]:
     """The rows of a data set or a file as problems, and whether both splits are in them."""
     if source in DATA_SETS:
         entry = DATA_SETS[source]
+        if not entry.hub:
+            raise ProblemError(f"{source} is no source of problems here: `masa eval --harness` measures what "
+                               "lm-evaluation-harness has of it.")
         if split == "train" and not entry.train:
             raise ProblemError(f"{source} is only there to evaluate on: name it in problems.evaluation_source.")
         name = entry.train if split == "train" else entry.evaluation or entry.train
         return read_hub(source, name, seed), not entry.evaluation
     if _is_file(source):
         return list(read_file(os.path.normpath(source))), True
-    names = [*(name + ("<task,task>" if name == GYM else "") for name in GENERATORS), *DATA_SETS]
+    names = [*(name + ("<task,task>" if name == GYM else "") for name in GENERATORS),
+             *(name for name, entry in DATA_SETS.items() if entry.hub)]
     close = difflib.get_close_matches(source, names, n=1)
     raise ProblemError(f"There is no source of problems {source!r}.{f' Did you mean {close[0]}?' if close else ''} "
                        f"problems.source takes {', '.join(names)}, or a file that ends in {', '.join(FILES[:-1])} or "
