@@ -239,7 +239,7 @@ class UpdateConfig:
     sampler_weight: Literal["auto", "on", "off"] = option(
         "auto", "a token weighs its probability under the learner over that under the sampler, within bounds; auto: "
         "where the two compute in other precisions (vLLM in bfloat16); never in a training on TRL")
-    token_budget: int = option(8192, "tokens (with padding) of one micro-batch", ge=1)
+    token_budget: int = option(8192, "tokens of one micro-batch, as if its sequences were padded", ge=1)
     logprob_chunk: int = option(2048, "completion tokens whose logits exist at once", ge=1)
 
     @pydantic.model_validator(mode="after")

@@ -11,7 +11,7 @@ import torch
 from tiny import ARCHITECTURES, make
 
 from masa_lib.config import Config, ModelConfig
-from masa_lib.engines import Completion, Request, logprobs, self_check
+from masa_lib.engines import Completion, Request, logprobs, packing, self_check
 from masa_lib.engines.in_process import TransformersEngine
 from masa_lib.models import architecture, tensors
 from masa_lib.models.tensors import ModelError
@@ -126,9 +126,9 @@ def test_log_probs_that_are_no_numbers_are_refused_in_whichever_prompt_they_are(
         check(make("qwen3"))
 
 
-def test_an_update_that_pads_behind_the_prompt_is_refused_where_a_window_counts_the_padding(monkeypatch) -> None:
-    pad = logprobs._pad
-    monkeypatch.setattr(logprobs, "_pad", lambda rows, device, left=False: pad(rows, device))
+def test_an_update_that_passes_over_a_window_is_refused(monkeypatch) -> None:
+    seen = packing._seen
+    monkeypatch.setattr(packing, "_seen", lambda queries, keys, window: seen(queries, keys, None))
     with pytest.raises(ModelError, match="by the update are"):
         check(make("gemma3_text"))
 

@@ -1,8 +1,8 @@
 """The learner's forward pass: log-probs of completion tokens, and hidden states, without ever holding all logits.
 
-Logits exist for one chunk of tokens at a time, and a prompt that several sequences share is computed once. Nothing here
-knows a reward or a loss. Suffixes: `_P` prompt, `_B` sequence, `_T` token of a padded sequence, `_N` completion token
-of a whole micro-batch, one after the other, `_D` hidden, `_V` word.
+Logits exist for one chunk of tokens at a time; sequences are packed without padding, and a prompt that several of them
+share is computed once (`packing`). Nothing here knows a reward or a loss. Suffixes: `_P` prompt, `_B` sequence, `_T`
+token of a padded sequence, `_N` completion token of a whole micro-batch, one after the other, `_D` hidden, `_V` word.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
-from transformers import DynamicCache
 
 from masa_lib.config import UpdateConfig
+from masa_lib.engines import packing
+from masa_lib.engines.packing import put
 from masa_lib.models import architecture
 
 
@@ -71,11 +72,7 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     Returns:
         `logps_N` (with gradient, float32, nats) and `entropy_N`, in the order of the samples.
     """
-    hidden_BTD = (_hidden_shared if architecture.shares_prompts(model) else _hidden_whole)(model, samples)
-    counts = torch.tensor([len(sample.completion) for sample in samples])
-    real_BT = torch.arange(hidden_BTD.shape[1]) < counts[:, None]
-    real_N = put(real_BT.flatten().nonzero()[:, 0], model.device)
-    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, real_N)
+    hidden_ND = (_hidden_packed if architecture.packs(model) else _hidden_whole)(model, samples)
     targets_N = put(torch.tensor([token for sample in samples for token in sample.completion]), model.device)
     weights = architecture.head_weights(model)
     parts = [_ChunkLogps.apply(model, temperature, entropy_gradient, targets, hidden, *weights)
@@ -83,46 +80,20 @@ def completion_logps(model: Any, samples: Sequence[Sample], temperature: float, 
     return torch.cat([logps for logps, _ in parts]), torch.cat([entropy for _, entropy in parts])
 
 
-def _hidden_shared(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
-    """Last hidden states where completion token t is predicted, BTD; each distinct prompt is computed once.
-
-    The gradient reaches a prompt through the keys and values of all completions that share it.
-    """
-    prompts = list(dict.fromkeys(sample.prompt for sample in samples))
-    number = {prompt: row for row, prompt in enumerate(prompts)}
-    rows_B = put(torch.tensor([number[sample.prompt] for sample in samples]), model.device)
-    # Prompts end in one column: a gap before the completions would count as distance in a window of attention.
-    ids_PT, lengths_P = _pad(prompts, model.device, left=True)
-    before_P1 = put(ids_PT.shape[1] - lengths_P[:, None], model.device)
-    columns_T = torch.arange(ids_PT.shape[1], device=model.device)
-    mask_PT = (columns_T >= before_P1).long()
-    cache = DynamicCache()
-    remembered = architecture.remembering(architecture.body(model), cache)
-    hidden_PTD = architecture.body(model)(
-        input_ids=ids_PT, attention_mask=mask_PT, use_cache=True, **remembered,
-        **architecture.positions(model, (columns_T - before_P1).clamp(min=0))).last_hidden_state
-    first_B1D = hidden_PTD[rows_B, -1:]
-    ids_BT, _ = _pad([sample.completion[:-1] for sample in samples], model.device)
-    if not ids_BT.shape[1]:
-        return first_B1D
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys.index_select(0, rows_B), layer.values.index_select(0, rows_B)
-    mask_BT = torch.cat([mask_PT[rows_B], torch.ones_like(ids_BT)], dim=1)
-    columns_T = ids_PT.shape[1] + torch.arange(ids_BT.shape[1], device=model.device)
-    rest_BTD = architecture.body(model)(
-        input_ids=ids_BT, attention_mask=mask_BT, use_cache=True, **remembered,
-        **architecture.positions(model, columns_T - before_P1[rows_B])).last_hidden_state
-    return torch.cat([first_B1D, rest_BTD], dim=1)
+def _hidden_packed(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
+    """Last hidden states where each completion token is predicted, ND; each distinct prompt is computed once."""
+    return packing.hidden_states(model, [sample.prompt for sample in samples],
+                                 [sample.completion for sample in samples])
 
 
 def _hidden_whole(model: Any, samples: Sequence[Sample]) -> torch.Tensor:
-    """The same from whole sequences: for gradient checkpointing, and for caches that cannot be shared."""
+    """The same from whole sequences, padded: for models that remember more than keys and values, or see otherwise."""
     ids_BT, _ = _pad([sample.prompt + sample.completion[:-1] for sample in samples], model.device)
     hidden_BTD = architecture.body(model)(input_ids=ids_BT, use_cache=False).last_hidden_state
-    width = max(len(sample.completion) for sample in samples)
-    starts_B1 = put(torch.tensor([[len(sample.prompt) - 1] for sample in samples]), model.device)
-    wanted_BT = (starts_B1 + torch.arange(width, device=model.device)).clamp(max=hidden_BTD.shape[1] - 1)
-    return hidden_BTD[torch.arange(len(samples), device=model.device)[:, None], wanted_BT]
+    columns_T = torch.arange(ids_BT.shape[1])
+    ranges = [(len(sample.prompt) - 1, sample.length - 1) for sample in samples]
+    wanted_BT = torch.stack([(columns_T >= first) & (columns_T < end) for first, end in ranges])
+    return hidden_BTD.flatten(0, 1).index_select(0, put(wanted_BT.flatten().nonzero()[:, 0], model.device))
 
 
 def last_states(model: Any, prompts: Sequence[tuple[int, ...]]) -> torch.Tensor:
@@ -137,21 +108,13 @@ def next_logits(model: Any, prompts: Sequence[tuple[int, ...]], choices: Sequenc
     return architecture.head_logits(model, last_states(model, prompts))[:, list(choices)].float()
 
 
-def _pad(rows: Sequence[tuple[int, ...]], device: torch.device,
-         left: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Token ids padded on the right, where causal attention never looks, or the left, and the lengths (on the CPU)."""
+def _pad(rows: Sequence[tuple[int, ...]], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Token ids padded on the right, where causal attention never looks, and the lengths (on the CPU)."""
     lengths = torch.tensor([len(row) for row in rows])
-    width = int(lengths.max())
-    ids_BT = torch.zeros(len(rows), width, dtype=torch.long)
+    ids_BT = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, ids in enumerate(rows):
-        start = width - len(ids) if left else 0
-        ids_BT[row, start:start + len(ids)] = torch.tensor(ids)
+        ids_BT[row, :len(ids)] = torch.tensor(ids)
     return put(ids_BT, device), lengths
-
-
-def put(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """A tensor of the CPU on the device, without waiting for what the device is at."""
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 class _ChunkLogps(torch.autograd.Function):
@@ -219,7 +182,7 @@ def computed_tokens(model: Any, samples: Sequence[Sample]) -> int:
     """Tokens of a micro-batch that go through the model: shared prompts once, where they can be."""
     prompts = [sample.prompt for sample in samples]
     return sum(len(sample.completion) for sample in samples) + sum(
-        map(len, set(prompts) if architecture.shares_prompts(model) else prompts))
+        map(len, set(prompts) if architecture.packs(model) else prompts))
 
 
 @torch.no_grad()

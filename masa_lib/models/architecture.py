@@ -7,7 +7,8 @@ be read so is met by `masa_lib.engines.self_check`.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -94,9 +95,25 @@ def attention_alone(model: Any) -> bool:
     return all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 
-def shares_prompts(model: Any) -> bool:
-    """Whether an update computes each distinct prompt once; otherwise it computes whole sequences."""
-    return not model.is_gradient_checkpointing and attention_alone(model)
+def packs(model: Any) -> bool:
+    """Whether an update computes its sequences in one row, each distinct prompt once; otherwise whole and padded.
+
+    That takes attention that can be exchanged, and that sees all tokens before it or a sliding window of them.
+    """
+    config = text_config(model)
+    other = any(getattr(config, name, None) for name in _WINDOWS if name != "sliding_window")
+    return model._can_set_attn_implementation() and attention_alone(model) and not other and (
+        takes(body(model), "position_ids")) and config._attn_implementation.startswith(("eager", "sdpa", "flash"))
+
+
+@contextmanager
+def attending(config: Any, attention: str) -> Iterator[None]:
+    """Have the models of a config attend in another way, by its name in transformers' `AttentionInterface`."""
+    before, config._attn_implementation = config._attn_implementation, attention
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def takes(model: Any, argument: str) -> bool:
@@ -152,18 +169,22 @@ def checkpoint_layers(model: Any) -> None:
                                 "model.gradient_checkpointing=false.")
     model.gradient_checkpointing_enable({"use_reentrant": False})
     for layer in layers:
-        layer.forward = _Recomputed(layer)
+        layer.forward = _Recomputed(layer, text_config(model))
 
 
 class _Recomputed:
-    """A layer's forward pass whose activations are forgotten; a copy of the layer copies this with it."""
+    """A layer's forward pass whose activations are forgotten; a copy of the layer copies this with it.
 
-    def __init__(self, layer: torch.nn.Module) -> None:
-        self.layer = layer
+    It is computed again with the attention that the model's config named the first time.
+    """
+
+    def __init__(self, layer: torch.nn.Module, config: Any) -> None:
+        self.layer, self.config = layer, config
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """See the layer's own `forward`."""
         forward: Callable[..., Any] = type(self.layer).forward.__get__(self.layer)
         if self.layer.training or not torch.is_grad_enabled():  # in training mode transformers does it itself
             return forward(*args, **kwargs)
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+        again = attending(self.config, self.config._attn_implementation)
+        return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again), **kwargs)
