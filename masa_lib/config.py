@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import tomllib
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -47,7 +48,7 @@ PREDICTING = ("masa", "masa-efficient", "masa-read")
 CHOOSING = ("masa-read", "history", "probe", "anchor", "random")
 #: what a run keeps from its first step to its last: it was loaded or drawn before the first
 FIXED = ("seed", "model.", "problems.", "sampling.engine", "sampling.batch", "sampling.gpu_memory",
-         "sampling.end_tokens", "evaluation.problems", "evaluation.final_problems")
+         "sampling.vllm", "sampling.end_tokens", "evaluation.problems", "evaluation.final_problems")
 #: settings of earlier versions, which records still name, and the value of each that is built in now
 REMOVED = {"update.beta1": 0.9, "update.beta2": 0.999, "update.released_updates": False, "update.entropy_floor": 0.5,
            "update.sampler_cap": 3.0, "gate.precision": 0.9, "gate.prior": 4.0, "gate.guard": True,
@@ -85,6 +86,24 @@ class OneOf:
         return name
 
 
+def arguments(text: str, key: str) -> dict[str, Any]:
+    """What a setting of the form `name=value name=value` names; a value is JSON's, else a word.
+
+    Raises:
+        ConfigError: some part of the setting `key` is not of that form.
+    """
+    found: dict[str, Any] = {}
+    for part in text.split():
+        name, _, value = part.partition("=")
+        if not name.isidentifier() or not value:
+            raise ConfigError(f"{key} holds {brief(part)}; it takes name=value, with spaces between.")
+        try:
+            found[name] = json.loads(value)
+        except (ValueError, RecursionError):
+            found[name] = value
+    return found
+
+
 #: a part of a whole
 Share = Annotated[float, pydantic.Field(ge=0, le=1)]
 section = dataclass(frozen=True, config=pydantic.ConfigDict(strict=True, allow_inf_nan=False, extra="forbid"))
@@ -100,12 +119,20 @@ class ModelConfig:
         "float32", "of the computation and of frozen weights; trained weights stay float32")
     device: Literal["auto", "cpu", "cuda"] = option(
         "auto", "auto takes CUDA where there is one; an Apple GPU (mps) lacks the float64 that an update adds up in")
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = option(
+        "auto", "how the model attends (transformers' attn_implementation); auto: as transformers chooses")
+    template: str = option("", "arguments of the chat template, as enable_thinking=false, with spaces between")
     gradient_checkpointing: bool = option(False, "recompute activations in the backward pass: less memory, slower")
     lora_rank: int = option(0, "train low-rank adapters of this rank on all linear layers, with about ten times the "
                             "learning rate; 0: train all weights", ge=0)
     deterministic: bool = option(False, "only those algorithms of torch that give the same bits again, slower; the "
                                  "CPU's do so anyway, and on CUDA a resumed run differs without them")
     threads: int = option(0, "CPU threads of torch; 0 leaves torch's own choice", ge=0)
+
+    @pydantic.model_validator(mode="after")
+    def _names_arguments(self) -> ModelConfig:
+        arguments(self.template, "model.template")
+        return self
 
 
 @section
@@ -155,6 +182,12 @@ class SamplingConfig:
     end_tokens: str = option("", "tokens or their ids, with spaces between, that end an answer beside those of model, "
                              "tokenizer and chat template")
     cut: Literal["read", "wrong"] = option("read", "a text cut at its cap: read as far as it goes, or wrong")
+    vllm: str = option("", "options of vLLM, as max_num_batched_tokens=8192, with spaces between")
+
+    @pydantic.model_validator(mode="after")
+    def _names_options(self) -> SamplingConfig:
+        arguments(self.vllm, "sampling.vllm")
+        return self
 
 
 @section

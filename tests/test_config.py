@@ -118,7 +118,8 @@ def test_a_config_made_by_hand_is_checked_too_and_cannot_be_changed() -> None:
 
 def test_a_config_survives_its_file_with_every_value_changed(tmp_path: Path) -> None:
     changed = replace(Config(), {key: another(setting) for key, setting in TABLE.items()} | {
-        "update.dual_clip": 3.5, "prompt.max_length": 7, "record.trackers": "wandb"})
+        "update.dual_clip": 3.5, "prompt.max_length": 7, "record.trackers": "wandb", "model.template": "think=true",
+        "sampling.vllm": "block_size=16"})
     assert [key for key, setting in TABLE.items() if configs.get(changed, key) == setting.default] == []
     configs.save(changed, tmp_path / "c.toml")
     assert configs.load(tmp_path / "c.toml") == changed
@@ -195,3 +196,11 @@ def test_every_record_says_what_it_said_when_it_was_made(study: Path) -> None:
         kept = {key: value for key, value in said.items() if key in TABLE}
         assert len(kept) > 60 and {key: configs.get(config, key) for key in kept} == kept
         assert {key: value for key, value in said.items() if key not in TABLE}.items() <= configs.REMOVED.items()
+
+
+def test_names_with_values_are_read_as_json_or_as_words_and_anything_else_is_refused() -> None:
+    assert configs.arguments("a=true  b=2 c=auto d=0.5", "x") == {"a": True, "b": 2, "c": "auto", "d": 0.5}
+    for key in ("model.template", "sampling.vllm"):
+        for text in ("enable_thinking", "=1", "a-b=1", "a="):
+            with pytest.raises(ConfigError, match=rf"{re.escape(key)} holds '{text}'; it takes name=value"):
+                configs.replace(Config(), {key: text})

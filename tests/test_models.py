@@ -166,6 +166,32 @@ def test_weights_that_are_not_finite_are_not_written_either(tmp_path: Path) -> N
     assert not (tmp_path / "place").exists()
 
 
+def test_a_model_attends_as_it_is_told_or_says_what_is_missing() -> None:
+    assert [load(FOLDER, attention=name)[0].config._attn_implementation for name in ("auto", "eager")] == ["sdpa",
+                                                                                                          "eager"]
+    if not torch.cuda.is_available():
+        with pytest.raises(ModelError, match=r"cannot be loaded: .*[Ff]lash"):
+            load(FOLDER, attention="flash_attention_2")
+
+
+def test_arguments_of_the_chat_template_hold_where_none_are_given_and_are_saved_with_it(copy: Path) -> None:
+    template = "{{ messages[0].content }}{% if think is defined and think %}<think>{{ depth }}{% endif %}"
+    tokenizer = load(FOLDER)[1]
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(copy)
+    chat = [{"role": "user", "content": "1 + 1"}]
+    for arguments, text in (("", "1 + 1"), ("think=true depth=3", "1 + 1<think>3"), ("think=true depth=far",
+                                                                                    "1 + 1<think>far")):
+        told = load(copy, template=arguments)[1]
+        assert told.apply_chat_template(chat, tokenize=False) == text
+        assert told.apply_chat_template(chat, tokenize=False, think=False) == "1 + 1"
+    told.save_pretrained(copy)
+    again = load(copy, template=arguments)[1]
+    assert again.chat_template == told.chat_template
+    with pytest.raises(ModelError, match=r"model\.template names 'thinks', of which the chat template knows nothing"):
+        load(copy, template="thinks=true")
+
+
 def test_code_that_comes_with_a_model_is_never_run(copy: Path) -> None:
     settings = json.loads((copy / "config.json").read_text(encoding="utf8"))
     settings |= {"model_type": "strange", "auto_map": {"AutoConfig": "strange.C", "AutoModelForCausalLM": "strange.M"}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -74,6 +75,15 @@ def test_no_token_of_padding_and_each_prompt_once_goes_through_the_layers(recomp
     fed = sum(map(len, {sample.prompt for sample in chosen})) + sum(len(sample.completion) - 1 for sample in chosen)
     assert seen == [fed] * (1 + recomputed)
     assert logprobs.computed_tokens(model, chosen) == fed + len(chosen)
+
+
+def test_sequences_of_a_prompt_stay_together_in_micro_batches_within_the_budget() -> None:
+    chosen = [Sample((number % 3,) * 4, (1,) * (2 + 5 * number % 7), (), 1.0, 1.0) for number in range(12)]
+    batches = list(logprobs.micro_batches(chosen, 48))
+    assert sorted(map(id, chosen)) == sorted(id(sample) for batch in batches for sample in batch)
+    assert all(len(batch) * max(sample.length for sample in batch) <= 48 for batch in batches)
+    prompts = [sample.prompt for batch in batches for sample in batch]
+    assert sum(one != other for one, other in itertools.pairwise(prompts)) == 2
 
 
 def test_a_model_whose_attention_sees_chunks_computes_whole_sequences() -> None:

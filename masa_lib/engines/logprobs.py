@@ -165,14 +165,20 @@ class _ChunkLogps(torch.autograd.Function):
 
 
 def micro_batches(samples: Sequence[AnySample], token_budget: int) -> Iterator[list[AnySample]]:
-    """Cut samples, sorted by completion length, into batches of at most `token_budget` tokens with padding."""
+    """Cut samples into batches of at most `token_budget` tokens with padding.
+
+    Those of a prompt stay together, so that it is computed once; prompts come by their longest completion.
+    """
+    longest: dict[tuple[int, ...], int] = {}
+    for sample in samples:
+        longest[sample.prompt] = max(longest.get(sample.prompt, 0), len(sample.completion))
     batch: list[AnySample] = []
-    longest = 0
-    for sample in sorted(samples, key=lambda sample: (len(sample.completion), sample.prompt)):
-        longest = max(longest, sample.length)
-        if batch and (len(batch) + 1) * longest > token_budget:
+    width = 0
+    for sample in sorted(samples, key=lambda sample: (longest[sample.prompt], sample.prompt, len(sample.completion))):
+        width = max(width, sample.length)
+        if batch and (len(batch) + 1) * width > token_budget:
             yield batch
-            batch, longest = [], sample.length
+            batch, width = [], sample.length
         batch.append(sample)
     if batch:
         yield batch

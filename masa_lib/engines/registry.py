@@ -22,10 +22,10 @@ def _paged(model: Any, ends: frozenset[int], *, batch: int, memory: float, **oth
     return PagedEngine(model, ends, batch=batch, memory=memory)
 
 
-def _vllm(model: Any, ends: frozenset[int], *, batch: int, precision: str, memory: float) -> Engine:
+def _vllm(model: Any, ends: frozenset[int], *, batch: int, precision: str, memory: float, options: str) -> Engine:
     from masa_lib.engines.vllm import VllmEngine
 
-    return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory)
+    return VllmEngine(model, ends, batch=batch, precision=precision, memory=memory, options=options)
 
 
 #: by name, what makes an engine of a policy and the ids that end an answer; the other arguments are `make_engine`'s
@@ -64,11 +64,11 @@ def engine_of(config: Config, model: Any, tokenizer: Any) -> Engine:
     """The engine that a config asks for; see `make_engine`."""
     sampling = config.sampling
     return make_engine(sampling.engine, model, tokenizer, batch=sampling.batch, precision=config.model.precision,
-                       memory=sampling.gpu_memory, end_tokens=sampling.end_tokens)
+                       memory=sampling.gpu_memory, end_tokens=sampling.end_tokens, options=sampling.vllm)
 
 
 def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision: str = "float32",
-                memory: float = 0.4, end_tokens: str = "") -> Engine:
+                memory: float = 0.4, end_tokens: str = "", options: str = "") -> Engine:
     """The engine that samples for a policy.
 
     Args:
@@ -79,6 +79,7 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
         precision: of an engine's own copy of the weights; engines without one compute as they are called.
         memory: `sampling.gpu_memory`.
         end_tokens: `sampling.end_tokens`.
+        options: `sampling.vllm`.
 
     Raises:
         ModelError: an end token that is no token.
@@ -87,4 +88,4 @@ def make_engine(name: str, model: Any, tokenizer: Any, *, batch: int, precision:
     from masa_lib.models import loading
 
     ends = loading.end_tokens(model, tokenizer, end_tokens)
-    return MAKERS[name](model, ends, batch=batch, precision=precision, memory=memory)
+    return MAKERS[name](model, ends, batch=batch, precision=precision, memory=memory, options=options)

@@ -24,6 +24,7 @@ import psutil
 import torch
 from safetensors.torch import save_file
 
+from masa_lib import config as configs
 from masa_lib.engines.base import (
     Completion,
     EngineError,
@@ -36,6 +37,7 @@ from masa_lib.engines.base import (
     kv_bytes,
     to_reading,
 )
+from masa_lib.errors import brief
 from masa_lib.models import tensors, tiers
 
 #: set before vLLM is imported: no processes of its own, no report of its use
@@ -46,6 +48,11 @@ _CPU_KV = 2 * 2**30
 _CPU_BLOCK = 32
 #: sequences that must find room together: with fewer, decoding one token takes as long as for all of them
 _USEFUL = 32
+#: what `sampling.vllm` may set: speed, memory and precision of the cache; all else of vLLM's arguments is ours, needs
+#: processes of its own, or runs code that others wrote
+OPTIONS = ("async_scheduling", "attention_backend", "block_size", "cpu_offload_gb", "enable_chunked_prefill",
+           "enforce_eager", "kv_cache_dtype", "kv_cache_memory_bytes", "max_cudagraph_capture_size", "max_model_len",
+           "max_num_batched_tokens", "optimization_level", "performance_mode")
 #: the ranks for which vLLM has room; an adapter of another rank takes the next
 _RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 
@@ -59,13 +66,16 @@ class VllmEngine:
         batch: sequences decoded together, at most.
         precision: `float32` or `bfloat16`, of vLLM's weights; its head computes in float32 either way.
         memory: share of the GPU that vLLM may take; on the CPU `VLLM_CPU_KVCACHE_SPACE` (GiB) bounds keys and values.
+        options: `sampling.vllm`.
 
     Raises:
-        EngineError: vLLM is missing, there twice, finds too little memory, or cannot serve the model or its adapters.
+        EngineError: vLLM is missing, there twice, finds too little memory, refuses an option, or cannot serve the model
+            or its adapters.
     """
 
     def __init__(self, model: Any, end_tokens: Iterable[int], *, batch: int = 512, precision: str = "float32",
-                 memory: float = 0.4) -> None:
+                 memory: float = 0.4, options: str = "") -> None:
+        given = _given(options)
         check_installation()
         os.environ |= _ENVIRONMENT | {"VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR")}
         self.model, self.prefill_tokens, self._ends, self._adapters = model, 0, sorted(end_tokens), None
@@ -73,22 +83,21 @@ class VllmEngine:
             raise EngineError("vLLM's CPU build does not take over the weights of fused experts exactly; set "
                               "sampling.engine=transformers or paged.")
         self._batch, self._memory, self._read_last = batch, memory, False
-        options = _options(model, batch, precision, memory) | _lora_options(model)
+        settings = _options(model, batch, precision, memory) | _lora_options(model) | given
         with _undisturbed():
             from vllm import LLM
 
             try:
                 self.llm = LLM(model.config._name_or_path, dtype=precision, skip_tokenizer_init=True, seed=0,
-                               load_format="dummy", max_model_len=-1, max_num_seqs=batch,
-                               logprobs_mode="processed_logprobs", hf_overrides={"head_dtype": "float32"},
-                               disable_log_stats=True, **options)
-            except (ValueError, RuntimeError, MemoryError) as error:
-                raise EngineError(f"vLLM cannot start: {str(error).strip().splitlines()[0]} (sampling.gpu_memory is "
-                                  f"{memory}; on the CPU, VLLM_CPU_KVCACHE_SPACE sets the GiB for keys and values).",
-                                  ) from error
+                               load_format="dummy", max_num_seqs=batch, logprobs_mode="processed_logprobs",
+                               hf_overrides={"head_dtype": "float32"}, disable_log_stats=True, **settings)
+            except (ValueError, RuntimeError, MemoryError, TypeError) as error:
+                raise EngineError(f"vLLM cannot start: {_reason(error)} (sampling.gpu_memory is {memory}; on the CPU, "
+                                  "VLLM_CPU_KVCACHE_SPACE sets the GiB for keys and values" +
+                                  (f"; sampling.vllm is {options!r})." if options else ").")) from error
         if model.device.type == "cpu":
             self.llm.collective_rpc(_sample_by_inversion)
-        if "enable_lora" in options:
+        if "enable_lora" in settings:
             self._load_weights()
             self._adapters = tempfile.TemporaryDirectory(prefix="masa-adapters-")
         self.sync()
@@ -225,7 +234,25 @@ def _options(model: Any, batch: int, precision: str, memory: float) -> dict[str,
     if model.device.type == "cpu":
         options = {"kv_cache_memory_bytes": _cpu_kv(model.config, batch, precision), "block_size": _CPU_BLOCK,
                    "enforce_eager": True, "enable_chunked_prefill": False}  # with chunks, seeds end in an error
-    return options
+    return {"max_model_len": -1} | options
+
+
+def _given(options: str) -> dict[str, Any]:
+    """The options that `sampling.vllm` names.
+
+    Raises:
+        EngineError: one that it cannot set.
+    """
+    found = configs.arguments(options, "sampling.vllm")
+    if unknown := sorted(found.keys() - set(OPTIONS)):
+        raise EngineError(f"sampling.vllm names {brief(unknown[0])}; it takes {', '.join(OPTIONS)}.")
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """The first line of what vLLM says; where it is pydantic's, the setting and what is wrong with it."""
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    return ": ".join(lines[1:3]) if "validation error" in lines[0] else lines[0]
 
 
 def _lora_options(model: Any) -> dict[str, Any]:

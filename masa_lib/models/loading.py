@@ -8,6 +8,7 @@ import hashlib
 import importlib.util
 import os
 import pickle
+import re
 import shutil
 import sys
 import tempfile
@@ -22,8 +23,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from masa_lib import crash_safe_files as files
 from masa_lib import hub
-from masa_lib.config import Config, ModelConfig
+from masa_lib.config import Config, ModelConfig, arguments
 from masa_lib.crash_safe_files import logger
+from masa_lib.errors import brief
 from masa_lib.models import architecture, tiers
 from masa_lib.models.tensors import ADAPTERS, ModelError, add_adapters, not_finite, quiet
 from masa_lib.models.tiers import TIERS, Gguf, resolve
@@ -83,8 +85,8 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
 
     Raises:
         ModelError: neither a tier nor a folder nor given by the hub, unreadable folder, no tokenizer or no chat
-            template, weights that are missing or not finite, or a large model where a GPU is there that torch cannot
-            use.
+            template, one that does not know an argument of the config, attention that is not installed, weights that
+            are missing or not finite, or a large model where a GPU is there that torch cannot use.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -92,13 +94,14 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     # A checkpoint of all weights needs nothing else: the run may be on another computer by now.
     lora = bool(config.lora_rank) and (weights is None or (weights / ADAPTERS).exists())  # else merged in
     where = (config.weights or folder(config.name)) if lora or not weights else str(weights)
+    attention = {} if config.attention == "auto" else {"attn_implementation": config.attention}
     try:
         here = Path(where).is_dir() or not tiers.reach(config.weights or config.name)
         tokenizer = AutoTokenizer.from_pretrained(weights or where, local_files_only=here, trust_remote_code=False)
         with quiet():
             model, found = AutoModelForCausalLM.from_pretrained(
                 where, dtype=getattr(torch, config.precision) if lora else torch.float32, output_loading_info=True,
-                local_files_only=here, trust_remote_code=False, ignore_mismatched_sizes=True)
+                local_files_only=here, trust_remote_code=False, ignore_mismatched_sizes=True, **attention)
         if getattr(model, "_hf_peft_config_loaded", False):
             raise ValueError("it holds adapters of another model, which would stay as they are; merge them into it "
                              "first (peft: merge_and_unload, then save_pretrained).")
@@ -122,7 +125,7 @@ def load(config: ModelConfig, weights: Path | None = None) -> tuple[Any, Any]:
     if not tokenizer.chat_template:
         raise ModelError(f"The tokenizer of {config.name!r} has no chat template; save one with it "
                          "(tokenizer.chat_template = ...; tokenizer.save_pretrained(folder)) and pass that folder.")
-    tokenizer.chat_template = with_default(tokenizer.chat_template)
+    tokenizer.chat_template = with_arguments(with_default(tokenizer.chat_template), config.template)
     if config.gradient_checkpointing:
         architecture.checkpoint_layers(model)
     return model.to(device).eval(), tokenizer
@@ -134,6 +137,23 @@ def with_default(template: str | Mapping[str, str]) -> str | dict[str, str]:
         return template
     plain = [name for name in template if name not in ("tool_use", "rag")]
     return {**template, "default": template[[*plain, *template][0]]}
+
+
+def with_arguments(template: str | dict[str, str], text: str) -> str | dict[str, str]:
+    """A chat template that takes the arguments of `model.template` where it is given none, and is saved so.
+
+    Raises:
+        ModelError: the template does not know one of them.
+    """
+    if isinstance(template, dict):
+        return template | {"default": with_arguments(template["default"], text)}
+    given = arguments(text, "model.template")
+    for name in given:
+        if not re.search(rf"\b{name}\b", template):
+            raise ModelError(f"model.template names {brief(name)}, of which the chat template knows nothing.")
+    begin = "".join(f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+                    for name, value in given.items())
+    return template if template.startswith(begin) else begin + template
 
 
 def _check_weights(model: Any, missing: Sequence[str], name: str) -> None:
