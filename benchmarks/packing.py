@@ -10,6 +10,7 @@ computed once, in two batches, `shared`. `--json` prints one object.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import statistics
 import sys
@@ -67,13 +68,13 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     source = Run.open(options.run)
     config = source.config
     torch.set_num_threads(options.threads)
-    model, tokenizer = loading.load(config.model)
+    model, tokenizer = loading.load(dataclasses.replace(config.model, weights=""))  # any weights take as long
     steps = source.rollout_steps()
     updates = [found for step in steps if (found := recorded(source, tokenizer, step))]
     each = [tokens(samples, config.update.token_budget) for samples in updates]
     total = {name: sum(counts[name] for counts in each) for name in each[0]}
     chosen, turns = updates[len(updates) // 2][:options.samples], []
-    for _ in range(options.repeats + 1):
+    for _ in range(options.repeats + 1 if options.repeats else 0):
         packed = seconds(model, chosen, config)
         with mock.patch.object(architecture, "packs", lambda model: False):
             turns.append({"packed": packed, "whole": seconds(model, chosen, config)})
@@ -82,15 +83,17 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return {"options": given, "environment": told, "tokens": total, "sequences": len(chosen),
             "padding_shared": 1 - total["packed"] / total["shared"],
             "padding_whole": 1 - total["repeated"] / total["whole"], "turns": turns[1:],
-            "ratio": statistics.median(turn["whole"] / turn["packed"] for turn in turns[1:])}
+            "ratio": statistics.median(one["whole"] / one["packed"] for one in turns[1:]) if turns else None}
 
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Recorded outputs as Markdown, for docs/scaling.md."""
-    rows = ["| run | padding, whole | padding, shared | ratio | sequences |", "|---|---|---|---|---|"]
-    return "\n".join(rows + [
-        f"| {'/'.join(Path(record['options']['run']).parts[-2:])} | {record['padding_whole']:.0%} | "
-        f"{record['padding_shared']:.0%} | {record['ratio']:.1f} | {record['sequences']} |" for record in records])
+    rows = ["| run | padding, whole | padding, shared | ratio |", "|---|---|---|---|"]
+    for record in records:
+        ratio = f"{record['ratio']:.1f}" if record["ratio"] else "not measured"
+        rows.append(f"| {'/'.join(Path(record['options']['run']).parts[-2:])} | {record['padding_whole']:.0%} | "
+                    f"{record['padding_shared']:.0%} | {ratio} |")
+    return "\n".join(rows)
 
 
 def main() -> None:
@@ -98,7 +101,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", nargs="?", help="a run's folder, such as data/runs/baseline/masa-s0")
     parser.add_argument("--samples", type=int, help="sequences of the update that are computed; default: all")
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=5, help="0: count tokens alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--table", nargs="+", type=Path, metavar="FILE", help="print recorded outputs instead")

@@ -19,7 +19,7 @@ from small import small
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from masa_lib.config import ModelConfig
-from masa_lib.engines import EngineError, Request, context_of, logprobs, make_engine
+from masa_lib.engines import EngineError, Request, logprobs, make_engine
 from masa_lib.method import prompts
 from masa_lib.models import loading, tensors, tiers
 from masa_lib.tasks.problems import ProblemPool
@@ -274,11 +274,10 @@ def test_options_of_vllm_are_passed_on_and_what_it_does_not_take_is_a_sentence()
     model, _ = loading.load(ModelConfig(device="cpu"))
     with pytest.raises(EngineError, match=r"sampling\.vllm names 'worker_cls'; it takes async_sched"):
         VllmEngine(model, [3], options="worker_cls=mine.Worker")
-    with pytest.raises(EngineError, match=r"vLLM cannot start: kv_cache.*sampling\.vllm is 'kv_cache_dtype=small'"):
+    with pytest.raises(EngineError, match=r"vLLM cannot start: cache_dtype: .*'kv_cache_dtype=small'"):
         VllmEngine(model, [3], options="kv_cache_dtype=small")
-    engine = VllmEngine(model, [3], batch=8, options="max_model_len=100 block_size=16")
-    assert context_of(engine, model) == 100
-    assert engine.llm.llm_engine.vllm_config.cache_config.block_size == 16
+    with pytest.raises(EngineError, match=r"vLLM cannot start: No common block size for 16"):
+        VllmEngine(model, [3], batch=8, options="max_model_len=100 block_size=16")
 
 
 @pytest.mark.parametrize("names, message", [
