@@ -12,14 +12,15 @@ import pytest
 from small import small
 
 from masa_lib.runs import progress
-from masa_lib.runs.progress import PROGRESS, Progress, RolloutBar
-from masa_lib.training import clock, drive
+from masa_lib.runs.progress import PROGRESS, Progress
+from masa_lib.training import clock, drive, rollout_bar
+from masa_lib.training.rollout_bar import RolloutBar
 from masa_lib.training.trainer import Trainer
 
 
 def test_the_file_says_what_is_done_and_how_long_the_rest_takes(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(rollout_bar, "EVERY", 0.0)
     with RolloutBar(8, "step 3", folder=tmp_path, step=3) as bar:
         first = progress.read(tmp_path)
         assert (first.step, first.done, first.total, first.evaluates, first.over) == (3, 0, 8, False, False)
@@ -49,7 +50,7 @@ def test_a_file_that_is_none_of_ours_says_nothing(tmp_path: Path, text: str) -> 
 
 def test_a_training_tells_of_its_steps_and_evaluations_and_leaves_no_file(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "EVERY", 0.0)
+    monkeypatch.setattr(rollout_bar, "EVERY", 0.0)
     told: list[Progress] = []
     write = RolloutBar._write
 

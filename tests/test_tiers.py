@@ -17,7 +17,7 @@ from masa_lib.models import tiers
 
 ROOT = Path(__file__).resolve().parent.parent
 QWEN3 = [name for name in tiers.TIERS if name.startswith("qwen3")]
-PAPER = sorted((ROOT / "configs").glob("paper-*.toml"))
+PAPER = sorted((ROOT / "configs").glob("paper-v*.toml"))
 
 
 def test_the_table_of_tiers_names_all_of_them_without_a_path_of_this_machine() -> None:

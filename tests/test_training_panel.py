@@ -31,7 +31,8 @@ from masa_lib.lessons.widgets.training_panel import TrainingPanel
 from masa_lib.models import tiers
 from masa_lib.runs import live_control
 from masa_lib.runs.folder import Run
-from masa_lib.runs.progress import PROGRESS, RolloutBar
+from masa_lib.runs.progress import PROGRESS
+from masa_lib.training.rollout_bar import RolloutBar
 
 RECORDED = DATA / "runs" / "baseline" / "masa-s0"
 READ = DATA / "runs" / "beliefs" / "masa-read-s0"

@@ -28,13 +28,13 @@ from masa_lib.method import prompts, rollouts
 from masa_lib.models import loading
 from masa_lib.recipes.warmup import in_form
 from masa_lib.runs import parquet
-from masa_lib.runs.progress import RolloutBar
 from masa_lib.runs.provenance import environment, shared
 from masa_lib.tasks import grading
 from masa_lib.tasks import problems as sources
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.training import evaluation
+from masa_lib.training.rollout_bar import RolloutBar
 
 #: keeps the seeds of a probe apart from those of training steps and evaluations
 SEED_TAG = 32452843

@@ -32,12 +32,12 @@ from masa_lib.method import prompts, rollouts
 from masa_lib.method.streams import predictions_of, solutions_of
 from masa_lib.models import loading, tensors
 from masa_lib.recipes import pocket
-from masa_lib.runs.progress import RolloutBar
 from masa_lib.runs.provenance import environment, shared
 from masa_lib.tasks import grading, problems
 from masa_lib.tasks.predictions import PASS_RATE_STEPS
 from masa_lib.tasks.problem_rows import Problem
 from masa_lib.training import safeguards
+from masa_lib.training.rollout_bar import RolloutBar
 from masa_lib.training.safeguards import TokenBudget
 
 #: keeps the seeds of the own solutions and of the check apart from those of training steps

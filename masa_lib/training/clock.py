@@ -12,7 +12,7 @@ import torch
 from masa_lib import config as configs
 from masa_lib.config import Config
 from masa_lib.runs.folder import Run
-from masa_lib.runs.progress import RolloutBar
+from masa_lib.training.rollout_bar import RolloutBar
 
 #: seconds of a step's rollouts before a bar shows them
 PATIENCE = 5

@@ -23,9 +23,9 @@ from masa_lib.method.rollouts import Ask
 from masa_lib.method.streams import STREAMS, predictions_of, solutions_of
 from masa_lib.models import loading
 from masa_lib.runs.folder import Run
-from masa_lib.runs.progress import RolloutBar
 from masa_lib.tasks import problems
 from masa_lib.tasks.problem_rows import Problem
+from masa_lib.training.rollout_bar import RolloutBar
 
 #: keeps the seeds of evaluations apart from those of training steps
 SEED_TAG = 7919
