@@ -185,7 +185,7 @@ def alignment() -> dict[str, str]:
     seeds = record["seeds"].values()
     return {"level": str(record["r"]), "seeds": str(len(seeds)), **{
         key: f"{min(one[key] for one in seeds):.0f} to {max(one[key] for one in seeds):.0f}"
-        for key in ("step", "processor", "load")}}
+        for key in ("step", "processor", "seconds")}}
 
 
 def runs_of() -> dict[str, str]:
