@@ -22,6 +22,7 @@ from unittest import mock
 
 import torch
 
+from masa_lib.analysis import text_tables
 from masa_lib.config import Config
 from masa_lib.engines.logprobs import Sample, micro_batches
 from masa_lib.method import objective, prompts
@@ -88,12 +89,10 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
 
 def table(records: Sequence[dict[str, Any]]) -> str:
     """Recorded outputs as Markdown, for docs/scaling.md."""
-    rows = ["| run | padding, whole | padding, shared | ratio |", "|---|---|---|---|"]
-    for record in records:
-        ratio = f"{record['ratio']:.1f}" if record["ratio"] else "not measured"
-        rows.append(f"| {'/'.join(Path(record['options']['run']).parts[-2:])} | {record['padding_whole']:.0%} | "
-                    f"{record['padding_shared']:.0%} | {ratio} |")
-    return "\n".join(rows)
+    return text_tables.markdown([["run", "padding, whole", "padding, shared", "ratio"], *(
+        ["/".join(Path(record["options"]["run"]).parts[-2:]), f"{record['padding_whole']:.0%}",
+         f"{record['padding_shared']:.0%}", f"{record['ratio']:.1f}" if record["ratio"] else "not measured"]
+        for record in records)])
 
 
 def main() -> None:

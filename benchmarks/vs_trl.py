@@ -28,6 +28,7 @@ from typing import Any
 import psutil
 import torch
 
+from masa_lib.analysis import text_tables
 from masa_lib.config import Config
 from masa_lib.models import loading, step_cost, tensors, tiers
 from masa_lib.runs.provenance import environment
@@ -275,8 +276,8 @@ def main() -> None:
 
 def table(records: list[dict[str, Any]]) -> str:
     """Recorded runs in markdown: ratios, ours over TRL's, and the shares of the machine's limit that ours reaches."""
-    lines = ["| model | words | samples/s | generate | update | memory | with a signal | limit, generate "
-             "| limit, update | matrix products | attention |", "| --- |" + " --- |" * 10]
+    rows = [["model", "words", "samples/s", "generate", "update", "memory", "with a signal", "limit, generate",
+             "limit, update", "matrix products", "attention"]]
     for record in records:
         cells = [record["model"], str(record["vocabulary"] or "its own")]
         cells += [f"{record['ratios'][key]:.1f}x"
@@ -284,8 +285,8 @@ def table(records: list[dict[str, Any]]) -> str:
         cells.append(f"{statistics.median(row['signal'] for row in record['sides']['ours']):.0%}")
         cells += [f"{record['share_of_limit'][phase]:.0%}" for phase in ("generate", "update")]
         cells += [f"{record['profile'][kind]:.0%}" if record["profile"] else "-" for kind in KERNELS]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        rows.append(cells)
+    return text_tables.markdown(rows)
 
 
 def text(record: dict[str, Any]) -> str:

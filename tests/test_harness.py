@@ -14,13 +14,14 @@ from small import small
 
 from masa_lib import cli
 from masa_lib import config as configs
-from masa_lib.analysis import intervals
+from masa_lib.analysis import intervals, paper_sets
 from masa_lib.analysis.compare import PAPER
+from masa_lib.analysis.paper_sets import PUBLISHED
 from masa_lib.cli import parsing
 from masa_lib.tasks.data_sets import Harness
 from masa_lib.tasks.problems import load_problems
 from masa_lib.training import drive, harness
-from masa_lib.training.harness import PUBLISHED, HarnessError
+from masa_lib.training.harness import HarnessError
 
 ROOT = Path(__file__).resolve().parent.parent
 needs_harness = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="the extra `harness` is missing")
@@ -152,21 +153,21 @@ def test_a_tasks_name_never_leads_out_of_the_folder() -> None:
 
 
 def test_published_numbers_are_those_of_the_model_or_else_of_the_largest() -> None:
-    eight, other = harness.published("AIME24", "Qwen3-8B-Base"), harness.published("AIME24", "pocket")
+    eight, other = paper_sets.published("AIME24", "Qwen3-8B-Base"), paper_sets.published("AIME24", "pocket")
     assert (eight["published"], other["published"]) == ("Qwen3-8B-Base", "Qwen3-14B-Base")
     assert (other["grpo"], other["masa"]) == (pytest.approx(0.3854), pytest.approx(0.4010))
-    assert harness.published("GPQA-Diamond", "Qwen3-8B-Base")["masa"] == pytest.approx(0.5372)
-    assert harness.published("hellaswag", "pocket")["published"] is None
-    assert harness.published("AIME24", "pocket", Path("nowhere"))["published"] is None
+    assert paper_sets.published("GPQA-Diamond", "Qwen3-8B-Base")["masa"] == pytest.approx(0.5372)
+    assert paper_sets.published("hellaswag", "pocket")["published"] is None
+    assert paper_sets.published("AIME24", "pocket", Path("nowhere"))["published"] is None
 
 
 def test_the_table_says_where_few_problems_settle_little() -> None:
     few = [{"right": [1.0] * 12 + [0.0] * 18}]
-    text = harness.text([harness.score("aime-2024", PUBLISHED["aime-2024"].harness, [few], CONFIG)])
+    text = paper_sets.text([paper_sets.score("aime-2024", PUBLISHED["aime-2024"].harness, [few], CONFIG)])
     assert "| AIME24 | 30 x 1 | 40.0 | " in text and "| 38.5 | 40.1 | Qwen3-14B-Base |" in text
     assert "Few problems settle little" in text
     assert re.search(r"AIME24 \(30 problems, \d\d\.\d points wide; they differ by 1\.6\)", text)
-    assert "EvalPlus" not in text and "FOLIO" in harness.text([], named=False)
+    assert "EvalPlus" not in text and "FOLIO" in paper_sets.text([], named=False)
 
 
 def evalplus_file(path: Path, statuses: list[list[tuple[Any, Any]]]) -> Path:

@@ -15,7 +15,7 @@ from typing import Any
 
 from masa_lib import DATA, ROOT
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import report, study
+from masa_lib.analysis import report, study, text_tables
 from masa_lib.analysis.compare import compare_runs
 from masa_lib.analysis.records import REFERENCE
 from masa_lib.config import METHODS, ConfigError
@@ -124,5 +124,4 @@ def text(summary: Mapping[str, Any]) -> str:
 
 def markdown(summary: Mapping[str, Any]) -> str:
     """The table in Markdown, a gate a row."""
-    lines = ["| " + " | ".join(row) + " |" for row in zip(*rows(summary), strict=True)]
-    return "\n".join([lines[0], "|---" * len(rows(summary)) + "|", *lines[1:]])
+    return text_tables.markdown(list(zip(*rows(summary), strict=True)))

@@ -117,6 +117,7 @@ def _eval(options: argparse.Namespace) -> None:
 
 def _eval_harness(options: argparse.Namespace, settings: config.Config, run: Any) -> None:
     from masa_lib import crash_safe_files as files
+    from masa_lib.analysis import paper_sets
     from masa_lib.training import harness
 
     default = run.path / "harness" if run else Path("runs") / f"{Path(settings.model.name).name}-harness"
@@ -125,7 +126,7 @@ def _eval_harness(options: argparse.Namespace, settings: config.Config, run: Any
         settings, out, harness.chosen(options.harness, options.run_code), run=run, which=options.checkpoint,
         own=options.tasks, run_code=options.run_code)
     rows += [harness.evalplus(settings, out, options.evalplus)] if options.evalplus else []
-    print(files.line({"sets": rows}).decode().strip() if options.json else harness.text(rows, options.harness != []))
+    print(files.line({"sets": rows}).decode().strip() if options.json else paper_sets.text(rows, options.harness != []))
 
 
 @command("chat", "ask a trained model to predict, then to solve, problem by problem",

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import DATA
+from masa_lib.analysis import text_tables
 from masa_lib.models import tiers
 from masa_lib.models.memory import GB
 from masa_lib.models.step_cost import Hardware, Load, phases, update
@@ -137,7 +138,7 @@ def markdown(table: pd.DataFrame, name: str, digits: int = 2) -> str:
     columns: Sequence[str] = [name, *table.columns]
     rows = [[str(index), *(show(value) for value in row)] for index, row in
             zip(table.index, table.itertuples(index=False), strict=True)]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [columns, ["---"] * len(columns), *rows])
+    return text_tables.markdown([columns, *rows])
 
 
 def tables(folder: str | Path = BASELINE) -> dict[str, str]:

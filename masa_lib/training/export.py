@@ -20,6 +20,7 @@ from huggingface_hub import DatasetCard, DatasetCardData, ModelCard, ModelCardDa
 from masa_lib import config as configs
 from masa_lib import crash_safe_files as files
 from masa_lib import crash_safe_folders as folders
+from masa_lib.analysis import text_tables
 from masa_lib.config import Config
 from masa_lib.errors import MasaError, brief
 from masa_lib.models import loading, tensors
@@ -264,7 +265,7 @@ def _evaluations(run: Run, step: int) -> str:
               _number(row.get("pass_rate_mae")), f"{row.get('problems', '-')} x {row.get('samples', '-')}"]
              for row in rows]
     head = ["step", "accuracy", "r of the pass rate", "MAE of the pass rate", "problems x samples"]
-    return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *cells])
+    return text_tables.markdown([head, *cells])
 
 
 def _interval(row: dict[str, Any]) -> str:

@@ -1,0 +1,11 @@
+"""Tables as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown, its first row the head."""
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
