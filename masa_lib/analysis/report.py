@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import plotly.graph_objects as go
 
-from masa_lib.analysis import figures, gate_figures, page_parts, pages, sentences
+from masa_lib.analysis import figures, gate_figures, page_parts, pages, sentences, text_tables
 from masa_lib.analysis.compare import Comparison, calibration_curve, compare_runs
 from masa_lib.analysis.records import AnalysisError
 from masa_lib.analysis.sentences import show
@@ -127,13 +127,7 @@ def table_text(summary: dict[str, Any]) -> str:
 def blocks(rows: Sequence[Sequence[str]]) -> str:
     """A table of measures by arms in aligned plain text, WIDTH arms side by side."""
     parts = [[[row[0], *row[first:first + WIDTH]] for row in rows] for first in range(1, len(rows[0]), WIDTH)]
-    return "\n\n".join(map(aligned, parts))
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells as lines with aligned columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n\n".join(map(text_tables.aligned, parts))
 
 
 def write_page(comparison: Comparison, path: Path) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from masa_lib import __version__, config
+from masa_lib.analysis import text_tables
 from masa_lib.models import tiers
 
 EXIT_USAGE = 2
@@ -137,7 +138,4 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             return ", ".join(map(str, value))
         return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    cells = [list(rows[0]), *(list(map(show, row.values())) for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-                     for row in cells)
+    return text_tables.aligned([list(rows[0]), *(list(map(show, row.values())) for row in rows)])

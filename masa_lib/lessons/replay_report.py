@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from masa_lib import crash_safe_files as files
-from masa_lib.analysis import report
+from masa_lib.analysis import text_tables
 from masa_lib.config import Config
 from masa_lib.lessons.replay import (
     LEAST,
@@ -119,6 +119,6 @@ def _sureness(checks: pd.DataFrame) -> list[str]:
 def _text(table: pd.DataFrame) -> str:
     """The columns of FORMATS that a table has, as aligned text."""
     names = [name for name in FORMATS if name in table]
-    return report.aligned([[name.replace("_", " ") for name in names], *(
+    return text_tables.aligned([[name.replace("_", " ") for name in names], *(
         [format(value, FORMATS[name]) for name, value in zip(names, row, strict=True)]
         for row in table[names].itertuples(index=False))])
